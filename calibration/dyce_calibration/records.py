@@ -1,0 +1,87 @@
+"""Records: for every sample, what each head said and how sure it was. All that a search needs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dyce_runtime.errors import DataError
+
+
+@dataclass(frozen=True)
+class Records:
+    """Predictions and confidences of all heads on the same samples.
+
+    Attributes:
+        heads: (exit id, head type) of each column but the last, in execution order; the last column is the
+            model's own classifier.
+        predictions: (N, heads + 1) int64.
+        confidences: (N, heads + 1) float32, from 0 to 1.
+        labels: (N,) int64.
+        hashes: (N,) uint64, content of each sample.
+        split: (N,) name of the split of each sample.
+    """
+
+    heads: tuple[tuple[str, str], ...]
+    predictions: NDArray[np.int64]
+    confidences: NDArray[np.float32]
+    labels: NDArray[np.int64]
+    hashes: NDArray[np.uint64]
+    split: NDArray[np.str_]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def of_split(self, name: str) -> Records:
+        """The records of one split."""
+        rows = self.split == name
+        return Records(self.heads, self.predictions[rows], self.confidences[rows], self.labels[rows],
+                       self.hashes[rows], self.split[rows])
+
+    def column(self, exit: str, head: str) -> int:
+        """The column of a head. Raises KeyError if it was not recorded."""
+        try:
+            return self.heads.index((exit, head))
+        except ValueError:
+            raise KeyError((exit, head)) from None
+
+    def save(self, path: Path) -> None:
+        """Write an ``.npz``."""
+        np.savez_compressed(
+            path, exit=np.array([exit for exit, _ in self.heads], np.str_),
+            head=np.array([head for _, head in self.heads], np.str_), predictions=self.predictions,
+            confidences=self.confidences, labels=self.labels, hashes=self.hashes, split=self.split,
+        )
+
+    @staticmethod
+    def load(path: Path) -> Records:
+        """Read an ``.npz`` that :meth:`save` wrote. Raises DataError if it is something else."""
+        try:
+            with np.load(path, allow_pickle=False) as file:
+                heads = tuple(zip(file["exit"].tolist(), file["head"].tolist(), strict=True))
+                return Records(heads, file["predictions"], file["confidences"], file["labels"], file["hashes"],
+                               file["split"])
+        except (OSError, KeyError, ValueError) as error:
+            raise DataError(f"{path} does not hold records: {error}") from error
+
+
+@dataclass(frozen=True)
+class Costs:
+    """What a sample pays, in one unit (multiply-accumulates here).
+
+    Attributes:
+        backbone: exit id to the cost from the image to that exit; ``final`` is the whole model.
+        heads: (exit id, head type) to the cost of that head.
+    """
+
+    backbone: Mapping[str, float]
+    heads: Mapping[tuple[str, str], float]
+
+
+def exit_order(costs: Costs) -> Sequence[str]:
+    """Exit ids in execution order, ``final`` last."""
+    return list(costs.backbone)

@@ -1,0 +1,52 @@
+"""The frozen backbone as a torch callable that also returns what is alive at the chosen exits."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.export import ExportedProgram
+
+from dyce_export.exit_points import ExitPoint
+from dyce_export.layout import Layout, find_layout
+from dyce_export.onnx_graphs import expose
+
+
+class Backbone:
+    """A captured program cut at exits.
+
+    Attributes:
+        points: the chosen exit points.
+        layouts: for every exit, the layout of each of its activations.
+    """
+
+    def __init__(self, program: ExportedProgram, points: Sequence[ExitPoint]) -> None:
+        nodes = {node.name: node for node in program.graph.nodes}
+        self.points = tuple(points)
+        self.layouts: tuple[tuple[Layout, ...], ...] = tuple(
+            tuple(find_layout(nodes[name]) for name in point.nodes) for point in points
+        )
+        self._module = expose(program, [name for point in points for name in point.nodes]).module(check_guards=False)
+
+    @torch.inference_mode()
+    def activations(self, images: Tensor) -> tuple[Tensor, list[list[Tensor]]]:
+        """Logits (N, classes) and, for every exit, the activations alive there."""
+        logits, *rest = outputs if isinstance(outputs := self._module(images), tuple) else (outputs,)
+        per_exit = []
+        for point in self.points:
+            per_exit.append(rest[: len(point.nodes)])
+            rest = rest[len(point.nodes) :]
+        return logits, per_exit
+
+    def pool(self, activations: Sequence[Sequence[Tensor]]) -> list[Tensor]:
+        """What a head sees at every exit: (N, features), averages over all axes but the channels."""
+        return [
+            torch.cat([a.mean(layout.pooled) if layout.pooled else a for a, layout in zip(tensors, layouts, strict=True)], 1)
+            for tensors, layouts in zip(activations, self.layouts, strict=True)
+        ]
+
+    def __call__(self, images: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """Logits (N, classes) and, for every exit, the pooled activations (N, features)."""
+        logits, activations = self.activations(images)
+        return logits, self.pool(activations)

@@ -1,0 +1,137 @@
+"""From data to trained heads and records: the calibration side of an export."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from dyce_calibration.features import Features, extract_features
+from dyce_calibration.heads import DEFAULT_TYPE, Recipe, TrainedHead, train_heads
+from dyce_calibration.records import Records
+from dyce_calibration.splits import HOLD_OUT, VAL_SHARES, divide
+from dyce_calibration.temperature import fit_temperature, softmax
+from dyce_export.backbone import Backbone
+from dyce_export.progress import Progress
+from dyce_runtime.datasets import Dataset, require_classes
+from dyce_runtime.manifest import Preprocessing, Splits
+
+log = logging.getLogger("dyce_export")
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What data gave: heads, the temperature of the final head, records and how the data was divided.
+
+    ``hashes`` holds the content hashes of the samples of each split, ``heads`` among them.
+    """
+
+    heads: list[TrainedHead]
+    final_temperature: float
+    records: Records
+    splits: Splits
+    hashes: dict[str, NDArray[np.uint64]]
+
+
+def calibrate(
+    backbone: Backbone, data: Dataset, val: Dataset | None, preprocessing: Preprocessing, folder: Path, recipe: Recipe,
+    *, seed: int, progress: Progress,
+) -> Calibration:
+    """Train the heads on ``data``, fit temperatures and record every head on ``val``.
+
+    Args:
+        val: samples that the base model has never seen; None cuts them from ``data``, with a warning.
+        folder: where the features are kept meanwhile.
+
+    Raises:
+        DataError: too few samples for the splits, or a single class.
+        DestinationError: not enough space for the features.
+    """
+    if data.labels is not None:
+        require_classes(data)
+    with progress.stage("features"):
+        fit = _features(backbone, data, preprocessing, folder / "data", seed, progress)
+        if val is None:
+            fit, held_out = _hold_out(fit, seed)
+        else:
+            held_out = _features(backbone, val, preprocessing, folder / "val", seed, progress)
+    parts = divide(held_out.hashes, VAL_SHARES, seed)
+    _warn_about_overlap(fit, held_out)
+    with progress.stage("heads"):
+        heads = train_heads(
+            fit, DEFAULT_TYPE, recipe, seed=seed, progress=lambda epochs: progress.track(epochs, "training heads")
+        )
+        heads, final_temperature, records = _record(backbone, heads, held_out, parts)
+    _warn_about_chance(records)
+    hashes = {"heads": fit.hashes, **{name: held_out.hashes[rows] for name, rows in parts.items()}}
+    counts = {name: len(members) for name, members in hashes.items()}
+    splits = Splits(seed=seed, samples=counts, labels=held_out.label_source, unseen=val is not None)  # type: ignore[arg-type]
+    return Calibration(heads, final_temperature, records, splits, hashes)
+
+
+def _features(
+    backbone: Backbone, data: Dataset, preprocessing: Preprocessing, folder: Path, seed: int, progress: Progress
+) -> Features:
+    return extract_features(
+        backbone, data, preprocessing, folder, seed=seed,
+        progress=lambda batches: progress.track(batches, f"features of {data.source}"),
+    )
+
+
+def _hold_out(features: Features, seed: int) -> tuple[Features, Features]:
+    log.warning(
+        "no --val was given: %d %% of --data are held out. If the model was trained on them, its accuracy there is "
+        "flattering and the configurations will lose more than they say.", round(100 * HOLD_OUT),
+    )
+    parts = divide(features.hashes, {"fit": 1 - HOLD_OUT, "val": HOLD_OUT}, seed + 1)
+    return _take(features, parts["fit"]), _take(features, parts["val"])
+
+
+def _take(features: Features, rows: NDArray[np.int64]) -> Features:
+    return replace(
+        features, logits=features.logits[rows], exits=tuple(store[rows] for store in features.exits),
+        labels=features.labels[rows], hashes=features.hashes[rows],
+    )
+
+
+def _record(
+    backbone: Backbone, heads: Sequence[TrainedHead], features: Features, parts: dict[str, NDArray[np.int64]]
+) -> tuple[list[TrainedHead], float, Records]:
+    """Fit every temperature on its split, and write down what each head says of all held-out samples."""
+    logits = [head.logits(torch.from_numpy(np.asarray(store))).numpy() for head, store in zip(heads, features.exits, strict=True)]
+    logits.append(np.asarray(features.logits))
+    rows = parts["temperature"]
+    temperatures = [fit_temperature(part[rows], features.labels[rows]) for part in logits]
+    split = np.empty(len(features), dtype="<U16")
+    for name, members in parts.items():
+        split[members] = name
+    records = Records(
+        heads=tuple((str(point.number), head.type) for point, head in zip(backbone.points, heads, strict=True)),
+        predictions=np.stack([part.argmax(axis=1) for part in logits], axis=1).astype(np.int64),
+        confidences=np.stack([softmax(p, t).max(axis=1) for p, t in zip(logits, temperatures, strict=True)], axis=1),
+        labels=features.labels, hashes=features.hashes, split=split,
+    )
+    calibrated = [replace(head, temperature=t) for head, t in zip(heads, temperatures[:-1], strict=True)]
+    return calibrated, temperatures[-1], records
+
+
+def _warn_about_overlap(fit: Features, held_out: Features) -> None:
+    shared = int(np.isin(held_out.hashes, fit.hashes).sum())
+    if shared:
+        log.warning("%d of the %d validation pictures are also in --data; the heads have seen them", shared, len(held_out))
+
+
+def _warn_about_chance(records: Records) -> None:
+    accuracy = float((records.predictions[:, -1] == records.labels).mean())
+    chance = np.bincount(records.labels).max() / len(records)
+    if accuracy < 1.5 * chance:
+        log.warning(
+            "the model itself is right on %.1f %% of the validation samples, hardly more than always naming the most "
+            "frequent class (%.1f %%); check the class order (--classes) and the preprocessing (`dyce inspect`)",
+            100 * accuracy, 100 * chance,
+        )

@@ -1,0 +1,63 @@
+"""Where a captured program can be cut: the activations that are alive after each node."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch.export import ExportedProgram
+from torch.fx import Node
+
+from dyce_export.capture import input_node
+
+# A cut that carries more tensors moves more data than it saves.
+MAX_LIVE = 4
+
+
+def live_activations(program: ExportedProgram) -> list[tuple[Node, ...] | None]:
+    """For every node, in order: the activations that later nodes still read once it has run.
+
+    Only values computed from the pixels count. What depends on the size of the batch alone (an expanded class
+    token) is computed again behind the cut. None where no cut is possible: more than :data:`MAX_LIVE`
+    activations are alive, or one of them is not a float tensor with one row per sample.
+    """
+    nodes = list(program.graph.nodes)
+    order = {node: index for index, node in enumerate(nodes)}
+    image = input_node(program)
+    from_pixels = {image}
+    last_use: dict[Node, int] = {}
+    alive: dict[Node, None] = {}
+    result: list[tuple[Node, ...] | None] = []
+    for index, node in enumerate(nodes):
+        if node is image or (_is_tensor_like(node) and from_pixels.intersection(node.all_input_nodes)):
+            from_pixels.add(node)
+            last_use[node] = max((order[user] for user in node.users), default=-1)
+            alive[node] = None
+        alive = {key: None for key in alive if last_use[key] > index}
+        cut = tuple(alive)
+        usable = 0 < len(cut) <= MAX_LIVE and all(_one_row_per_sample(key, image) for key in cut)
+        result.append(cut if usable else None)
+    return result
+
+
+def _is_tensor_like(node: Node) -> bool:
+    return any(True for _ in _tensors(node.meta.get("val")))
+
+
+def _tensors(value: object) -> Iterator[torch.Tensor]:
+    if isinstance(value, torch.Tensor):
+        yield value
+    elif isinstance(value, tuple | list):
+        for item in value:
+            yield from _tensors(item)
+
+
+def _one_row_per_sample(node: Node, image: Node) -> bool:
+    value = node.meta.get("val")
+    return (
+        isinstance(value, torch.Tensor)
+        and value.is_floating_point()
+        and value.ndim >= 2
+        and str(value.shape[0]) == str(image.meta["val"].shape[0])
+        and all(isinstance(size, int) for size in value.shape[1:])
+    )

@@ -1,0 +1,208 @@
+"""ONNX: the captured program as one graph, and the pieces cut out of it."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+import torch
+from onnx_ir.passes.common import ShapeInferencePass
+from torch.export import ExportedProgram
+from torch.export.graph_signature import OutputKind, OutputSpec, TensorArgument
+from torch.fx import Node
+from torch.utils import _pytree as pytree
+
+from dyce_export.capture import EXAMPLE_BATCH, input_node
+from dyce_runtime.errors import CaptureError
+from dyce_runtime.manifest import DECISION, TensorSpec
+
+# Old enough for TensorRT 10.3, the oldest engine that reads our pieces (see docs/decisions).
+OPSET = 18
+IR_VERSION = 10
+IMAGE = "image"
+LOGITS = DECISION[0]
+BATCH = "batch"
+# Protocol buffers end at 2 GiB; weights above this go to a file of their own.
+EXTERNAL_DATA_BYTES = 1 << 30
+
+
+def expose(program: ExportedProgram, activations: Sequence[str]) -> ExportedProgram:
+    """Make a program return the logits followed by the named activations, in place; and return it."""
+    by_name: dict[str, Node] = {node.name: node for node in program.graph.nodes}
+    output = program.graph.output_node()
+    outputs: list[Node] = [output.args[0][0], *(by_name[name] for name in activations)]  # type: ignore[index, list-item]
+    output.args = (tuple(outputs),)
+    program.graph_module.recompile()
+    program.graph_signature.output_specs = [
+        OutputSpec(OutputKind.USER_OUTPUT, TensorArgument(name=node.name), target=None) for node in outputs
+    ]
+    root = program.module_call_graph[0].signature
+    assert root is not None
+    root.out_spec = pytree.tree_structure(tuple(outputs) if activations else outputs[0])
+    root.outputs = [TensorArgument(name=node.name) for node in outputs]
+    return program
+
+
+def to_onnx(program: ExportedProgram, names: Mapping[str, str]) -> ir.Model:
+    """The whole program as ONNX, returning the logits and the activations ``{node: name in the ONNX graph}``.
+
+    Raises:
+        CaptureError: an operation has no ONNX form; names it and its module.
+    """
+    expose(program, list(names))
+    image = input_node(program).meta["val"]
+    example = torch.zeros(EXAMPLE_BATCH, *image.shape[1:])
+    try:
+        with _quiet():
+            exported = torch.onnx.export(
+                program, (example,), dynamo=True, opset_version=OPSET, input_names=[IMAGE],
+                output_names=[LOGITS, *names.values()], verbose=False,
+            )
+    except Exception as error:  # the exporter wraps whatever its operators raise
+        raise _explain(error) from error
+    assert exported is not None
+    model = exported.model
+    model.ir_version = IR_VERSION
+    _name_batch_axis(model.graph, str(image.shape[0]))
+    _read_shapes_from_image(model.graph)
+    return model
+
+
+def extract(model: ir.Model, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]) -> ir.Model:
+    """The part of ``model`` between named tensors, as a model of its own that shares the weights.
+
+    Where the part reads the size of the batch from the image it reads it from its own first input instead.
+
+    Raises:
+        CaptureError: the outputs need something that ``inputs`` do not give.
+    """
+    wanted = [spec.name for spec in inputs]
+    graph = ir.convenience.extract(model.graph, dict.fromkeys([*wanted, IMAGE]), [spec.name for spec in outputs])
+    if IMAGE not in wanted:
+        _drop_image(graph, graph.inputs[0])
+    for value, spec in zip([*graph.inputs, *graph.outputs], [*inputs, *outputs], strict=True):
+        value.shape, value.dtype = ir.Shape(spec.shape), ir.DataType[spec.dtype.replace("float32", "FLOAT")]
+    return ir.Model(graph, ir_version=IR_VERSION)
+
+
+def append_decision(model: ir.Model, temperature: float) -> None:
+    """Extend a graph that returns logits (B, C) by ``confidence`` (B,) and ``label`` (B,), in place.
+
+    confidence = max softmax(logits / temperature), float32; label = argmax, int64. The logits stay unscaled.
+    """
+    graph = model.graph
+    tape = ir.tape.Tape(graph)
+    logits = scaled = graph.outputs[0]
+    if temperature != 1.0:
+        divisor = tape.initializer(ir.tensor(np.float32(temperature), name="temperature"))
+        scaled = tape.op("Div", [logits, divisor])
+    probabilities = tape.op("Softmax", [scaled], {"axis": -1})
+    axes = tape.initializer(ir.tensor(np.array([-1], np.int64), name="class_axis"))
+    confidence = tape.op("ReduceMax", [probabilities, axes], {"keepdims": 0}, name="confidence")
+    label = tape.op("ArgMax", [scaled], {"axis": -1, "keepdims": 0}, name="label")
+    for value, dtype, name in ((confidence, ir.DataType.FLOAT, DECISION[1]), (label, ir.DataType.INT64, DECISION[2])):
+        value.name, value.dtype, value.shape = name, dtype, ir.Shape([BATCH])
+        graph.outputs.append(value)
+
+
+def mlp_head(
+    inputs: Sequence[TensorSpec], pooled: Sequence[Sequence[int]], layers: Sequence[tuple[np.ndarray, np.ndarray]]
+) -> ir.Model:
+    """A head: average every input over its ``pooled`` axes, concatenate, linear layers with ReLU between.
+
+    Args:
+        layers: weight (out, in) and bias (out,) of each linear layer, float32.
+    """
+    values = [ir.Value(name=s.name, shape=ir.Shape(s.shape), type=ir.TensorType(ir.DataType.FLOAT)) for s in inputs]
+    graph = ir.Graph(values, [], nodes=[], opset_imports={"": OPSET}, name="head")
+    tape = ir.tape.Tape(graph)
+    features = []
+    for index, (value, axes) in enumerate(zip(values, pooled, strict=True)):
+        if axes:
+            constant = tape.initializer(ir.tensor(np.array(axes, np.int64), name=f"pooled_axes_{index}"))
+            value = tape.op("ReduceMean", [value, constant], {"keepdims": 0})
+        features.append(value)
+    hidden = tape.op("Concat", features, {"axis": 1}) if len(features) > 1 else features[0]
+    for index, (weight, bias) in enumerate(layers):
+        if index:
+            hidden = tape.op("Relu", [hidden])
+        parameters = [tape.initializer(ir.tensor(array, name=f"layer{index}.{name}"))
+                      for name, array in (("weight", weight), ("bias", bias))]
+        hidden = tape.op("Gemm", [hidden, *parameters], {"transB": 1})
+    hidden.name, hidden.dtype, hidden.shape = LOGITS, ir.DataType.FLOAT, ir.Shape([BATCH, len(layers[-1][1])])
+    graph.outputs.append(hidden)
+    return ir.Model(graph, ir_version=IR_VERSION)
+
+
+def save(model: ir.Model, path: Path, metadata: Mapping[str, str]) -> list[str]:
+    """Write a piece with its metadata; returns the names of further files beside it (external weights)."""
+    model.producer_name = "dyce-export"
+    model.metadata_props.update({f"dyce.{key}": value for key, value in metadata.items()})
+    for node in model.graph:  # stack traces of the exporter: large, and they name files of this machine
+        node.metadata_props.clear()
+        node.doc_string = None
+    for value in model.graph.all_values() if hasattr(model.graph, "all_values") else ():
+        value.metadata_props.clear()
+    size = sum(v.const_value.nbytes for v in model.graph.initializers.values() if v.const_value is not None)
+    external = f"{path.name}.data" if size > EXTERNAL_DATA_BYTES else None
+    ir.save(model, path, external_data=external)
+    return [external] if external else []
+
+
+def _name_batch_axis(graph: ir.Graph, symbol: str) -> None:
+    for value in [*graph.inputs, *(output for node in graph for output in node.outputs)]:
+        if value.shape is not None:
+            value.shape = ir.Shape([BATCH if str(dim) == symbol else dim for dim in value.shape])
+
+
+def _read_shapes_from_image(graph: ir.Graph) -> None:
+    """Point every read of the batch size at the image, so that no cut is crossed by a shape."""
+    image = graph.inputs[0]
+    for node in graph:
+        if node.op_type == "Shape" and node.inputs[0] is not image:
+            shape, ends = node.inputs[0].shape, [node.attributes.get(key) for key in ("start", "end")]  # type: ignore[union-attr]
+            if shape is not None and str(shape[0]) == BATCH and [a.as_int() for a in ends if a] == [0, 1]:
+                node.replace_input_with(0, image)
+
+
+def _drop_image(graph: ir.Graph, own: ir.Value) -> None:
+    """Read the size of the batch from ``own`` instead of the image, which then is no input any more."""
+    image = next((value for value in graph.inputs if value.name == IMAGE), None)
+    if image is None:
+        return
+    for node in list(image.consumers()):
+        first = [node.attributes[key].as_int() for key in ("start", "end") if key in node.attributes]
+        if node.op_type != "Shape" or first != [0, 1]:
+            raise CaptureError(f"the graph behind {own.name} still reads the image, in {node.name} ({node.op_type})")
+        node.replace_input_with(0, own)
+    graph.inputs.remove(image)
+
+
+@contextlib.contextmanager
+def _quiet():  # type: ignore[no-untyped-def]
+    """The exporter reports its progress with print() and logs version notes; stdout is for results."""
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
+def _explain(error: Exception) -> CaptureError:
+    causes: list[BaseException] = [error]
+    while (cause := causes[-1].__cause__ or causes[-1].__context__) is not None:
+        causes.append(cause)
+    lines = [line for c in causes for line in str(c).splitlines() if "translating node" in line or "No ONNX function" in line]
+    reason = lines[-1] if lines else (str(causes[-1]).splitlines() or [type(error).__name__])[0]
+    return CaptureError(f"the model cannot be written as ONNX: {reason}",
+                        hint="Replace that operation in the model by others with the same result.")

@@ -1,0 +1,251 @@
+"""The export, from a loaded model to a verified bundle. Reads like the left half of the design."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import torch
+from torch import Tensor
+from torch.export import ExportedProgram
+
+from dyce_calibration.heads import DEFAULT_TYPE, Recipe, TrainedHead, untrained_heads
+from dyce_calibration.records import Costs
+from dyce_calibration.search import search
+from dyce_export.backbone import Backbone
+from dyce_export.calibrate import Calibration, calibrate
+from dyce_export.capture import capture, functionalise
+from dyce_export.exit_points import ExitPoints, find_exit_points
+from dyce_export.onnx_graphs import to_onnx
+from dyce_export.pieces import image_spec, node_names, write_backbone, write_heads
+from dyce_export.probes import condition, probe_count, synthetic_images
+from dyce_export.progress import Progress
+from dyce_export.sources import Source
+from dyce_export.staging import check_destination, staged
+from dyce_export.verify import TOLERANCE, Reference, compute_reference, probe_configuration, verify
+from dyce_runtime.bundle import CONFIGURATIONS, MANIFEST, RECORDS, SPLITS, TEST_VECTORS, Bundle, files_of, sha256_of, write_document
+from dyce_runtime.configuration import FULL, Configuration, Configurations, Entry
+from dyce_runtime.datasets import Dataset, open_dataset
+from dyce_runtime.errors import VerificationError
+from dyce_runtime.manifest import FINAL, SCHEMA_VERSION, Manifest, Model, Verification
+from dyce_runtime.preprocessing import preprocess
+
+log = logging.getLogger("dyce_export")
+
+_TEST_VECTORS = 8
+_PACKAGES = ("dyce-export", "torch", "timm", "onnx", "onnx-ir", "onnxscript", "onnxruntime")
+
+
+@dataclass(frozen=True)
+class Options:
+    """What shapes an export beside the model, the exits and the data.
+
+    Attributes:
+        force: replace an existing bundle.
+        classes_file: maps class folders to the model's classes.
+        seed: of splits, head initialisation and training.
+        tolerance: largest relative error that verification accepts.
+    """
+
+    force: bool = False
+    classes_file: Path | None = None
+    recipe: Recipe = Recipe()
+    seed: int = 0
+    tolerance: float = TOLERANCE
+
+
+@dataclass(frozen=True)
+class Export:
+    """A finished export."""
+
+    path: Path
+    manifest: Manifest
+    configurations: Configurations
+    seconds: dict[str, float]
+
+
+def exit_points(source: Source, progress: Progress | None = None) -> ExitPoints:
+    """Capture a model and number its exit points. Raises CaptureError."""
+    return _capture(source, progress or Progress())[1]
+
+
+def export_source(
+    source: Source,
+    exits: Sequence[str],
+    output: Path,
+    *,
+    data: str | Path | None = None,
+    val: str | Path | None = None,
+    options: Options = Options(),
+    progress: Progress | None = None,
+) -> Export:
+    """Split a model at the given exits and write a verified bundle.
+
+    Args:
+        exits: numbers or module names of exit points, in ascending order.
+        output: the bundle's folder.
+        data: fits the heads; without it they stay untrained. See :func:`dyce_runtime.datasets.open_dataset`.
+        val: samples unseen by the model, from which configurations are chosen; None cuts them from ``data``.
+
+    Raises:
+        DyceError: its subclasses say which step failed; nothing is left at ``output`` then.
+    """
+    progress = progress or Progress()
+    check_destination(output, force=options.force)
+    if source.weights == "random" and source.module is not None:
+        condition(source.module, synthetic_images(16, source.input_size, seed=1))
+    program, points = _capture(source, progress)
+    chosen = points.select(exits)
+    fitting, held_out = _open_data(source, _classes(program), data, val, options)
+    backbone = Backbone(program, chosen)
+    model: Any = source.module if source.module is not None else (lambda images: backbone(images)[0])
+    with staged(output, force=options.force) as folder:
+        calibration = None
+        probes = _probe_images(source, held_out or fitting, probe_count(points.total_macs))
+        if fitting is not None:
+            work = folder / "features"
+            calibration = calibrate(
+                backbone, fitting, held_out, source.preprocessing, work, options.recipe, seed=options.seed,
+                progress=progress,
+            )
+            shutil.rmtree(work)
+            heads = calibration.heads
+        else:
+            heads = untrained_heads(backbone(probes)[1], _classes(program), DEFAULT_TYPE, seed=options.seed)
+        with progress.stage("reference"):
+            reference = compute_reference(model, backbone, heads, probes)
+        with progress.stage("onnx"):
+            manifest = _write_pieces(source, program, backbone, points, heads, calibration, folder)
+        probe = probe_configuration(manifest, reference)
+        configurations = _configurations(manifest, calibration, probe)
+        write_document(configurations, folder / CONFIGURATIONS)
+        with progress.stage("verify"):
+            verification = verify(Bundle(folder, manifest, configurations), reference, probe, options.tolerance)
+            _require_passed(verification)
+        _write_test_vectors(reference, probe, folder)
+        manifest = msgspec.structs.replace(
+            manifest, verification=verification, files={name: sha256_of(folder / name) for name in files_of(folder)}
+        )
+        write_document(manifest, folder / MANIFEST)
+    return Export(output, manifest, configurations, progress.seconds)
+
+
+def _capture(source: Source, progress: Progress) -> tuple[ExportedProgram, ExitPoints]:
+    with progress.stage("capture"):
+        if source.module is not None:
+            program = capture(source.module, source.input_size)
+        else:
+            assert source.program is not None
+            program = functionalise(source.program)
+        return program, find_exit_points(program)
+
+
+def _open_data(
+    source: Source, classes: int, data: str | Path | None, val: str | Path | None, options: Options
+) -> tuple[Dataset | None, Dataset | None]:
+    def opened(place: str | Path) -> Dataset:
+        return open_dataset(
+            place, class_names=source.class_names, num_classes=classes, classes_file=options.classes_file
+        ).check()
+
+    return (opened(data) if data is not None else None, opened(val) if val is not None else None)
+
+
+def _probe_images(source: Source, data: Dataset | None, count: int) -> Tensor:
+    """Real pictures where there are any, spread over the data set; synthetic ones otherwise."""
+    if data is None:
+        return synthetic_images(count, source.input_size)
+    rows = np.unique(np.linspace(0, len(data) - 1, count).astype(int))
+    return torch.from_numpy(preprocess(data.images(rows), source.preprocessing))
+
+
+def _classes(program: ExportedProgram) -> int:
+    return int(program.graph.output_node().args[0][0].meta["val"].shape[1])  # type: ignore[union-attr, index]
+
+
+def _write_pieces(
+    source: Source, program: ExportedProgram, backbone: Backbone, points: ExitPoints, heads: Sequence[TrainedHead],
+    calibration: Calibration | None, folder: Path,
+) -> Manifest:
+    classes = _classes(program)
+    graph = to_onnx(program, node_names(backbone.points))
+    temperature = calibration.final_temperature if calibration else 1.0
+    bodies = write_backbone(graph, backbone, source.input_size, classes, points.total_macs, temperature, folder)
+    head_pieces, exits = write_heads(backbone, heads, trained=calibration is not None, folder=folder)
+    if calibration is not None:
+        (folder / RECORDS).parent.mkdir()
+        calibration.records.save(folder / RECORDS)
+        np.savez_compressed(folder / SPLITS, **calibration.hashes)  # type: ignore[arg-type]
+    return Manifest(
+        schema_version=SCHEMA_VERSION,
+        producer=_producer(),
+        model=Model(
+            name=source.name, source=source.origin, weights=source.weights, num_classes=classes,
+            macs=points.total_macs, parameters=sum(tensor.numel() for tensor in program.parameters()),
+            sha256=source.sha256, class_names=source.class_names,
+        ),
+        input=image_spec(source.input_size),
+        preprocessing=source.preprocessing,
+        exits=tuple(exits),
+        pieces=(*bodies, *head_pieces),
+        heads="untrained" if calibration is None else "trained",
+        files={},
+        splits=calibration.splits if calibration else None,
+    )
+
+
+def _configurations(manifest: Manifest, calibration: Calibration | None, probe: Configuration) -> Configurations:
+    """Searched from the records; without data ``full``, and the probe for measurements of speed."""
+    if calibration is None:
+        return Configurations(named={FULL: Entry(exits={}), probe.name: Entry(exits=probe.exits)})
+    return search(calibration.records, macs_of(manifest))
+
+
+def macs_of(manifest: Manifest) -> Costs:
+    """The cost table in multiply-accumulates."""
+    segments = [piece.macs for piece in manifest.pieces if piece.kind == "segment"]
+    backbone = {exit.id: float(sum(segments[: index + 1])) for index, exit in enumerate(manifest.exits)}
+    heads = {(e.id, h.type): float(manifest.piece(h.piece).macs) for e in manifest.exits for h in e.heads}
+    return Costs(backbone | {FINAL: float(sum(segments))}, heads)
+
+
+def _require_passed(verification: Verification) -> None:
+    if verification.verdict == "failed":
+        raise VerificationError(
+            f"verification failed: {verification.reason}",
+            hint="The exported pieces do not compute what the model computes; nothing was written. Please report it.",
+        )
+    if verification.verdict == "inconclusive":
+        raise VerificationError(
+            f"verification is inconclusive: {verification.reason}",
+            hint="Nothing was written, since nothing could be shown. Export trained weights, or pass --data.",
+        )
+
+
+def _write_test_vectors(reference: Reference, probe: Configuration, folder: Path) -> None:
+    """Inputs with the logits and exits that torch computes, so that a device can check itself."""
+    path = folder / TEST_VECTORS
+    path.parent.mkdir()
+    count = _TEST_VECTORS
+    np.savez_compressed(
+        path, images=reference.images[:count], logits=reference.logits[:count],
+        confidences=np.stack(reference.confidences, axis=1)[:count],
+        probe=np.array([setting.threshold for setting in probe.exits.values()], np.float32),
+    )
+
+
+def _producer() -> dict[str, str]:
+    found = {}
+    for package in _PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found

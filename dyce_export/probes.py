@@ -1,0 +1,55 @@
+"""Inputs for verification, and what makes a randomly initialised model react to them."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+MOST_PROBES = 32
+FEWEST_PROBES = 8
+# Verification runs every probe through torch and through the pieces; large models get fewer.
+_MACS_BUDGET = 300_000_000_000
+
+
+def probe_count(macs: int) -> int:
+    """How many probes a model of that many MACs is verified on: 32, down to 8 for very large models."""
+    return min(MOST_PROBES, max(FEWEST_PROBES, _MACS_BUDGET // max(macs, 1)))
+
+
+def synthetic_images(count: int, input_size: tuple[int, int, int], *, seed: int = 0) -> Tensor:
+    """Images (count, C, H, W) float32 for lack of data: blobs of several sizes plus noise, at random contrast."""
+    generator = torch.Generator().manual_seed(seed)
+    channels, height, width = input_size
+    images = torch.zeros(count, channels, height, width)
+    for cells in (2, 5, 12):
+        coarse = torch.randn(count, channels, cells, cells, generator=generator)
+        images += F.interpolate(coarse, (height, width), mode="bilinear", align_corners=False)
+    images += 0.3 * torch.randn(count, channels, height, width, generator=generator)
+    return images * (0.3 + torch.rand(count, 1, 1, 1, generator=generator))
+
+
+def condition(module: nn.Module, images: Tensor) -> None:
+    """Make a randomly initialised model react to its input, in place; its outputs stay meaningless.
+
+    Fresh batch norms hardly scale, and some classifiers start at zero: the logits then are nearly constant, and a
+    comparison of them would show nothing. One pass in train mode sets the statistics of the batch norms, and
+    weights that are entirely zero are drawn at random.
+    """
+    with torch.random.fork_rng(), torch.no_grad():
+        torch.manual_seed(0)
+        for parameter in module.parameters():
+            if parameter.ndim >= 2 and not parameter.any():
+                nn.init.trunc_normal_(parameter, std=0.02)
+        norms = [m for m in module.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats]
+        if not norms:
+            return
+        momenta = [norm.momentum for norm in norms]
+        for norm in norms:
+            norm.reset_running_stats()
+            norm.momentum = None
+        module.train()
+        module(images)
+        module.eval()
+        for norm, momentum in zip(norms, momenta, strict=True):
+            norm.momentum = momentum

@@ -1,0 +1,8 @@
+"""Run early-exit bundles: ``session = dyce_runtime.load("model.dyce")``. Needs no torch."""
+
+from dyce_runtime.bundle import Bundle, open_bundle
+from dyce_runtime.configuration import Configuration, ExitSetting
+from dyce_runtime.errors import DyceError
+from dyce_runtime.session import Result, Session, load
+
+__all__ = ["Bundle", "Configuration", "DyceError", "ExitSetting", "Result", "Session", "load", "open_bundle"]

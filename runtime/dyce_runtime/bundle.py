@@ -1,0 +1,182 @@
+"""Bundles on disk: everything that is read back is checked before it is used."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path, PurePosixPath
+from typing import TypeVar
+
+import msgspec
+
+from dyce_runtime.configuration import FULL, Configuration, Configurations
+from dyce_runtime.contracts import PieceSpec
+from dyce_runtime.errors import BundleError
+from dyce_runtime.manifest import DECISION, FINAL, SCHEMA_VERSION, Manifest, Piece
+
+MANIFEST = "manifest.json"
+CONFIGURATIONS = "configurations.json"
+RECORDS = "calibration/records.npz"
+SPLITS = "calibration/splits.npz"
+TEST_VECTORS = "testvectors/vectors.npz"
+
+_Document = TypeVar("_Document", Manifest, Configurations)
+
+
+class Bundle:
+    """An opened bundle: the folder, its manifest and its configurations.
+
+    Attributes:
+        path: the folder.
+        manifest: what it holds.
+        configurations: the named configurations and the front.
+    """
+
+    def __init__(self, path: Path, manifest: Manifest, configurations: Configurations) -> None:
+        self.path = path
+        self.manifest = manifest
+        self.configurations = configurations
+
+    def file(self, name: str) -> Path:
+        """The path of a file inside the bundle, by its name in the manifest."""
+        return self.path / name
+
+    def configuration(self, name: str) -> Configuration:
+        """A named configuration. Raises ConfigurationError if there is none."""
+        return self.configurations.get(name)
+
+    def piece_specs(self, ids: Sequence[str]) -> list[PieceSpec]:
+        """What a target needs to know of the given pieces."""
+        pieces = [self.manifest.piece(id) for id in ids]
+        return [PieceSpec(p.id, self.file(p.file), p.inputs, p.outputs) for p in pieces]
+
+
+def open_bundle(path: str | os.PathLike[str], *, check_hashes: bool = True) -> Bundle:
+    """Open and check a bundle.
+
+    Args:
+        path: the folder that an export wrote.
+        check_hashes: read every file and compare its sha256; False checks names and the documents only.
+
+    Raises:
+        BundleError: not a bundle, a missing or changed file, a newer schema, a path that leaves the folder,
+            pieces that do not fit together, or a configuration that does not fit the manifest.
+    """
+    folder = Path(path)
+    if not folder.is_dir():
+        raise BundleError(f"{folder} is not a folder; expected a bundle, the folder that `dyce-export` writes")
+    manifest = _read_document(folder / MANIFEST, Manifest)
+    configurations = _read_document(folder / CONFIGURATIONS, Configurations)
+    for name, expected in manifest.files.items():
+        _check_file(folder, name, expected if check_hashes else None)
+    _check_pieces(manifest)
+    for name in configurations.named:
+        configurations.get(name).check(manifest)
+    if FULL not in configurations.named:
+        raise BundleError(f"{folder / CONFIGURATIONS} has no configuration {FULL!r}; every bundle has one")
+    return Bundle(folder, manifest, configurations)
+
+
+def write_document(document: Manifest | Configurations, path: Path) -> None:
+    """Write a JSON document; readers see the old one or the new one, never a part."""
+    text = msgspec.json.format(msgspec.json.encode(document), indent=2) + b"\n"
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(text)
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except BaseException:
+        os.unlink(temporary)
+        raise
+
+
+def sha256_of(path: Path) -> str:
+    """The sha256 of a file, in hexadecimal."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def files_of(folder: Path) -> Iterator[str]:
+    """Every file of a bundle that the manifest has to list, relative and sorted."""
+    for path in sorted(folder.rglob("*")):
+        name = path.relative_to(folder).as_posix()
+        if path.is_file() and name not in (MANIFEST, CONFIGURATIONS):
+            yield name
+
+
+def _read_document(path: Path, type: type[_Document]) -> _Document:
+    if not path.is_file():
+        raise BundleError(f"{path} is missing; expected a bundle, the folder that `dyce-export` writes")
+    try:
+        content = path.read_bytes()
+        head = msgspec.json.decode(content)
+        _check_schema(path, head.get("schema_version") if isinstance(head, dict) else None)
+        return msgspec.json.decode(content, type=type)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise BundleError(f"{path} cannot be read: {error}", hint="Export the bundle again.") from error
+
+
+def _check_schema(path: Path, found: object) -> None:
+    major = str(found).split(".", 1)[0]
+    ours = SCHEMA_VERSION.split(".", 1)[0]
+    if not major.isdigit():
+        raise BundleError(f"{path} has schema_version {found!r}; expected {SCHEMA_VERSION}")
+    if int(major) > int(ours):
+        raise BundleError(
+            f"{path} has schema_version {found}; this runtime reads up to {SCHEMA_VERSION}",
+            hint="Upgrade dyce-export on this machine, or export again with the version installed here.",
+        )
+
+
+def _check_file(folder: Path, name: str, expected: str | None) -> None:
+    if name != str(PurePosixPath(name)) or PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
+        raise BundleError(f"the manifest names {name!r}, which leaves the bundle; expected a path inside {folder}")
+    path = folder / name
+    if not path.is_file():
+        raise BundleError(f"{path} is missing", hint="Copy the whole folder, or export again.")
+    if not path.resolve().is_relative_to(folder.resolve()):
+        raise BundleError(f"{path} is a link that leaves the bundle; expected a file inside {folder}")
+    if expected is not None and (found := sha256_of(path)) != expected:
+        raise BundleError(
+            f"{path} was changed: its sha256 is {found[:12]}..., the manifest says {expected[:12]}...",
+            hint="Copy the bundle again, or export again.",
+        )
+
+
+def _check_pieces(manifest: Manifest) -> None:
+    """Files are listed, segments follow each other, and tensors agree at every seam."""
+    for piece in manifest.pieces:
+        for name in (piece.file, *piece.data):
+            if name not in manifest.files:
+                raise BundleError(f"piece {piece.id} names the file {name!r}, which the manifest does not list")
+    segments = [piece for piece in manifest.pieces if piece.kind == "segment"]
+    if [(s.first, s.last) for s in segments] != [(k, k) for k in range(len(manifest.exits))]:
+        raise BundleError(f"the manifest has {len(segments)} segments and {len(manifest.exits)} exits, which do not match")
+    if [exit.id for exit in manifest.exits].count(FINAL) != 1 or manifest.exits[-1].id != FINAL:
+        raise BundleError(f"the last exit of the manifest is not {FINAL!r}")
+    for piece in manifest.pieces:
+        if not 0 <= piece.first <= piece.last < len(segments):
+            raise BundleError(f"piece {piece.id} covers segments {piece.first} to {piece.last}, which do not exist")
+        before = (manifest.input,) if piece.first == 0 else segments[piece.first - 1].outputs
+        _check_seam(piece, segments[piece.first].outputs if piece.kind == "head" else before)
+        if piece.kind == "head" or piece.last == len(segments) - 1:
+            if tuple(tensor.name for tensor in piece.outputs) != DECISION:
+                raise BundleError(f"piece {piece.id} returns {[t.name for t in piece.outputs]}; expected {list(DECISION)}")
+        elif piece.outputs != segments[piece.last].outputs:
+            raise BundleError(f"piece {piece.id} and segment {segments[piece.last].id} end in different tensors")
+    pieces = {piece.id: piece for piece in manifest.pieces}
+    for exit in manifest.exits:
+        for head in exit.heads:
+            if head.piece not in pieces or pieces[head.piece].kind != "head":
+                raise BundleError(f"exit {exit.id} names the head {head.piece!r}, which is no piece of the bundle")
+
+
+def _check_seam(piece: Piece, given: Sequence[object]) -> None:
+    if tuple(piece.inputs) != tuple(given):
+        raise BundleError(f"piece {piece.id} reads {list(piece.inputs)}; the piece before it gives {list(given)}")

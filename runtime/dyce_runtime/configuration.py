@@ -1,0 +1,99 @@
+"""Configurations: which exits are on, with which head, at which threshold."""
+
+from __future__ import annotations
+
+import math
+
+import msgspec
+import numpy as np
+
+from dyce_runtime.errors import ConfigurationError
+from dyce_runtime.manifest import FINAL, SCHEMA_VERSION, Manifest
+
+FULL = "full"
+
+
+class ExitSetting(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """An exit that is on: the type of its head and its threshold (float32, a sample leaves strictly above it)."""
+
+    head: str
+    threshold: float
+
+
+class Configuration(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """An immutable setting of the knob. Exits that are not named are off; ``{}`` runs the full model."""
+
+    name: str
+    exits: dict[str, ExitSetting] = msgspec.field(default_factory=dict)
+
+    def check(self, manifest: Manifest) -> None:
+        """Raise ConfigurationError unless every exit, head and threshold exists in the bundle."""
+        for id, setting in self.exits.items():
+            exit = next((e for e in manifest.exits if e.id == id and e.id != FINAL), None)
+            if exit is None:
+                known = ", ".join(e.id for e in manifest.exits if e.id != FINAL) or "none"
+                raise ConfigurationError(
+                    f"configuration {self.name!r} turns on exit {id!r}, which this bundle does not have (exits: {known})",
+                    hint="Use a configuration of this bundle; `dyce inspect BUNDLE` lists them.",
+                )
+            if setting.head not in [head.type for head in exit.heads]:
+                known = ", ".join(head.type for head in exit.heads)
+                raise ConfigurationError(
+                    f"configuration {self.name!r} uses head {setting.head!r} at exit {id}; the bundle has: {known}"
+                )
+            if not (math.isfinite(setting.threshold) and 0 <= setting.threshold <= 1):
+                raise ConfigurationError(
+                    f"configuration {self.name!r}: the threshold of exit {id} is {setting.threshold}; "
+                    "expected a number from 0 to 1"
+                )
+
+
+class Figures(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What one split said about a configuration.
+
+    Attributes:
+        accuracy: share of samples labelled right.
+        loss: accuracy of the full model on the same samples minus ``accuracy``.
+        cost: multiply-accumulates relative to the full model.
+        share_per_exit: share of the samples that left at each exit, ``final`` last.
+    """
+
+    accuracy: float
+    loss: float
+    cost: float
+    samples: int
+    share_per_exit: tuple[float, ...]
+
+
+class Entry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A configuration with what is known about it. It was chosen on the split named ``search``."""
+
+    exits: dict[str, ExitSetting]
+    search: Figures | None = None
+    test: Figures | None = None
+
+
+class Configurations(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """``configurations.json``: the named configurations and the front, cheapest first."""
+
+    schema_version: str = SCHEMA_VERSION
+    named: dict[str, Entry] = msgspec.field(default_factory=dict)
+    front: tuple[Entry, ...] = ()
+
+    def get(self, name: str) -> Configuration:
+        """The configuration of that name. Raises ConfigurationError if there is none."""
+        if name not in self.named:
+            raise ConfigurationError(
+                f"there is no configuration {name!r} in this bundle; it has: {', '.join(self.named)}"
+            )
+        return Configuration(name=name, exits=self.named[name].exits)
+
+
+def float32_midpoint(low: float, high: float) -> float:
+    """A float32 t with ``low <= t < high`` for float32 numbers low < high: their midpoint.
+
+    ``high > t`` holds and ``low > t`` does not, so routing at t separates the two, even if they are neighbours.
+    """
+    low32, high32 = np.float32(low), np.float32(high)
+    middle = np.float32((float(low32) + float(high32)) / 2)
+    return float(middle if middle < high32 else low32)

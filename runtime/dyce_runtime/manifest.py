@@ -1,0 +1,171 @@
+"""The types of ``manifest.json``: what a bundle holds and where it came from.
+
+Conventions. With n exits a bundle has n + 1 segments: segment k starts at exit k - 1 (segment 0 at the
+image) and ends at exit k; the last one ends in the model's own classifier. ``exits`` lists the exits in
+execution order and ``"final"`` last; an index into that list is what ``Result.exit`` holds.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+
+SCHEMA_VERSION = "1.0"
+FINAL = "final"
+# Id of the span over all segments: the model as it was.
+UNCUT = "full"
+DECISION = ("logits", "confidence", "label")
+
+
+class TensorSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One named tensor of a piece. ``shape`` starts with ``"batch"``; the other axes are fixed."""
+
+    name: str
+    dtype: str
+    shape: tuple[int | str, ...]
+
+
+class Piece(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One graph of the bundle.
+
+    Attributes:
+        file: path inside the bundle, with forward slashes.
+        first, last: the segments that it covers (a head: the segment that it reads from, twice).
+        macs: multiply-accumulates of one sample.
+        data: further files that the graph refers to (external weights).
+    """
+
+    id: str
+    kind: Literal["segment", "head", "span"]
+    file: str
+    first: int
+    last: int
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    macs: int
+    data: tuple[str, ...] = ()
+
+
+class Head(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One head at an exit.
+
+    Attributes:
+        type: architecture, such as ``mlp1x1000`` (layers x hidden width).
+        piece: id of its piece.
+        temperature: divisor of the logits inside the graph before the softmax.
+        pooled: for every tensor at the exit, the axes that are averaged and how the layout was known.
+    """
+
+    type: str
+    piece: str
+    trained: bool
+    temperature: float
+    pooled: tuple[str, ...] = ()
+
+
+class Exit(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A place where a sample can leave. ``point`` is the exit point's number, None for ``final``."""
+
+    id: str
+    module: str
+    point: int | None = None
+    heads: tuple[Head, ...] = ()
+
+
+class Preprocessing(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How a picture becomes an input: the evaluation transform of timm, as numbers.
+
+    Attributes:
+        resize: length of the shorter edge after resizing, in pixels; or (height, width), both resized to.
+        crop: (height, width) of the centre crop, in pixels: the model's input size.
+        interpolation: ``bilinear``, ``bicubic``, ``nearest``, ``box``, ``hamming`` or ``lanczos``.
+        mean, std: per channel, on the scale 0 to 1. One channel means grey pictures, three RGB.
+    """
+
+    resize: int | tuple[int, int]
+    crop: tuple[int, int]
+    interpolation: str
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+
+class Model(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The model that was exported and where its weights came from.
+
+    Attributes:
+        weights: ``pretrained`` (timm's own), ``checkpoint``, ``module`` (handed over in Python) or ``random``.
+        sha256: of the checkpoint file, if there was one.
+        macs: multiply-accumulates of one sample through the whole model.
+    """
+
+    name: str
+    source: str
+    weights: Literal["pretrained", "checkpoint", "module", "random"]
+    num_classes: int
+    macs: int
+    parameters: int
+    sha256: str | None = None
+    class_names: tuple[str, ...] | None = None
+
+
+class Verification(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What the export measured against torch.
+
+    Attributes:
+        max_relative_error: largest error over seams and logits; see ``dyce_export.verify`` for its definition.
+        seams: the same for each seam and for ``logits``, ``full`` and ``logits (batch 1)``.
+        control: relative difference between the logits of two different inputs.
+        exit_agreement: share of the probe samples, exempt ones left out, that left where torch says.
+        exempt: samples too close to a probe threshold to be compared.
+        reason: why the verdict is not ``passed``; empty if it is.
+    """
+
+    verdict: Literal["passed", "failed", "inconclusive"]
+    tolerance: float
+    max_relative_error: float
+    seams: dict[str, float]
+    control: float
+    exit_agreement: float
+    exempt: int
+    samples: int
+    reason: str = ""
+
+
+class Splits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How the data was divided: the seed, the samples in each split, and where the labels came from."""
+
+    seed: int
+    samples: dict[str, int]
+    labels: Literal["data", "base"]
+    unseen: bool
+
+
+class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """``manifest.json``. ``files`` maps every other file but ``configurations.json`` to its sha256."""
+
+    schema_version: str
+    producer: dict[str, str]
+    model: Model
+    input: TensorSpec
+    preprocessing: Preprocessing
+    exits: tuple[Exit, ...]
+    pieces: tuple[Piece, ...]
+    heads: Literal["trained", "untrained"]
+    files: dict[str, str]
+    splits: Splits | None = None
+    verification: Verification | None = None
+
+    def piece(self, id: str) -> Piece:
+        """The piece of that id. Raises KeyError if there is none."""
+        for piece in self.pieces:
+            if piece.id == id:
+                return piece
+        raise KeyError(id)
+
+    def exit_index(self, id: str) -> int:
+        """Position of an exit in ``exits``. Raises KeyError if there is none."""
+        for index, exit in enumerate(self.exits):
+            if exit.id == id:
+                return index
+        raise KeyError(id)

@@ -1,0 +1,47 @@
+"""Finding targets: through the entry-point group ``dyce.targets``, so that others can add theirs."""
+
+from __future__ import annotations
+
+from importlib.metadata import EntryPoint, entry_points
+from typing import cast
+
+from dyce_runtime.contracts import Target
+from dyce_runtime.errors import TargetError
+
+GROUP = "dyce.targets"
+
+
+def names() -> list[str]:
+    """Names of all installed targets, available on this machine or not."""
+    return sorted(point.name for point in entry_points(group=GROUP))
+
+
+def get(name: str) -> Target:
+    """An installed target by name. Raises TargetError if there is none."""
+    for point in entry_points(group=GROUP):
+        if point.name == name:
+            return _make(point)
+    raise TargetError(f"there is no target {name!r}; installed: {', '.join(names()) or 'none'}")
+
+
+def find(name: str | None = None) -> Target:
+    """The named target, or the first that is available here.
+
+    Raises:
+        TargetError: not installed, or not available; says why for each.
+    """
+    candidates = [get(name)] if name else [get(known) for known in names()]
+    reasons = []
+    for target in candidates:
+        reason = target.available()
+        if reason is None:
+            return target
+        reasons.append(f"{target.name}: {reason}")
+    raise TargetError(
+        "no target is available on this machine" + "".join(f"; {reason}" for reason in reasons),
+        hint="On a CPU: pip install 'dyce-export[cpu]'.",
+    )
+
+
+def _make(point: EntryPoint) -> Target:
+    return cast(Target, point.load()())
