@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import gzip
 import hashlib
 import json
 import logging
-import math
 import os
-import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -21,12 +18,12 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from dyce_runtime.dataset_files import find_idx, read_digits, read_idx, read_npz
 from dyce_runtime.errors import DataError
 
 _log = logging.getLogger("dyce_runtime")
 
 PICTURES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".tif", ".tiff", ".pgm")
-_IDX_PARTS = {"train": "train", "test": "t10k"}
 _MOST_SKIPPED = 0.01
 
 _Scalar = TypeVar("_Scalar", bound=np.generic)
@@ -129,11 +126,11 @@ def open_dataset(
     names = None if class_names is None else tuple(class_names)
     classes = len(names) if names is not None and num_classes is None else num_classes
     path, part = _split_part(source)
-    idx = _find_idx(path)
+    idx = find_idx(path)
     if isinstance(source, str) and source.partition("#")[0] == "digits":
-        dataset = _read_digits(part)
+        dataset = Dataset(*read_digits(part))
     elif idx:
-        dataset = _read_idx(idx, part)
+        dataset = Dataset(*read_idx(idx, part))
     elif part is not None:
         raise DataError(
             f"{source}: no such file or folder", hint=f"#{part} chooses from MNIST-style folders and 'digits'"
@@ -141,7 +138,7 @@ def open_dataset(
     elif path.is_dir():
         dataset = _read_folder(path, names, classes, classes_file)
     elif path.is_file() and path.suffix.lower() == ".npz":
-        dataset = _read_npz(path)
+        dataset = Dataset(*read_npz(path))
     elif path.is_file() and path.suffix.lower() in PICTURES:
         dataset = Dataset(str(path), [path])
     else:
@@ -275,95 +272,6 @@ def _number(lines: list[str]) -> dict[str, int]:
     if twice := [name for name, times in Counter(lines).items() if times > 1]:
         raise ValueError(f"found twice: {_first(twice)}")
     return {line.strip(): index for index, line in enumerate(lines)}
-
-
-# --- files -----------------------------------------------------------------------------------------------------------
-
-
-def _read_npz(path: Path) -> Dataset:
-    try:
-        with np.load(path, allow_pickle=False) as archive:
-            arrays = {name: archive[name] for name in archive.files if name in ("images", "x", "labels", "y")}
-            found = ", ".join(archive.files)
-    except Exception as error:  # zip, zlib and numpy's own headers each raise their own kinds
-        raise DataError(f"{path}: cannot be read as .npz ({error})") from error
-    images, labels = arrays.get("images", arrays.get("x")), arrays.get("labels", arrays.get("y"))
-    if images is None:
-        raise DataError(f"{path}: found the arrays {found}", hint="name them images and labels, or x and y")
-    return _from_arrays(str(path), images, labels)
-
-
-def _from_arrays(source: str, images: NDArray[Any], labels: NDArray[Any] | None) -> Dataset:
-    found = f"{source}: found images {images.dtype} of shape {images.shape}"
-    if images.dtype != np.uint8:
-        raise DataError(f"{found}, expected uint8, 0 to 255", hint="store the pictures before any normalisation")
-    if images.ndim not in (3, 4) or images.shape[3:] not in ((), (1,), (3,)):
-        hint = "images.transpose(0, 2, 3, 1) moves the channels to the end" if images.shape[1:2] in ((1,), (3,)) else ""
-        raise DataError(f"{found}, expected (N, H, W), (N, H, W, 1) or (N, H, W, 3)", hint=hint)
-    if labels is None:
-        return Dataset(source, images)
-    if labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer):
-        raise DataError(
-            f"{source}: found labels {labels.dtype} of shape {labels.shape}, expected integers (N,)",
-            hint="store class indices, not one-hot vectors or names",
-        )
-    return Dataset(source, images, labels.astype(np.int64))
-
-
-def _find_idx(folder: Path) -> Path | None:
-    """The folder that holds MNIST-style files: this one, or where torchvision puts them below it."""
-    for candidate in (folder, folder / "raw", *sorted(folder.glob("*/raw"))):
-        if any(_idx_file(candidate, prefix, "images?idx3") for prefix in _IDX_PARTS.values()):
-            return candidate
-    return None
-
-
-def _idx_file(folder: Path, prefix: str, kind: str) -> Path | None:
-    """``train-images-idx3-ubyte`` and the like, plain before gzipped; some copies have a dot for the second hyphen."""
-    found = [file for ending in ("", ".gz") for file in sorted(folder.glob(f"{prefix}-{kind}-ubyte{ending}"))]
-    return found[0] if found else None
-
-
-def _read_idx(folder: Path, part: str | None) -> Dataset:
-    files = {name: _idx_file(folder, prefix, "images?idx3") for name, prefix in _IDX_PARTS.items()}
-    there = {name: file for name, file in files.items() if file}
-    part = next(iter(there)) if part is None else part
-    if part not in there:
-        raise DataError(f"{folder}: has no part {part!r}", hint=f"write {folder}#{' or #'.join(there)}")
-    labels = _idx_file(folder, _IDX_PARTS[part], "labels?idx1")
-    return _from_arrays(f"{folder}#{part}", _idx_array(there[part], 3), _idx_array(labels, 1) if labels else None)
-
-
-def _idx_array(file: Path, axes: int) -> NDArray[np.uint8]:
-    """Read an IDX file: 0, 0, 8 (unsigned bytes), number of axes, their lengths (big-endian), then the bytes."""
-    try:
-        data = gzip.decompress(file.read_bytes()) if file.suffix == ".gz" else file.read_bytes()
-    except (OSError, EOFError, zlib.error) as error:
-        raise DataError(f"{file}: cannot be read ({error})") from error
-    start = 4 + 4 * axes
-    shape = tuple(int(length) for length in np.frombuffer(data[4:start].ljust(4 * axes, b"\0"), ">u4"))
-    if data[:4] != bytes((0, 0, 8, axes)) or len(data) - start != math.prod(shape):
-        raise DataError(f"{file}: not an IDX file of unsigned bytes, or not complete", hint="fetch it again")
-    return np.frombuffer(data, np.uint8, offset=start).reshape(shape)
-
-
-def _read_digits(part: str | None) -> Dataset:
-    try:
-        from sklearn.datasets import load_digits
-    except ImportError:
-        raise DataError("digits: needs scikit-learn", hint="pip install 'dyce-export[demo]'") from None
-    digits = load_digits()
-    # RandomState's stream, unlike that of newer generators, is promised never to change.
-    order = np.random.RandomState(0).permutation(len(digits.target))
-    test = np.arange(len(order)) % 4 == 0
-    chosen = {None: order, "train": order[~test], "test": order[test]}
-    if part not in chosen:
-        raise DataError(f"digits: has no part {part!r}", hint="write digits, digits#train or digits#test")
-    indices = np.sort(chosen[part])
-    images = np.rint(digits.images[indices] * 255 / 16).astype(np.uint8)
-    names = tuple(str(name) for name in digits.target_names)
-    source = "digits" if part is None else f"digits#{part}"
-    return Dataset(source, images, digits.target[indices].astype(np.int64), names)
 
 
 # --- many files at once ----------------------------------------------------------------------------------------------

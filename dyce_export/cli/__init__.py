@@ -1,0 +1,1 @@
+"""The command line: ``dyce`` with its verbs, and ``dyce-export``. Works in the base install."""

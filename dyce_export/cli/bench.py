@@ -1,0 +1,73 @@
+"""``dyce bench``: configurations next to the uncut model, on the same pictures in one run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from dyce_export.cli.console import Json, Quiet, Threads, Verbose, out, print_json, print_table, progress_bar, set_up
+
+HELP = "Measure every configuration next to the uncut model, on real pictures."
+
+
+def command(
+    bundle: Annotated[Path, typer.Argument(help="The bundle.", show_default=False)],
+    data: Annotated[str, typer.Option(help="Pictures: a folder, .npz, MNIST-style folder or `digits`.", show_default=False)],
+    config: Annotated[list[str] | None, typer.Option(help="Configuration (repeatable); all of them without it.")] = None,
+    batch: Annotated[int, typer.Option(min=1, help="Pictures per call.")] = 1,
+    limit: Annotated[int, typer.Option(min=1, help="At most that many pictures, spread over the data.")] = 1000,
+    classes: Annotated[Path | None, typer.Option(help="File that maps class folders to the model's classes.")] = None,
+    target: Annotated[str | None, typer.Option(help="Target; the first available one without it.")] = None,
+    threads: Threads = None,
+    json: Json = False,
+    verbose: Verbose = False,
+    quiet: Quiet = False,
+) -> None:
+    set_up(verbose=verbose, quiet=quiet)
+    import dyce_runtime
+    from dyce_runtime.bench import benchmark
+    from dyce_runtime.datasets import open_dataset
+
+    with dyce_runtime.load(bundle, target, threads=threads, pool="global", allow_untrained=True) as session:
+        model = session.manifest.model
+        dataset = open_dataset(data, class_names=model.class_names, num_classes=model.num_classes, classes_file=classes).check()
+        names = config or list(session.bundle.configurations.named)
+        with progress_bar(quiet=quiet) as track:
+            document = benchmark(
+                session, dataset, names, batch=batch, limit=limit, progress=lambda calls: track(calls, "measuring")
+            )
+    if json:
+        print_json("bench", {"bundle": str(bundle), "data": dataset.source, **document})
+    else:
+        _show(bundle, dataset.source, document)
+
+
+def _show(bundle: Path, source: str, document: dict[str, Any]) -> None:
+    environment, uncut = document["environment"], document["uncut"]
+    splits = ", ".join(f"{count} {name}" for name, count in document["splits"].items())
+    out.print(f"{bundle.name} on {document['samples']} pictures of {source}, {document['batch']} per call", highlight=False)
+    out.print(
+        f"{environment['cpu']}, {environment['cores']} cores, threads {environment['threads']}, "
+        f"{environment['target']} {environment['engine']}, {environment['date']}", highlight=False,
+    )
+    out.print(f"These pictures by what they were used for when the bundle was made: {splits}.", highlight=False)
+    rows = [("uncut model", *_times(uncut), "1.00", "100%", _percent(uncut["accuracy"]), "", "")]
+    for entry in document["configurations"]:
+        shares = " ".join(f"{exit}:{share:.0%}" for exit, share in entry["share_per_exit"].items() if share)
+        rows.append((
+            entry["name"], *_times(entry), f"{entry['time_ratio_to_uncut']:.2f}", f"{entry['macs_share']:.0%}",
+            _percent(entry["accuracy"]), _percent(entry["same_label_as_uncut"]), shares,
+        ))
+    columns = ("configuration", "mean ms", "p50", "p90", "p99", "time", "MACs", "accuracy", "as uncut", "share per exit")
+    print_table("time and MACs are relative to the uncut model", columns, rows)
+    out.print(document["verdict"], highlight=False)
+
+
+def _times(entry: dict[str, Any]) -> list[str]:
+    return [f"{entry[key]:.2f}" for key in ("mean_ms", "p50_ms", "p90_ms", "p99_ms")]
+
+
+def _percent(share: float | None) -> str:
+    return "" if share is None else f"{share:.1%}"

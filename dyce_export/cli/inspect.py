@@ -1,0 +1,113 @@
+"""``dyce inspect``: what a bundle holds, or what this machine can run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from dyce_export.cli.console import Json, Quiet, Verbose, out, print_json, print_table, set_up
+
+HELP = "Show what a bundle holds; without one, the targets of this machine."
+
+
+def command(
+    bundle: Annotated[Path | None, typer.Argument(help="The bundle.", show_default=False)] = None,
+    json: Json = False,
+    verbose: Verbose = False,
+    quiet: Quiet = False,
+) -> None:
+    set_up(verbose=verbose, quiet=quiet)
+    if bundle is None:
+        _targets(json)
+        return
+    import msgspec
+
+    import dyce_runtime
+
+    opened = dyce_runtime.open_bundle(bundle)
+    if json:
+        documents = {"manifest": opened.manifest, "configurations": opened.configurations}
+        print_json("inspect", {"bundle": str(bundle), **{k: msgspec.to_builtins(d) for k, d in documents.items()}})
+    else:
+        _show(opened)
+
+
+def _targets(json: bool) -> None:
+    from dyce_runtime import targets
+
+    found = {name: targets.get(name).available() for name in targets.names()}
+    if json:
+        print_json("inspect", {"targets": [{"name": n, "available": r is None, "reason": r} for n, r in found.items()]})
+        return
+    print_table("targets on this machine", ("target", "state"), [(n, r or "available") for n, r in found.items()])
+
+
+def _show(bundle: Any) -> None:
+    manifest = bundle.manifest
+    model, verification = manifest.model, manifest.verification
+    facts = [
+        ("model", f"{model.name} ({model.source}), {model.parameters / 1e6:.1f} M parameters, {model.macs / 1e6:.1f} MMACs"),
+        ("weights", model.weights),
+        ("classes", model.num_classes),
+        ("input", f"{manifest.input.dtype} ({', '.join(map(str, manifest.input.shape))})"),
+        ("preprocessing", _preprocessing(manifest.preprocessing)),
+        ("heads", manifest.heads),
+        ("samples", _samples(manifest.splits)),
+        ("verification", _verification(verification)),
+        ("made by", ", ".join(f"{name} {version}" for name, version in manifest.producer.items())),
+    ]
+    for name, value in facts:
+        out.print(f"[bold]{name:>14}[/]  ", end="")
+        out.print(str(value), markup=False, highlight=False)
+    done, rows = 0, []
+    segments = [piece for piece in manifest.pieces if piece.kind == "segment"]
+    for exit, segment in zip(manifest.exits, segments, strict=True):
+        done += segment.macs
+        size = bundle.file(segment.file).stat().st_size
+        heads = ", ".join(head.type for head in exit.heads)
+        rows.append((exit.id, exit.module, heads, f"{done / model.macs:.0%}", f"{size / 1e6:.1f} MB"))
+    print_table("exits", ("exit", "behind", "heads", "MACs to here", "segment"), rows)
+    show_configurations(bundle.configurations, [exit.id for exit in manifest.exits])
+
+
+def show_configurations(configurations: Any, exits: list[str]) -> None:
+    """The named configurations as a table: thresholds, and what each split said."""
+    rows = []
+    for name, entry in configurations.named.items():
+        thresholds = " ".join(f"{id}>{s.threshold:.3f}" for id, s in entry.exits.items()) or "no exits"
+        cells = [name, thresholds]
+        for figures in (entry.search, entry.test):
+            cells += ["", "", ""] if figures is None else [
+                f"{figures.accuracy:.1%}", f"{100 * figures.loss:+.2f}", f"{figures.cost:.0%}"
+            ]
+        shares = "" if entry.test is None else " ".join(
+            f"{id}:{share:.0%}" for id, share in zip(exits, entry.test.share_per_exit, strict=True) if share
+        )
+        rows.append((*cells, shares))
+    columns = ("configuration", "leave if confidence", "accuracy", "loss", "cost", "accuracy", "loss", "cost", "share per exit")
+    columns = tuple(
+        f"{column} ({'search' if index < 5 else 'test'})" if 2 <= index < 8 else column for index, column in enumerate(columns)
+    )
+    print_table("configurations (loss in points against full; cost in MACs relative to full)", columns, rows)
+
+
+def _preprocessing(p: Any) -> str:
+    return f"resize {p.resize} {p.interpolation}, crop {p.crop[0]}x{p.crop[1]}, mean {list(p.mean)}, std {list(p.std)}"
+
+
+def _samples(splits: Any) -> str:
+    if splits is None:
+        return "none"
+    counts = ", ".join(f"{count} {name}" for name, count in splits.samples.items())
+    return f"{counts}; labels from {'the data' if splits.labels == 'data' else 'the model itself'}" + (
+        "" if splits.unseen else "; cut from the data that the heads were fitted on, which the model may have seen"
+    )
+
+
+def _verification(v: Any) -> str:
+    if v is None:
+        return "none"
+    return (f"{v.verdict}: largest relative error {v.max_relative_error:.1e} (at most {v.tolerance:.0e}), exits agree on "
+            f"{v.exit_agreement:.1%} of {v.samples} samples ({v.exempt} exempt)")
