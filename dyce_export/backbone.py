@@ -25,7 +25,8 @@ class Backbone:
         nodes = {node.name: node for node in program.graph.nodes}
         self.points = tuple(points)
         self.layouts: tuple[tuple[Layout, ...], ...] = tuple(
-            tuple(find_layout(nodes[name]) for name in point.nodes) for point in points
+            tuple(find_layout(nodes[name], shape) for name, shape in zip(point.nodes, point.shapes, strict=True))
+            for point in points
         )
         self._module = expose(program, [name for point in points for name in point.nodes]).module(check_guards=False)
 
@@ -35,14 +36,16 @@ class Backbone:
         logits, *rest = outputs if isinstance(outputs := self._module(images), tuple) else (outputs,)
         per_exit = []
         for point in self.points:
-            per_exit.append(rest[: len(point.nodes)])
-            rest = rest[len(point.nodes) :]
+            own, rest = rest[: len(point.nodes)], rest[len(point.nodes) :]
+            per_exit.append([t.reshape(len(images), *shape) for t, shape in zip(own, point.shapes, strict=True)])
         return logits, per_exit
 
     def pool(self, activations: Sequence[Sequence[Tensor]]) -> list[Tensor]:
         """What a head sees at every exit: (N, features), averages over all axes but the channels."""
         return [
-            torch.cat([a.mean(layout.pooled) if layout.pooled else a for a, layout in zip(tensors, layouts, strict=True)], 1)
+            torch.cat(
+                [a.mean(layout.pooled) if layout.pooled else a for a, layout in zip(tensors, layouts, strict=True)], 1
+            )
             for tensors, layouts in zip(activations, self.layouts, strict=True)
         ]
 

@@ -9,17 +9,17 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
-
 from dyce_calibration.features import Features, extract_features
 from dyce_calibration.heads import DEFAULT_TYPE, Recipe, TrainedHead, train_heads
 from dyce_calibration.records import Records
 from dyce_calibration.splits import HOLD_OUT, VAL_SHARES, divide
 from dyce_calibration.temperature import fit_temperature, softmax
-from dyce_export.backbone import Backbone
-from dyce_export.progress import Progress
 from dyce_runtime.datasets import Dataset, require_classes
 from dyce_runtime.manifest import Preprocessing, Splits
+from numpy.typing import NDArray
+
+from dyce_export.backbone import Backbone
+from dyce_export.progress import Progress
 
 log = logging.getLogger("dyce_export")
 
@@ -39,8 +39,15 @@ class Calibration:
 
 
 def calibrate(
-    backbone: Backbone, data: Dataset, val: Dataset | None, preprocessing: Preprocessing, folder: Path, recipe: Recipe,
-    *, seed: int, progress: Progress,
+    backbone: Backbone,
+    data: Dataset,
+    val: Dataset | None,
+    preprocessing: Preprocessing,
+    folder: Path,
+    recipe: Recipe,
+    *,
+    seed: int,
+    progress: Progress,
 ) -> Calibration:
     """Train the heads on ``data``, fit temperatures and record every head on ``val``.
 
@@ -78,7 +85,11 @@ def _features(
     backbone: Backbone, data: Dataset, preprocessing: Preprocessing, folder: Path, seed: int, progress: Progress
 ) -> Features:
     return extract_features(
-        backbone, data, preprocessing, folder, seed=seed,
+        backbone,
+        data,
+        preprocessing,
+        folder,
+        seed=seed,
         progress=lambda batches: progress.track(batches, f"features of {data.source}"),
     )
 
@@ -86,7 +97,8 @@ def _features(
 def _hold_out(features: Features, seed: int) -> tuple[Features, Features]:
     log.warning(
         "no --val was given: %d %% of --data are held out. If the model was trained on them, its accuracy there is "
-        "flattering and the configurations will lose more than they say.", round(100 * HOLD_OUT),
+        "flattering and the configurations will lose more than they say.",
+        round(100 * HOLD_OUT),
     )
     parts = divide(features.hashes, {"fit": 1 - HOLD_OUT, "val": HOLD_OUT}, seed + 1)
     return _take(features, parts["fit"]), _take(features, parts["val"])
@@ -94,8 +106,11 @@ def _hold_out(features: Features, seed: int) -> tuple[Features, Features]:
 
 def _take(features: Features, rows: NDArray[np.int64]) -> Features:
     return replace(
-        features, logits=features.logits[rows], exits=tuple(store[rows] for store in features.exits),
-        labels=features.labels[rows], hashes=features.hashes[rows],
+        features,
+        logits=features.logits[rows],
+        exits=tuple(store[rows] for store in features.exits),
+        labels=features.labels[rows],
+        hashes=features.hashes[rows],
     )
 
 
@@ -103,7 +118,10 @@ def _record(
     backbone: Backbone, heads: Sequence[TrainedHead], features: Features, parts: dict[str, NDArray[np.int64]]
 ) -> tuple[list[TrainedHead], float, Records]:
     """Fit every temperature on its split, and write down what each head says of all held-out samples."""
-    logits = [head.logits(torch.from_numpy(np.asarray(store))).numpy() for head, store in zip(heads, features.exits, strict=True)]
+    logits = [
+        head.logits(torch.from_numpy(np.asarray(store))).numpy()
+        for head, store in zip(heads, features.exits, strict=True)
+    ]
     logits.append(np.asarray(features.logits))
     rows = parts["temperature"]
     temperatures = [fit_temperature(part[rows], features.labels[rows]) for part in logits]
@@ -114,7 +132,9 @@ def _record(
         heads=tuple((str(point.number), head.type) for point, head in zip(backbone.points, heads, strict=True)),
         predictions=np.stack([part.argmax(axis=1) for part in logits], axis=1).astype(np.int64),
         confidences=np.stack([softmax(p, t).max(axis=1) for p, t in zip(logits, temperatures, strict=True)], axis=1),
-        labels=features.labels, hashes=features.hashes, split=split,
+        labels=features.labels,
+        hashes=features.hashes,
+        split=split,
     )
     calibrated = [replace(head, temperature=t) for head, t in zip(heads, temperatures[:-1], strict=True)]
     return calibrated, temperatures[-1], records
@@ -123,7 +143,9 @@ def _record(
 def _warn_about_overlap(fit: Features, held_out: Features) -> None:
     shared = int(np.isin(held_out.hashes, fit.hashes).sum())
     if shared:
-        log.warning("%d of the %d validation pictures are also in --data; the heads have seen them", shared, len(held_out))
+        log.warning(
+            "%d of the %d validation pictures are also in --data; the heads have seen them", shared, len(held_out)
+        )
 
 
 def _warn_about_chance(records: Records) -> None:
@@ -133,5 +155,6 @@ def _warn_about_chance(records: Records) -> None:
         log.warning(
             "the model itself is right on %.1f %% of the validation samples, hardly more than always naming the most "
             "frequent class (%.1f %%); check the class order (--classes) and the preprocessing (`dyce inspect`)",
-            100 * accuracy, 100 * chance,
+            100 * accuracy,
+            100 * chance,
         )

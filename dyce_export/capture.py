@@ -6,10 +6,9 @@ import math
 from typing import Any
 
 import torch
+from dyce_runtime.errors import CaptureError
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
-
-from dyce_runtime.errors import CaptureError
 
 aten = torch.ops.aten
 
@@ -121,6 +120,7 @@ def _explain(module: nn.Module, error: Exception) -> CaptureError:
         trace = trace.tb_next
     reason = (str(error).strip() or type(error).__name__).splitlines()[0]
     return CaptureError(
-        f"the model cannot be captured: {type(error).__name__}: {reason}" + (f"; it stopped in {where}" if where else ""),
+        f"the model cannot be captured: {type(error).__name__}: {reason}"
+        + (f"; it stopped in {where}" if where else ""),
         hint="A forward that branches on the values of its input, or leaves torch, has to be rewritten for torch.export.",
     )

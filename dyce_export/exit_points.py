@@ -21,12 +21,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
+from dyce_runtime.errors import CaptureError, ExitPointError
 from torch.export import ExportedProgram
 from torch.fx import Node
 
-from dyce_export.liveness import MAX_LIVE, live_activations
+from dyce_export.capture import input_node
+from dyce_export.liveness import MAX_LIVE, live_activations, rows_per_sample
 from dyce_export.macs import count_macs
-from dyce_runtime.errors import CaptureError, ExitPointError
 
 _LEAST_WORK_BETWEEN = 1e-3
 _LEAST_WORK_OF_A_LIST = 0.1
@@ -39,7 +40,8 @@ class ExitPoint:
     Attributes:
         number: from 1, in execution order.
         module: the module that ends here.
-        nodes: the live activations (names of graph nodes) with their shapes without the batch axis.
+        nodes: the live activations (names of graph nodes).
+        shapes: their shapes without the batch axis; rows that were folded into it have an axis of their own.
         macs: multiply-accumulates of one sample from the image to here.
         share: ``macs`` relative to the whole model.
     """
@@ -155,7 +157,7 @@ def find_exit_points(program: ExportedProgram) -> ExitPoints:
         cumulative.append(total)
     if total == 0:
         raise CaptureError("the model has no convolution, linear layer or matrix product; there is nothing to split")
-    modules = [m for m in _modules(program, macs) if m.cut and 0 < cumulative[m.end] and m.path]
+    modules = [m for m in _modules(program, macs) if m.cut and cumulative[m.end] > 0 and m.path]
     best: list[_Module] = []
     for is_block, max_live in _TIERS:
         units = _units([m for m in modules if is_block(m) and len(m.cut) <= max_live], total)
@@ -165,20 +167,27 @@ def find_exit_points(program: ExportedProgram) -> ExitPoints:
         if len(best) >= 3 and _largest_gap(best, cumulative, total) <= 0.5:
             break
     if not best:
-        raise CaptureError("the model has no place where it can be cut: everywhere more than "
-                           f"{MAX_LIVE} activations are alive, or they mix the samples of a batch")
+        raise CaptureError(
+            "the model has no place where it can be cut: everywhere more than "
+            f"{MAX_LIVE} activations are alive, or they mix the samples of a batch"
+        )
     return ExitPoints(
-        points=tuple(_point(n, unit, cumulative[unit.end], total) for n, unit in enumerate(best, start=1)),
+        points=tuple(_point(program, n, unit, cumulative[unit.end], total) for n, unit in enumerate(best, start=1)),
         total_macs=total,
     )
 
 
-def _point(number: int, unit: _Module, macs: int, total: int) -> ExitPoint:
+def _point(program: ExportedProgram, number: int, unit: _Module, macs: int, total: int) -> ExitPoint:
+    image = input_node(program)
+    shapes = []
+    for node in unit.cut:
+        rows = rows_per_sample(node, image)
+        shapes.append((*([] if rows == 1 else [rows]), *node.meta["val"].shape[1:]))
     return ExitPoint(
         number=number,
         module=unit.path,
         nodes=tuple(node.name for node in unit.cut),
-        shapes=tuple(tuple(node.meta["val"].shape[1:]) for node in unit.cut),
+        shapes=tuple(shapes),
         macs=macs,
         share=macs / total,
     )

@@ -10,9 +10,23 @@ import torch
 from torch.fx import Node
 
 # Operations that say where channels are, by the axis of their first argument (or their result).
-_CHANNELS_SECOND = {"conv1d", "conv2d", "conv3d", "convolution", "batch_norm", "_native_batch_norm_legit_no_training",
-                    "group_norm", "native_group_norm", "adaptive_avg_pool2d", "max_pool2d", "avg_pool2d",
-                    "_adaptive_avg_pool2d", "max_pool2d_with_indices", "pixel_shuffle", "upsample_bilinear2d"}
+_CHANNELS_SECOND = {
+    "conv1d",
+    "conv2d",
+    "conv3d",
+    "convolution",
+    "batch_norm",
+    "_native_batch_norm_legit_no_training",
+    "group_norm",
+    "native_group_norm",
+    "adaptive_avg_pool2d",
+    "max_pool2d",
+    "avg_pool2d",
+    "_adaptive_avg_pool2d",
+    "max_pool2d_with_indices",
+    "pixel_shuffle",
+    "upsample_bilinear2d",
+}
 _CHANNELS_LAST = {"linear", "layer_norm", "native_layer_norm", "rms_norm", "_fused_rms_norm"}
 _MAX_STEPS = 200
 
@@ -31,10 +45,16 @@ class Layout:
     reason: str
 
 
-def find_layout(node: Node) -> Layout:
-    """The layout of an activation, from the nearest operation that reads it or, failing that, that made it."""
+def find_layout(node: Node, shape: tuple[int, ...]) -> Layout:
+    """The layout of an activation, from the nearest operation that reads it or, failing that, that made it.
+
+    Args:
+        shape: as the exit point gives it, without the batch axis; one axis longer than the node's own where rows
+            were folded into the batch.
+    """
     rank = node.meta["val"].ndim
     axis, reason = _search(node, forwards=True) or _search(node, forwards=False) or _assume(rank)
+    axis, rank = axis + len(shape) + 1 - rank, len(shape) + 1
     return Layout(axis, tuple(a for a in range(1, rank) if a != axis), reason)
 
 
@@ -130,4 +150,8 @@ def _shape(node: Node) -> tuple[str, ...]:
 
 def _name(operation: Node) -> str:
     target = operation.target
-    return target._schema.name.split("::")[-1] if isinstance(target, torch._ops.OpOverload) else getattr(target, "__name__", "")
+    return (
+        target._schema.name.split("::")[-1]
+        if isinstance(target, torch._ops.OpOverload)
+        else getattr(target, "__name__", "")
+    )

@@ -19,7 +19,7 @@ def live_activations(program: ExportedProgram) -> list[tuple[Node, ...] | None]:
 
     Only values computed from the pixels count. What depends on the size of the batch alone (an expanded class
     token) is computed again behind the cut. None where no cut is possible: more than :data:`MAX_LIVE`
-    activations are alive, or one of them is not a float tensor with one row per sample.
+    activations are alive, or one of them is not a float tensor with rows for each sample.
     """
     nodes = list(program.graph.nodes)
     order = {node: index for index, node in enumerate(nodes)}
@@ -35,7 +35,7 @@ def live_activations(program: ExportedProgram) -> list[tuple[Node, ...] | None]:
             alive[node] = None
         alive = {key: None for key in alive if last_use[key] > index}
         cut = tuple(alive)
-        usable = 0 < len(cut) <= MAX_LIVE and all(_one_row_per_sample(key, image) for key in cut)
+        usable = 0 < len(cut) <= MAX_LIVE and all(rows_per_sample(key, image) for key in cut)
         result.append(cut if usable else None)
     return result
 
@@ -52,12 +52,14 @@ def _tensors(value: object) -> Iterator[torch.Tensor]:
             yield from _tensors(item)
 
 
-def _one_row_per_sample(node: Node, image: Node) -> bool:
+def rows_per_sample(node: Node, image: Node) -> int | None:
+    """How many rows of an activation belong to one sample: 1 where axis 0 is the batch, more where another axis was
+    folded into it (the pixels of a patch, say). None if it is no float tensor of such a shape.
+    """
     value = node.meta.get("val")
-    return (
-        isinstance(value, torch.Tensor)
-        and value.is_floating_point()
-        and value.ndim >= 2
-        and str(value.shape[0]) == str(image.meta["val"].shape[0])
-        and all(isinstance(size, int) for size in value.shape[1:])
-    )
+    if not (isinstance(value, torch.Tensor) and value.is_floating_point() and value.ndim >= 2):
+        return None
+    if not all(isinstance(size, int) for size in value.shape[1:]) or isinstance(value.shape[0], int):
+        return None
+    rows = value.shape[0].node.expr / image.meta["val"].shape[0].node.expr
+    return int(rows) if rows.is_Integer else None

@@ -11,15 +11,14 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 import torch
-from onnx_ir.passes.common import ShapeInferencePass
+from dyce_runtime.errors import CaptureError
+from dyce_runtime.manifest import DECISION, TensorSpec
 from torch.export import ExportedProgram
 from torch.export.graph_signature import OutputKind, OutputSpec, TensorArgument
 from torch.fx import Node
 from torch.utils import _pytree as pytree
 
 from dyce_export.capture import EXAMPLE_BATCH, input_node
-from dyce_runtime.errors import CaptureError
-from dyce_runtime.manifest import DECISION, TensorSpec
 
 # Old enough for TensorRT 10.3, the oldest engine that reads our pieces (see docs/decisions).
 OPSET = 18
@@ -60,8 +59,13 @@ def to_onnx(program: ExportedProgram, names: Mapping[str, str]) -> ir.Model:
     try:
         with _quiet():
             exported = torch.onnx.export(
-                program, (example,), dynamo=True, opset_version=OPSET, input_names=[IMAGE],
-                output_names=[LOGITS, *names.values()], verbose=False,
+                program,
+                (example,),
+                dynamo=True,
+                opset_version=OPSET,
+                input_names=[IMAGE],
+                output_names=[LOGITS, *names.values()],
+                verbose=False,
             )
     except Exception as error:  # the exporter wraps whatever its operators raise
         raise _explain(error) from error
@@ -83,11 +87,49 @@ def extract(model: ir.Model, inputs: Sequence[TensorSpec], outputs: Sequence[Ten
     """
     wanted = [spec.name for spec in inputs]
     graph = ir.convenience.extract(model.graph, dict.fromkeys([*wanted, IMAGE]), [spec.name for spec in outputs])
+    for index, spec in enumerate(inputs):
+        _fold_input(graph, index, spec)
+    for index, spec in enumerate(outputs):
+        _unfold_output(graph, index, spec)
     if IMAGE not in wanted:
         _drop_image(graph, graph.inputs[0])
     for value, spec in zip([*graph.inputs, *graph.outputs], [*inputs, *outputs], strict=True):
-        value.shape, value.dtype = ir.Shape(spec.shape), ir.DataType[spec.dtype.replace("float32", "FLOAT")]
+        value.shape, value.dtype = ir.Shape(spec.shape), ir.DataType.FLOAT
     return ir.Model(graph, ir_version=IR_VERSION)
+
+
+def _fold_input(graph: ir.Graph, index: int, spec: TensorSpec) -> None:
+    """Where the graph works on several rows per sample, take (batch, rows, ...) and fold the rows into the batch."""
+    folded = graph.inputs[index]
+    if folded.shape is None or len(folded.shape) == len(spec.shape):
+        return
+    whole = ir.Value(name=spec.name, type=folded.type)
+    folded.name = f"{spec.name}_rows"
+    graph.inputs[index] = whole
+    node = _reshape(graph, whole, spec.shape[2:])
+    ir.convenience.replace_all_uses_with(folded, node.outputs[0])
+    graph.insert_before(graph[0], node)
+
+
+def _unfold_output(graph: ir.Graph, index: int, spec: TensorSpec) -> None:
+    """The other way round at the end of a piece: rows folded into the batch get an axis of their own."""
+    folded = graph.outputs[index]
+    if folded.shape is None or len(folded.shape) == len(spec.shape):
+        return
+    folded.name = f"{spec.name}_rows"
+    node = _reshape(graph, folded, spec.shape[1:])
+    node.outputs[0].name = spec.name
+    graph.append(node)
+    graph.outputs[index] = node.outputs[0]
+
+
+def _reshape(graph: ir.Graph, value: ir.Value, rest: Sequence[int | str]) -> ir.Node:
+    """A node that reshapes ``value`` to (-1, *rest)."""
+    shape = np.array([-1, *rest], np.int64)
+    constant = ir.Value(name=f"{value.name}_shape", const_value=ir.tensor(shape, name=f"{value.name}_shape"))
+    constant.shape, constant.dtype = ir.Shape(shape.shape), ir.DataType.INT64
+    graph.register_initializer(constant)
+    return ir.node("Reshape", [value, constant])
 
 
 def append_decision(model: ir.Model, temperature: float) -> None:
@@ -131,8 +173,10 @@ def mlp_head(
     for index, (weight, bias) in enumerate(layers):
         if index:
             hidden = tape.op("Relu", [hidden])
-        parameters = [tape.initializer(ir.tensor(array, name=f"layer{index}.{name}"))
-                      for name, array in (("weight", weight), ("bias", bias))]
+        parameters = [
+            tape.initializer(ir.tensor(array, name=f"layer{index}.{name}"))
+            for name, array in (("weight", weight), ("bias", bias))
+        ]
         hidden = tape.op("Gemm", [hidden, *parameters], {"transB": 1})
     hidden.name, hidden.dtype, hidden.shape = LOGITS, ir.DataType.FLOAT, ir.Shape([BATCH, len(layers[-1][1])])
     graph.outputs.append(hidden)
@@ -202,7 +246,11 @@ def _explain(error: Exception) -> CaptureError:
     causes: list[BaseException] = [error]
     while (cause := causes[-1].__cause__ or causes[-1].__context__) is not None:
         causes.append(cause)
-    lines = [line for c in causes for line in str(c).splitlines() if "translating node" in line or "No ONNX function" in line]
+    lines = [
+        line for c in causes for line in str(c).splitlines() if "translating node" in line or "No ONNX function" in line
+    ]
     reason = lines[-1] if lines else (str(causes[-1]).splitlines() or [type(error).__name__])[0]
-    return CaptureError(f"the model cannot be written as ONNX: {reason}",
-                        hint="Replace that operation in the model by others with the same result.")
+    return CaptureError(
+        f"the model cannot be written as ONNX: {reason}",
+        hint="Replace that operation in the model by others with the same result.",
+    )

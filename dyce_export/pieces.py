@@ -6,13 +6,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import onnx_ir as ir
-
 from dyce_calibration.heads import TrainedHead
+from dyce_runtime.manifest import DECISION, FINAL, UNCUT, Exit, Head, Piece, TensorSpec
+
 from dyce_export import onnx_graphs
 from dyce_export.backbone import Backbone
 from dyce_export.exit_points import ExitPoint
 from dyce_export.onnx_graphs import BATCH, IMAGE, LOGITS
-from dyce_runtime.manifest import DECISION, FINAL, UNCUT, Exit, Head, Piece, TensorSpec
 
 
 def image_spec(input_size: tuple[int, int, int]) -> TensorSpec:
@@ -36,13 +36,21 @@ def node_names(points: Sequence[ExitPoint]) -> dict[str, str]:
 def decision_specs(classes: int) -> tuple[TensorSpec, ...]:
     """The outputs of every head."""
     logits, confidence, label = DECISION
-    return (TensorSpec(logits, "float32", (BATCH, classes)), TensorSpec(confidence, "float32", (BATCH,)),
-            TensorSpec(label, "int64", (BATCH,)))
+    return (
+        TensorSpec(logits, "float32", (BATCH, classes)),
+        TensorSpec(confidence, "float32", (BATCH,)),
+        TensorSpec(label, "int64", (BATCH,)),
+    )
 
 
 def write_backbone(
-    model: ir.Model, backbone: Backbone, input_size: tuple[int, int, int], classes: int, total_macs: int,
-    temperature: float, folder: Path,
+    model: ir.Model,
+    backbone: Backbone,
+    input_size: tuple[int, int, int],
+    classes: int,
+    total_macs: int,
+    temperature: float,
+    folder: Path,
 ) -> list[Piece]:
     """Write the segments and the uncut model (a span over all of them).
 
@@ -82,7 +90,10 @@ def write_heads(
         data = _write(graph, folder, file, {"piece": id, "exit": str(point.number)})
         outputs = decision_specs(len(head.layers[-1][1]))
         pieces.append(Piece(id, "head", file, index, index, inputs, outputs, head.macs, data))
-        pooled = tuple(f"axes {list(l.pooled)} of {spec.name}, channels {l.reason}" for l, spec in zip(layouts, inputs, strict=True))
+        pooled = tuple(
+            f"axes {list(l.pooled)} of {spec.name}, channels {l.reason}"
+            for l, spec in zip(layouts, inputs, strict=True)
+        )
         entry = Head(type=head.type, piece=id, trained=trained, temperature=head.temperature, pooled=pooled)
         exits.append(Exit(str(point.number), point.module, point.number, (entry,)))
     return pieces, [*exits, Exit(FINAL, "the model's own classifier")]

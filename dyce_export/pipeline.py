@@ -5,23 +5,38 @@ from __future__ import annotations
 import logging
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
 
 import msgspec
 import numpy as np
 import torch
-from torch import Tensor
-from torch.export import ExportedProgram
-
 from dyce_calibration.heads import DEFAULT_TYPE, Recipe, TrainedHead, untrained_heads
 from dyce_calibration.records import Costs
 from dyce_calibration.search import search
+from dyce_runtime.bundle import (
+    CONFIGURATIONS,
+    MANIFEST,
+    RECORDS,
+    SPLITS,
+    TEST_VECTORS,
+    Bundle,
+    files_of,
+    sha256_of,
+    write_document,
+)
+from dyce_runtime.configuration import FULL, Configuration, Configurations, Entry
+from dyce_runtime.datasets import Dataset, open_dataset
+from dyce_runtime.errors import VerificationError
+from dyce_runtime.manifest import FINAL, SCHEMA_VERSION, Manifest, Model, Verification
+from dyce_runtime.preprocessing import preprocess
+from torch import Tensor
+from torch.export import ExportedProgram
+
 from dyce_export.backbone import Backbone
 from dyce_export.calibrate import Calibration, calibrate
-from dyce_export.capture import capture, functionalise
+from dyce_export.capture import capture, functionalise, output_nodes
 from dyce_export.exit_points import ExitPoints, find_exit_points
 from dyce_export.onnx_graphs import to_onnx
 from dyce_export.pieces import image_spec, node_names, write_backbone, write_heads
@@ -30,12 +45,6 @@ from dyce_export.progress import Progress
 from dyce_export.sources import Source
 from dyce_export.staging import check_destination, staged
 from dyce_export.verify import TOLERANCE, Reference, compute_reference, probe_configuration, verify
-from dyce_runtime.bundle import CONFIGURATIONS, MANIFEST, RECORDS, SPLITS, TEST_VECTORS, Bundle, files_of, sha256_of, write_document
-from dyce_runtime.configuration import FULL, Configuration, Configurations, Entry
-from dyce_runtime.datasets import Dataset, open_dataset
-from dyce_runtime.errors import VerificationError
-from dyce_runtime.manifest import FINAL, SCHEMA_VERSION, Manifest, Model, Verification
-from dyce_runtime.preprocessing import preprocess
 
 log = logging.getLogger("dyce_export")
 
@@ -71,9 +80,22 @@ class Export:
     seconds: dict[str, float]
 
 
-def exit_points(source: Source, progress: Progress | None = None) -> ExitPoints:
+@dataclass(frozen=True)
+class Prepared:
+    """A captured model, its chosen exits and opened data: everything that can be checked at once was."""
+
+    source: Source
+    program: ExportedProgram
+    backbone: Backbone
+    total_macs: int
+    classes: int
+    data: Dataset | None
+    val: Dataset | None
+
+
+def list_exit_points(source: Source, progress: Progress) -> ExitPoints:
     """Capture a model and number its exit points. Raises CaptureError."""
-    return _capture(source, progress or Progress())[1]
+    return _capture(source, progress)[1]
 
 
 def export_source(
@@ -99,30 +121,66 @@ def export_source(
     """
     progress = progress or Progress()
     check_destination(output, force=options.force)
+    prepared = prepare(source, exits, data=data, val=val, options=options, progress=progress)
+    return write_bundle(prepared, output, options=options, progress=progress)
+
+
+def prepare(
+    source: Source,
+    exits: Sequence[str],
+    *,
+    data: str | Path | None,
+    val: str | Path | None,
+    options: Options,
+    progress: Progress,
+) -> Prepared:
+    """Capture the model, choose its exits and open the data; writes nothing.
+
+    Raises:
+        CaptureError, ExitPointError, DataError: what is wrong with the model, the exits or the data.
+    """
     if source.weights == "random" and source.module is not None:
         condition(source.module, synthetic_images(16, source.input_size, seed=1))
     program, points = _capture(source, progress)
-    chosen = points.select(exits)
-    fitting, held_out = _open_data(source, _classes(program), data, val, options)
-    backbone = Backbone(program, chosen)
-    model: Any = source.module if source.module is not None else (lambda images: backbone(images)[0])
+    classes = int(output_nodes(program)[0].meta["val"].shape[1])
+    backbone = Backbone(program, points.select(exits))
+
+    def opened(place: str | Path | None) -> Dataset | None:
+        if place is None:
+            return None
+        names = source.class_names
+        return open_dataset(place, class_names=names, num_classes=classes, classes_file=options.classes_file).check()
+
+    return Prepared(source, program, backbone, points.total_macs, classes, opened(data), opened(val))
+
+
+def write_bundle(prepared: Prepared, output: Path, *, options: Options, progress: Progress) -> Export:
+    """Train heads, choose configurations, cut, verify and write; nothing stands at ``output`` if a step fails."""
+    source, backbone = prepared.source, prepared.backbone
     with staged(output, force=options.force) as folder:
+        probes = _probe_images(source, prepared.val or prepared.data, probe_count(prepared.total_macs))
         calibration = None
-        probes = _probe_images(source, held_out or fitting, probe_count(points.total_macs))
-        if fitting is not None:
+        if prepared.data is not None:
             work = folder / "features"
             calibration = calibrate(
-                backbone, fitting, held_out, source.preprocessing, work, options.recipe, seed=options.seed,
+                backbone,
+                prepared.data,
+                prepared.val,
+                source.preprocessing,
+                work,
+                options.recipe,
+                seed=options.seed,
                 progress=progress,
             )
             shutil.rmtree(work)
             heads = calibration.heads
         else:
-            heads = untrained_heads(backbone(probes)[1], _classes(program), DEFAULT_TYPE, seed=options.seed)
+            heads = untrained_heads(backbone(probes)[1], prepared.classes, DEFAULT_TYPE, seed=options.seed)
         with progress.stage("reference"):
+            model = source.module or (lambda images: backbone(images)[0])
             reference = compute_reference(model, backbone, heads, probes)
         with progress.stage("onnx"):
-            manifest = _write_pieces(source, program, backbone, points, heads, calibration, folder)
+            manifest = _write_pieces(prepared, heads, calibration, folder)
         probe = probe_configuration(manifest, reference)
         configurations = _configurations(manifest, calibration, probe)
         write_document(configurations, folder / CONFIGURATIONS)
@@ -130,9 +188,8 @@ def export_source(
             verification = verify(Bundle(folder, manifest, configurations), reference, probe, options.tolerance)
             _require_passed(verification)
         _write_test_vectors(reference, probe, folder)
-        manifest = msgspec.structs.replace(
-            manifest, verification=verification, files={name: sha256_of(folder / name) for name in files_of(folder)}
-        )
+        hashes = {name: sha256_of(folder / name) for name in files_of(folder)}
+        manifest = msgspec.structs.replace(manifest, verification=verification, files=hashes)
         write_document(manifest, folder / MANIFEST)
     return Export(output, manifest, configurations, progress.seconds)
 
@@ -147,17 +204,6 @@ def _capture(source: Source, progress: Progress) -> tuple[ExportedProgram, ExitP
         return program, find_exit_points(program)
 
 
-def _open_data(
-    source: Source, classes: int, data: str | Path | None, val: str | Path | None, options: Options
-) -> tuple[Dataset | None, Dataset | None]:
-    def opened(place: str | Path) -> Dataset:
-        return open_dataset(
-            place, class_names=source.class_names, num_classes=classes, classes_file=options.classes_file
-        ).check()
-
-    return (opened(data) if data is not None else None, opened(val) if val is not None else None)
-
-
 def _probe_images(source: Source, data: Dataset | None, count: int) -> Tensor:
     """Real pictures where there are any, spread over the data set; synthetic ones otherwise."""
     if data is None:
@@ -166,18 +212,15 @@ def _probe_images(source: Source, data: Dataset | None, count: int) -> Tensor:
     return torch.from_numpy(preprocess(data.images(rows), source.preprocessing))
 
 
-def _classes(program: ExportedProgram) -> int:
-    return int(program.graph.output_node().args[0][0].meta["val"].shape[1])  # type: ignore[union-attr, index]
-
-
 def _write_pieces(
-    source: Source, program: ExportedProgram, backbone: Backbone, points: ExitPoints, heads: Sequence[TrainedHead],
-    calibration: Calibration | None, folder: Path,
+    prepared: Prepared, heads: Sequence[TrainedHead], calibration: Calibration | None, folder: Path
 ) -> Manifest:
-    classes = _classes(program)
+    source, backbone, program = prepared.source, prepared.backbone, prepared.program
     graph = to_onnx(program, node_names(backbone.points))
     temperature = calibration.final_temperature if calibration else 1.0
-    bodies = write_backbone(graph, backbone, source.input_size, classes, points.total_macs, temperature, folder)
+    bodies = write_backbone(
+        graph, backbone, source.input_size, prepared.classes, prepared.total_macs, temperature, folder
+    )
     head_pieces, exits = write_heads(backbone, heads, trained=calibration is not None, folder=folder)
     if calibration is not None:
         (folder / RECORDS).parent.mkdir()
@@ -187,9 +230,14 @@ def _write_pieces(
         schema_version=SCHEMA_VERSION,
         producer=_producer(),
         model=Model(
-            name=source.name, source=source.origin, weights=source.weights, num_classes=classes,
-            macs=points.total_macs, parameters=sum(tensor.numel() for tensor in program.parameters()),
-            sha256=source.sha256, class_names=source.class_names,
+            name=source.name,
+            source=source.origin,
+            weights=source.weights,
+            num_classes=prepared.classes,
+            macs=prepared.total_macs,
+            parameters=sum(tensor.numel() for tensor in program.parameters()),
+            sha256=source.sha256,
+            class_names=source.class_names,
         ),
         input=image_spec(source.input_size),
         preprocessing=source.preprocessing,
@@ -235,7 +283,9 @@ def _write_test_vectors(reference: Reference, probe: Configuration, folder: Path
     path.parent.mkdir()
     count = _TEST_VECTORS
     np.savez_compressed(
-        path, images=reference.images[:count], logits=reference.logits[:count],
+        path,
+        images=reference.images[:count],
+        logits=reference.logits[:count],
         confidences=np.stack(reference.confidences, axis=1)[:count],
         probe=np.array([setting.threshold for setting in probe.exits.values()], np.float32),
     )

@@ -41,7 +41,9 @@ def condition(module: nn.Module, images: Tensor) -> None:
         for parameter in module.parameters():
             if parameter.ndim >= 2 and not parameter.any():
                 nn.init.trunc_normal_(parameter, std=0.02)
-        norms = [m for m in module.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats]
+        norms = [
+            m for m in module.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats
+        ]
         if not norms:
             return
         momenta = [norm.momentum for norm in norms]

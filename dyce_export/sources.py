@@ -18,6 +18,8 @@ from typing import Any, Literal
 from urllib.parse import urlparse
 
 import torch
+from dyce_runtime.errors import ModelError, UsageError
+from dyce_runtime.manifest import Preprocessing
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
@@ -30,8 +32,6 @@ from dyce_export.checkpoints import (
     strip_prefixes,
     working_directory_importable,
 )
-from dyce_runtime.errors import ModelError, UsageError
-from dyce_runtime.manifest import Preprocessing
 
 Size = tuple[int, int, int]
 Weights = Literal["pretrained", "checkpoint", "module", "random"]
@@ -508,7 +508,6 @@ def _call_factory(factory: str) -> nn.Module:
         raise UsageError(f"the factory is {factory!r}; expected PACKAGE.MODULE:CALLABLE")
     with working_directory_importable(), _seeded():
         try:
-            importlib.invalidate_caches()
             imported = importlib.import_module(path)
         except Exception as error:  # importing runs the user's code
             raise ModelError(f"cannot import {path!r} of the factory {factory}: {_reason(error)}") from error

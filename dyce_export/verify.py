@@ -11,12 +11,8 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
-from torch import Tensor
-
 from dyce_calibration.heads import TrainedHead
 from dyce_calibration.temperature import softmax
-from dyce_export.backbone import Backbone
 from dyce_runtime import targets
 from dyce_runtime.bundle import Bundle
 from dyce_runtime.configuration import Configuration, ExitSetting, float32_midpoint
@@ -24,6 +20,10 @@ from dyce_runtime.contracts import Device, TargetSpec
 from dyce_runtime.manifest import UNCUT, Manifest, Verification
 from dyce_runtime.plan import Plan, make_plan
 from dyce_runtime.session import Session
+from numpy.typing import NDArray
+from torch import Tensor
+
+from dyce_export.backbone import Backbone
 
 Floats = NDArray[np.float32]
 
@@ -100,8 +100,13 @@ def verify(bundle: Bundle, reference: Reference, probe: Configuration, tolerance
         agreement, exempt, errors["routed"] = _exit_agreement(session, reference, make_plan(bundle.manifest, probe))
     control = _control(reference.logits)
     verdict = {
-        "tolerance": tolerance, "max_relative_error": max(errors.values()), "seams": errors, "control": control,
-        "exit_agreement": agreement, "exempt": exempt, "samples": len(reference.images),
+        "tolerance": tolerance,
+        "max_relative_error": max(errors.values()),
+        "seams": errors,
+        "control": control,
+        "exit_agreement": agreement,
+        "exempt": exempt,
+        "samples": len(reference.images),
     }
     reason = _inconclusive(control, tolerance, exempt, len(reference.images))
     if reason:
@@ -181,8 +186,10 @@ def _control(logits: Floats) -> float:
 
 def _inconclusive(control: float, tolerance: float, exempt: int, samples: int) -> str:
     if not control >= 10 * tolerance:
-        return (f"the logits hardly depend on the input: two different inputs differ by {control:.1e} of their scale, "
-                f"at least {10 * tolerance:.0e} is needed to compare anything")
+        return (
+            f"the logits hardly depend on the input: two different inputs differ by {control:.1e} of their scale, "
+            f"at least {10 * tolerance:.0e} is needed to compare anything"
+        )
     if exempt > _MOST_EXEMPT * samples:
         return f"{exempt} of {samples} samples are too close to a probe threshold to be compared"
     return ""

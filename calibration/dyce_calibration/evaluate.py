@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import numpy as np
-
-from dyce_calibration.records import Costs, Records, exit_order
 from dyce_runtime.configuration import ExitSetting, Figures
 from dyce_runtime.manifest import FINAL
+
+from dyce_calibration.records import Costs, Records, exit_order
 
 
 def evaluate(records: Records, costs: Costs, exits: Mapping[str, ExitSetting]) -> Figures:
@@ -40,6 +40,9 @@ def evaluate(records: Records, costs: Costs, exits: Mapping[str, ExitSetting]) -
     accuracy = correct / count
     base = float((records.predictions[:, -1] == records.labels).mean())
     return Figures(
-        accuracy=accuracy, loss=base - accuracy, cost=paid / (count * costs.backbone[FINAL]), samples=count,
+        accuracy=accuracy,
+        loss=base - accuracy,
+        cost=paid / (count * costs.backbone[FINAL]),
+        samples=count,
         share_per_exit=tuple(shares),
     )

@@ -10,11 +10,11 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 import torch.nn.functional as F
+from dyce_runtime.errors import UsageError
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from dyce_calibration.features import Features
-from dyce_runtime.errors import UsageError
 
 DEFAULT_TYPE = "mlp1x1000"
 
@@ -105,10 +105,12 @@ def train_heads(
         for _ in progress(range(recipe.epochs)):
             for rows in _batches(len(features), recipe.batch):
                 targets = _Targets.of(features, rows)
-                loss = torch.stack([
-                    targets.loss(head((torch.from_numpy(store[rows]) - mean) / std), recipe)
-                    for head, store, (mean, std) in zip(heads, features.exits, moments, strict=True)
-                ]).sum()
+                loss = torch.stack(
+                    [
+                        targets.loss(head((torch.from_numpy(store[rows]) - mean) / std), recipe)
+                        for head, store, (mean, std) in zip(heads, features.exits, moments, strict=True)
+                    ]
+                ).sum()
                 optimiser.zero_grad()
                 loss.backward()  # type: ignore[no-untyped-call]
                 optimiser.step()

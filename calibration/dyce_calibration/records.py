@@ -7,9 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
-
 from dyce_runtime.errors import DataError
+from numpy.typing import NDArray
 
 
 @dataclass(frozen=True)
@@ -39,8 +38,14 @@ class Records:
     def of_split(self, name: str) -> Records:
         """The records of one split."""
         rows = self.split == name
-        return Records(self.heads, self.predictions[rows], self.confidences[rows], self.labels[rows],
-                       self.hashes[rows], self.split[rows])
+        return Records(
+            self.heads,
+            self.predictions[rows],
+            self.confidences[rows],
+            self.labels[rows],
+            self.hashes[rows],
+            self.split[rows],
+        )
 
     def column(self, exit: str, head: str) -> int:
         """The column of a head. Raises KeyError if it was not recorded."""
@@ -52,9 +57,14 @@ class Records:
     def save(self, path: Path) -> None:
         """Write an ``.npz``."""
         np.savez_compressed(
-            path, exit=np.array([exit for exit, _ in self.heads], np.str_),
-            head=np.array([head for _, head in self.heads], np.str_), predictions=self.predictions,
-            confidences=self.confidences, labels=self.labels, hashes=self.hashes, split=self.split,
+            path,
+            exit=np.array([exit for exit, _ in self.heads], np.str_),
+            head=np.array([head for _, head in self.heads], np.str_),
+            predictions=self.predictions,
+            confidences=self.confidences,
+            labels=self.labels,
+            hashes=self.hashes,
+            split=self.split,
         )
 
     @staticmethod
@@ -63,8 +73,9 @@ class Records:
         try:
             with np.load(path, allow_pickle=False) as file:
                 heads = tuple(zip(file["exit"].tolist(), file["head"].tolist(), strict=True))
-                return Records(heads, file["predictions"], file["confidences"], file["labels"], file["hashes"],
-                               file["split"])
+                return Records(
+                    heads, file["predictions"], file["confidences"], file["labels"], file["hashes"], file["split"]
+                )
         except (OSError, KeyError, ValueError) as error:
             raise DataError(f"{path} does not hold records: {error}") from error
 

@@ -14,8 +14,12 @@ HELP = "Measure every configuration next to the uncut model, on real pictures."
 
 def command(
     bundle: Annotated[Path, typer.Argument(help="The bundle.", show_default=False)],
-    data: Annotated[str, typer.Option(help="Pictures: a folder, .npz, MNIST-style folder or `digits`.", show_default=False)],
-    config: Annotated[list[str] | None, typer.Option(help="Configuration (repeatable); all of them without it.")] = None,
+    data: Annotated[
+        str, typer.Option(help="Pictures: a folder, .npz, MNIST-style folder or `digits`.", show_default=False)
+    ],
+    config: Annotated[
+        list[str] | None, typer.Option(help="Configuration (repeatable); all of them without it.")
+    ] = None,
     batch: Annotated[int, typer.Option(min=1, help="Pictures per call.")] = 1,
     limit: Annotated[int, typer.Option(min=1, help="At most that many pictures, spread over the data.")] = 1000,
     classes: Annotated[Path | None, typer.Option(help="File that maps class folders to the model's classes.")] = None,
@@ -32,7 +36,9 @@ def command(
 
     with dyce_runtime.load(bundle, target, threads=threads, pool="global", allow_untrained=True) as session:
         model = session.manifest.model
-        dataset = open_dataset(data, class_names=model.class_names, num_classes=model.num_classes, classes_file=classes).check()
+        dataset = open_dataset(
+            data, class_names=model.class_names, num_classes=model.num_classes, classes_file=classes
+        ).check()
         names = config or list(session.bundle.configurations.named)
         with progress_bar(quiet=quiet) as track:
             document = benchmark(
@@ -47,20 +53,41 @@ def command(
 def _show(bundle: Path, source: str, document: dict[str, Any]) -> None:
     environment, uncut = document["environment"], document["uncut"]
     splits = ", ".join(f"{count} {name}" for name, count in document["splits"].items())
-    out.print(f"{bundle.name} on {document['samples']} pictures of {source}, {document['batch']} per call", highlight=False)
+    out.print(
+        f"{bundle.name} on {document['samples']} pictures of {source}, {document['batch']} per call", highlight=False
+    )
     out.print(
         f"{environment['cpu']}, {environment['cores']} cores, threads {environment['threads']}, "
-        f"{environment['target']} {environment['engine']}, {environment['date']}", highlight=False,
+        f"{environment['target']} {environment['engine']}, {environment['date']}",
+        highlight=False,
     )
     out.print(f"These pictures by what they were used for when the bundle was made: {splits}.", highlight=False)
     rows = [("uncut model", *_times(uncut), "1.00", "100%", _percent(uncut["accuracy"]), "", "")]
     for entry in document["configurations"]:
         shares = " ".join(f"{exit}:{share:.0%}" for exit, share in entry["share_per_exit"].items() if share)
-        rows.append((
-            entry["name"], *_times(entry), f"{entry['time_ratio_to_uncut']:.2f}", f"{entry['macs_share']:.0%}",
-            _percent(entry["accuracy"]), _percent(entry["same_label_as_uncut"]), shares,
-        ))
-    columns = ("configuration", "mean ms", "p50", "p90", "p99", "time", "MACs", "accuracy", "as uncut", "share per exit")
+        rows.append(
+            (
+                entry["name"],
+                *_times(entry),
+                f"{entry['time_ratio_to_uncut']:.2f}",
+                f"{entry['macs_share']:.0%}",
+                _percent(entry["accuracy"]),
+                _percent(entry["same_label_as_uncut"]),
+                shares,
+            )
+        )
+    columns = (
+        "configuration",
+        "mean ms",
+        "p50",
+        "p90",
+        "p99",
+        "time",
+        "MACs",
+        "accuracy",
+        "as uncut",
+        "share per exit",
+    )
     print_table("time and MACs are relative to the uncut model", columns, rows)
     out.print(document["verdict"], highlight=False)
 

@@ -16,12 +16,14 @@ from typing import Annotated, Any, TypeVar
 import click
 import msgspec
 import typer
+from dyce_runtime.errors import DyceError, UsageError
 from rich.console import Console
 from rich.logging import RichHandler
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import Progress as Bars
 from rich.table import Table
 
-from dyce_runtime.errors import DyceError, UsageError
+from dyce_export.progress import Progress
 
 SCHEMA_VERSION = "1.0"
 EXIT_USAGE = 2
@@ -68,9 +70,35 @@ def print_table(title: str, columns: Iterable[str], rows: Iterable[Iterable[obje
 @contextmanager
 def progress_bar(*, quiet: bool) -> Iterator[Callable[[Iterable[_Item], str], Iterable[_Item]]]:
     """A function that draws a bar on stderr while it passes items through; nothing where stderr is no terminal."""
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=err, disable=quiet or not err.is_terminal, transient=True) as bars:
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
+    with Bars(*columns, console=err, disable=quiet or not err.is_terminal, transient=True) as bars:
         yield lambda items, description: bars.track(items, description=description)
+
+
+class _DrawnProgress(Progress):
+    def __init__(self, track: Callable[[Iterable[Any], str], Iterable[Any]], *, quiet: bool) -> None:
+        super().__init__()
+        self._track, self._quiet = track, quiet
+
+    def started(self, name: str) -> None:
+        if not self._quiet:
+            err.print(f"{name} ...", style="dim", highlight=False)
+
+    def track(self, items: Iterable[_Item], description: str) -> Iterable[_Item]:
+        return self._track(items, description)
+
+
+@contextmanager
+def drawn_progress(*, quiet: bool) -> Iterator[Progress]:
+    """The pipeline's progress on stderr: a line per stage, a bar where something is counted."""
+    with progress_bar(quiet=quiet) as track:
+        yield _DrawnProgress(track, quiet=quiet)
 
 
 def run(app: typer.Typer, name: str, arguments: list[str] | None = None) -> int:

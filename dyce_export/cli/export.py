@@ -3,46 +3,74 @@
 from __future__ import annotations
 
 import importlib.util
-import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-
-from dyce_export.cli.console import Json, Quiet, Verbose, err, out, print_json, print_table, progress_bar, set_up
-from dyce_export.cli.inspect import show_configurations
 from dyce_runtime.errors import ModelError, UsageError
+
+from dyce_export.cli.console import Json, Quiet, Verbose, drawn_progress, out, print_json, print_table, set_up
+from dyce_export.cli.inspect import show_configurations, verification_line
 
 if TYPE_CHECKING:
     from dyce_export.exit_points import ExitPoints
     from dyce_export.pipeline import Export
     from dyce_export.sources import InputOverrides, Source
 
-HELP = "Make a model early-exit: split it at the exit points, train heads, choose configurations, verify, write a bundle."
-
-log = logging.getLogger("dyce_export")
+HELP = (
+    "Make a model early-exit: split it at the exit points, train heads, choose configurations, verify, write a bundle."
+)
 
 
 def command(
-    model: Annotated[str | None, typer.Argument(help="Checkpoint (.pt, .pth, .safetensors), .pt2 or timm:NAME.", show_default=False)] = None,
-    exits: Annotated[str | None, typer.Option(help="Exit points: numbers or module names, such as 3,7,12.", show_default=False)] = None,
-    list_exits: Annotated[bool, typer.Option("--list-exits", help="Print the exit points of the model and stop.")] = False,
-    data: Annotated[str | None, typer.Option(help="Pictures that fit the heads: a folder of class folders, .npz, MNIST-style folder or `digits`.", show_default=False)] = None,
-    val: Annotated[str | None, typer.Option(help="Pictures that the model has never seen: they choose the configurations.", show_default=False)] = None,
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="The bundle; MODEL.dyce here without it.", show_default=False)] = None,
+    model: Annotated[
+        str | None, typer.Argument(help="Checkpoint (.pt, .pth, .safetensors), .pt2 or timm:NAME.", show_default=False)
+    ] = None,
+    exits: Annotated[
+        str | None, typer.Option(help="Exit points: numbers or module names, such as 3,7,12.", show_default=False)
+    ] = None,
+    list_exits: Annotated[
+        bool, typer.Option("--list-exits", help="Print the exit points of the model and stop.")
+    ] = False,
+    data: Annotated[
+        str | None,
+        typer.Option(
+            help="Pictures that fit the heads: a folder of class folders, .npz, MNIST-style folder or `digits`.",
+            show_default=False,
+        ),
+    ] = None,
+    val: Annotated[
+        str | None,
+        typer.Option(
+            help="Pictures that the model has never seen: they choose the configurations.", show_default=False
+        ),
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="The bundle; MODEL.dyce here without it.", show_default=False)
+    ] = None,
     arch: Annotated[str | None, typer.Option(help="timm architecture of a checkpoint.", show_default=False)] = None,
-    factory: Annotated[str | None, typer.Option("--model", help="package.module:function that makes the model.", show_default=False)] = None,
-    classes: Annotated[Path | None, typer.Option(help="File that maps class folders to the model's classes.", show_default=False)] = None,
+    factory: Annotated[
+        str | None, typer.Option("--model", help="package.module:function that makes the model.", show_default=False)
+    ] = None,
+    classes: Annotated[
+        Path | None, typer.Option(help="File that maps class folders to the model's classes.", show_default=False)
+    ] = None,
     input_size: Annotated[str | None, typer.Option(help="Channels,height,width.", show_default=False)] = None,
     mean: Annotated[str | None, typer.Option(help="Per channel, on the scale 0 to 1.", show_default=False)] = None,
     std: Annotated[str | None, typer.Option(help="Per channel, on the scale 0 to 1.", show_default=False)] = None,
-    interpolation: Annotated[str | None, typer.Option(help="Of the resize: bilinear, bicubic, …", show_default=False)] = None,
-    crop_pct: Annotated[float | None, typer.Option(help="Crop edge divided by the edge resized to.", show_default=False)] = None,
+    interpolation: Annotated[
+        str | None, typer.Option(help="Of the resize: bilinear, bicubic, …", show_default=False)
+    ] = None,
+    crop_pct: Annotated[
+        float | None, typer.Option(help="Crop edge divided by the edge resized to.", show_default=False)
+    ] = None,
     epochs: Annotated[int | None, typer.Option(min=1, help="Epochs of head training.", show_default=False)] = None,
     seed: Annotated[int, typer.Option(help="Of splits and head training.")] = 0,
     trust_pickle: Annotated[bool, typer.Option("--trust-pickle", help="Allow a checkpoint to run code.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace the bundle if it exists.")] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check everything that can be checked at once, and stop.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Check everything that can be checked at once, and stop.")
+    ] = False,
     json: Json = False,
     verbose: Verbose = False,
     quiet: Quiet = False,
@@ -55,31 +83,28 @@ def command(
     if list_exits and exits is not None:
         raise UsageError("--list-exits and --exits do not go together", hint="--list-exits only prints.")
     if val is not None and data is None:
-        raise UsageError("--val was given without --data", hint="--data fits the heads; --val then chooses configurations.")
+        raise UsageError(
+            "--val was given without --data", hint="--data fits the heads; --val then chooses configurations."
+        )
     _require_extra()
-    from dyce_export.pipeline import Options, export_source
+    from dyce_export.pipeline import Options, list_exit_points, prepare, write_bundle
     from dyce_export.sources import load_source
+    from dyce_export.staging import check_destination
 
     destination = output or Path(f"{_stem(model, factory)}.dyce")
     overrides = _overrides(input_size, mean, std, interpolation, crop_pct)
-    with _Progress(quiet=quiet or json, verbose=verbose) as progress:
+    options = Options(force=force, classes_file=classes, seed=seed, **_recipe(epochs))
+    with drawn_progress(quiet=quiet) as progress:
         if not list_exits:
-            from dyce_export.staging import check_destination
-
             check_destination(destination, force=force)
         with progress.stage("load"):
             source = load_source(model, arch=arch, factory=factory, trust_pickle=trust_pickle, overrides=overrides)
-        if list_exits:
-            from dyce_export.pipeline import exit_points
-
-            points = exit_points(source, progress)
+        if exits is None:
+            points = list_exit_points(source, progress)
         else:
-            options = Options(force=force, classes_file=classes, seed=seed, **_recipe(epochs))
-            result = export_source(
-                source, exits.split(","), destination, data=data, val=val, options=options, progress=progress,  # type: ignore[union-attr]
-                dry_run=dry_run,
-            )
-    if list_exits:
+            prepared = prepare(source, exits.split(","), data=data, val=val, options=options, progress=progress)
+            result = None if dry_run else write_bundle(prepared, destination, options=options, progress=progress)
+    if exits is None:
         _show_exit_points(source, points, json)
     elif result is None:
         _show_dry_run(destination, json)
@@ -88,7 +113,11 @@ def command(
 
 
 def _require_extra() -> None:
-    missing = [name for name in ("torch", "timm", "onnx", "onnxscript", "onnxruntime") if importlib.util.find_spec(name) is None]
+    missing = [
+        name
+        for name in ("torch", "timm", "onnx", "onnxscript", "onnxruntime")
+        if importlib.util.find_spec(name) is None
+    ]
     if missing:
         raise ModelError(
             f"exporting needs {', '.join(missing)}, which are not installed here",
@@ -123,36 +152,14 @@ def _overrides(
     return InputOverrides(size, numbers(mean, float, "--mean"), numbers(std, float, "--std"), interpolation, crop_pct)
 
 
-class _Progress:
-    """The pipeline's progress on stderr: a line per step, a bar where something is counted."""
-
-    def __new__(cls, *, quiet: bool, verbose: bool) -> Any:
-        from contextlib import contextmanager
-
-        from dyce_export.progress import Progress
-
-        @contextmanager
-        def drawn() -> Any:
-            with progress_bar(quiet=quiet) as track:
-
-                class Drawn(Progress):
-                    def started(self, name: str) -> None:
-                        if not quiet:
-                            err.print(f"{name} …", style="dim", highlight=False)
-
-                    def track(self, items: Any, description: str) -> Any:
-                        return track(items, description)
-
-                yield Drawn()
-
-        return drawn()
-
-
 def _show_exit_points(source: Source, points: ExitPoints, json: bool) -> None:
     if json:
         document = [
             {
-                "number": p.number, "module": p.module, "macs": p.macs, "share": p.share,
+                "number": p.number,
+                "module": p.module,
+                "macs": p.macs,
+                "share": p.share,
                 "tensors": [{"name": n, "shape": list(s)} for n, s in zip(p.nodes, p.shapes, strict=True)],
             }
             for p in points.points
@@ -160,7 +167,13 @@ def _show_exit_points(source: Source, points: ExitPoints, json: bool) -> None:
         print_json("export", {"model": source.name, "macs": points.total_macs, "exit_points": document})
         return
     rows = [
-        (p.number, p.module, " + ".join("x".join(map(str, s)) for s in p.shapes), f"{p.macs / 1e6:,.1f}", f"{p.share:.1%}")
+        (
+            p.number,
+            p.module,
+            " + ".join("x".join(map(str, s)) for s in p.shapes),
+            f"{p.macs / 1e6:,.1f}",
+            f"{p.share:.1%}",
+        )
         for p in points.points
     ]
     title = f"{source.name}: {len(rows)} exit points, {points.total_macs / 1e6:,.1f} MMACs in all"
@@ -171,7 +184,9 @@ def _show_dry_run(destination: Path, json: bool) -> None:
     if json:
         print_json("export", {"bundle": str(destination), "dry_run": True})
     else:
-        out.print(f"{destination} could be written: model, exits and data are in order. Nothing was written.", highlight=False)
+        out.print(
+            f"{destination} could be written: model, exits and data are in order. Nothing was written.", highlight=False
+        )
 
 
 def _show_export(result: Export, json: bool) -> None:
@@ -182,18 +197,30 @@ def _show_export(result: Export, json: bool) -> None:
         verification = manifest.verification
         assert verification is not None
         verify = {
-            "verdict": verification.verdict, "max_relative_error": verification.max_relative_error,
-            "exit_agreement": verification.exit_agreement, "exempt": verification.exempt, "samples": verification.samples,
+            "verdict": verification.verdict,
+            "max_relative_error": verification.max_relative_error,
+            "exit_agreement": verification.exit_agreement,
+            "exempt": verification.exempt,
+            "samples": verification.samples,
         }
-        print_json("export", {
-            "bundle": str(result.path), "exits": [exit.id for exit in manifest.exits], "heads": manifest.heads,
-            "weights": manifest.model.weights, "verify": verify, "seconds": result.seconds,
-            "configurations": msgspec.to_builtins(result.configurations.named),
-        })
+        print_json(
+            "export",
+            {
+                "bundle": str(result.path),
+                "exits": [exit.id for exit in manifest.exits],
+                "heads": manifest.heads,
+                "weights": manifest.model.weights,
+                "verify": verify,
+                "seconds": result.seconds,
+                "configurations": msgspec.to_builtins(result.configurations.named),
+            },
+        )
         return
-    from dyce_export.cli.inspect import show_verification
-
-    out.print(f"[bold]{result.path}[/] written, verification {show_verification(manifest.verification)}", highlight=False)
+    out.print(
+        f"[bold]{result.path}[/] written, verification {verification_line(manifest.verification)}", highlight=False
+    )
     show_configurations(result.configurations, [exit.id for exit in manifest.exits])
     if manifest.heads == "untrained":
-        out.print("The heads are untrained: this bundle shows structure and speed. Train them with --data.", highlight=False)
+        out.print(
+            "The heads are untrained: this bundle shows structure and speed. Train them with --data.", highlight=False
+        )

@@ -22,9 +22,8 @@ def command(
     if bundle is None:
         _targets(json)
         return
-    import msgspec
-
     import dyce_runtime
+    import msgspec
 
     opened = dyce_runtime.open_bundle(bundle)
     if json:
@@ -48,14 +47,17 @@ def _show(bundle: Any) -> None:
     manifest = bundle.manifest
     model, verification = manifest.model, manifest.verification
     facts = [
-        ("model", f"{model.name} ({model.source}), {model.parameters / 1e6:.1f} M parameters, {model.macs / 1e6:.1f} MMACs"),
+        (
+            "model",
+            f"{model.name} ({model.source}), {model.parameters / 1e6:.1f} M parameters, {model.macs / 1e6:.1f} MMACs",
+        ),
         ("weights", model.weights),
         ("classes", model.num_classes),
         ("input", f"{manifest.input.dtype} ({', '.join(map(str, manifest.input.shape))})"),
         ("preprocessing", _preprocessing(manifest.preprocessing)),
         ("heads", manifest.heads),
         ("samples", _samples(manifest.splits)),
-        ("verification", _verification(verification)),
+        ("verification", verification_line(verification)),
         ("made by", ", ".join(f"{name} {version}" for name, version in manifest.producer.items())),
     ]
     for name, value in facts:
@@ -79,16 +81,33 @@ def show_configurations(configurations: Any, exits: list[str]) -> None:
         thresholds = " ".join(f"{id}>{s.threshold:.3f}" for id, s in entry.exits.items()) or "no exits"
         cells = [name, thresholds]
         for figures in (entry.search, entry.test):
-            cells += ["", "", ""] if figures is None else [
-                f"{figures.accuracy:.1%}", f"{100 * figures.loss:+.2f}", f"{figures.cost:.0%}"
-            ]
-        shares = "" if entry.test is None else " ".join(
-            f"{id}:{share:.0%}" for id, share in zip(exits, entry.test.share_per_exit, strict=True) if share
+            cells += (
+                ["", "", ""]
+                if figures is None
+                else [f"{figures.accuracy:.1%}", f"{100 * figures.loss:+.2f}", f"{figures.cost:.0%}"]
+            )
+        shares = (
+            ""
+            if entry.test is None
+            else " ".join(
+                f"{id}:{share:.0%}" for id, share in zip(exits, entry.test.share_per_exit, strict=True) if share
+            )
         )
         rows.append((*cells, shares))
-    columns = ("configuration", "leave if confidence", "accuracy", "loss", "cost", "accuracy", "loss", "cost", "share per exit")
+    columns = (
+        "configuration",
+        "leave if confidence",
+        "accuracy",
+        "loss",
+        "cost",
+        "accuracy",
+        "loss",
+        "cost",
+        "share per exit",
+    )
     columns = tuple(
-        f"{column} ({'search' if index < 5 else 'test'})" if 2 <= index < 8 else column for index, column in enumerate(columns)
+        f"{column} ({'search' if index < 5 else 'test'})" if 2 <= index < 8 else column
+        for index, column in enumerate(columns)
     )
     print_table("configurations (loss in points against full; cost in MACs relative to full)", columns, rows)
 
@@ -106,8 +125,11 @@ def _samples(splits: Any) -> str:
     )
 
 
-def _verification(v: Any) -> str:
+def verification_line(v: Any) -> str:
+    """A verification in one line."""
     if v is None:
         return "none"
-    return (f"{v.verdict}: largest relative error {v.max_relative_error:.1e} (at most {v.tolerance:.0e}), exits agree on "
-            f"{v.exit_agreement:.1%} of {v.samples} samples ({v.exempt} exempt)")
+    return (
+        f"{v.verdict}: largest relative error {v.max_relative_error:.1e} (at most {v.tolerance:.0e}), exits agree on "
+        f"{v.exit_agreement:.1%} of {v.samples} samples ({v.exempt} exempt)"
+    )

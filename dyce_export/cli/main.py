@@ -7,7 +7,9 @@ import typer
 from dyce_export.cli import bench, console, export, inspect, run
 
 app = typer.Typer(
-    help="Early-exit image classifiers: export, run, measure.", no_args_is_help=True, add_completion=True,
+    help="Early-exit image classifiers: export, run, measure.",
+    no_args_is_help=True,
+    add_completion=True,
     pretty_exceptions_enable=False,
 )
 app.command("export", help=export.HELP)(export.command)

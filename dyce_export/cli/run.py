@@ -14,7 +14,9 @@ HELP = "Classify pictures with a bundle."
 
 def command(
     bundle: Annotated[Path, typer.Argument(help="The bundle.", show_default=False)],
-    inputs: Annotated[list[str], typer.Argument(help="Pictures, folders of pictures or data sets.", show_default=False)],
+    inputs: Annotated[
+        list[str], typer.Argument(help="Pictures, folders of pictures or data sets.", show_default=False)
+    ],
     config: Annotated[str | None, typer.Option(help="Configuration; `balanced` without it, or `full`.")] = None,
     batch: Annotated[int, typer.Option(min=1, help="Pictures per call.")] = 8,
     target: Annotated[str | None, typer.Option(help="Target; the first available one without it.")] = None,
@@ -46,16 +48,21 @@ def _classify(session: Any, place: str, batch: int, track: Any) -> list[dict[str
     from dyce_runtime.datasets import open_dataset
 
     manifest = session.manifest
-    data = open_dataset(place, class_names=manifest.model.class_names, num_classes=manifest.model.num_classes, labels=False)
+    data = open_dataset(place)
     names, rows = manifest.model.class_names, []
     for start in track(range(0, len(data), batch), place):
         members = range(start, min(start + batch, len(data)))
         result = session(session.preprocess(data.images(members)))
         for i, member in enumerate(members):
             label = int(result.label[i])
-            rows.append({
-                "input": data.name(member), "label": label, "class": names[label] if names else str(label),
-                "confidence": float(result.confidence[i]), "exit": manifest.exits[int(result.exit[i])].id,
-                "configuration": result.configuration.name,
-            })
+            rows.append(
+                {
+                    "input": str(data.items[member]) if isinstance(data.items[member], Path) else f"{place}[{member}]",
+                    "label": label,
+                    "class": names[label] if names else str(label),
+                    "confidence": float(result.confidence[i]),
+                    "exit": manifest.exits[int(result.exit[i])].id,
+                    "configuration": result.configuration.name,
+                }
+            )
     return rows

@@ -7,7 +7,7 @@ import platform
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, packages_distributions, version
 
 import numpy as np
 from numpy.typing import NDArray
@@ -61,12 +61,18 @@ def benchmark(
     rows = np.unique(np.linspace(0, len(data) - 1, min(limit, len(data))).astype(int))
     before = session.configuration
     resolved = [session.bundle.configuration(c) if isinstance(c, str) else c for c in configurations]
-    uncut, timings = _measure(session, data, rows, resolved, batch, progress)
-    session.use(before)
+    try:
+        uncut, timings = _measure(session, data, rows, resolved, batch, progress)
+    finally:
+        session.use(before)
     labels = None if data.labels is None else data.labels[rows]
     base = _figures(uncut, labels, batch)
     entries = [
-        {"name": configuration.name, **_figures(timing, labels, batch), **_early_exit(session.manifest, configuration, timing, uncut)}
+        {
+            "name": configuration.name,
+            **_figures(timing, labels, batch),
+            **_early_exit(session.manifest, configuration, timing, uncut),
+        }
         for configuration, timing in zip(resolved, timings, strict=True)
     ]
     return {
@@ -96,13 +102,13 @@ def path_macs(manifest: Manifest, configuration: Configuration) -> NDArray[np.fl
 def environment(session: Session) -> dict[str, str]:
     """The machine and the versions that a measurement belongs to."""
     return {
-        "cpu": _cpu_name(),
+        "cpu": cpu_name(),
         "cores": str(os.cpu_count()),
         "architecture": platform.machine(),
         "python": platform.python_version(),
         "numpy": np.__version__,
         "target": session.target.name,
-        "engine": version(session.target.name),
+        "engine": _version(session.target.name),
         "threads": str(session.spec.threads or "default"),
         "pool": session.spec.pool,
         "date": time.strftime("%Y-%m-%d"),
@@ -122,7 +128,11 @@ def split_counts(session: Session, data: Dataset, rows: NDArray[np.int64]) -> di
 
 
 def _measure(
-    session: Session, data: Dataset, rows: NDArray[np.int64], configurations: Sequence[Configuration], batch: int,
+    session: Session,
+    data: Dataset,
+    rows: NDArray[np.int64],
+    configurations: Sequence[Configuration],
+    batch: int,
     progress: Callable[[Iterable[int]], Iterable[int]],
 ) -> tuple[Timings, list[Timings]]:
     contenders = [None, *configurations]
@@ -158,7 +168,10 @@ def _measure(
 def _figures(timing: Timings, labels: NDArray[np.int64] | None, batch: int) -> dict[str, object]:
     p50, p90, p99 = np.percentile(timing.seconds, [50, 90, 99]) * 1e3
     return {
-        "mean_ms": float(timing.seconds.mean() * 1e3), "p50_ms": float(p50), "p90_ms": float(p90), "p99_ms": float(p99),
+        "mean_ms": float(timing.seconds.mean() * 1e3),
+        "p50_ms": float(p50),
+        "p90_ms": float(p90),
+        "p99_ms": float(p99),
         "throughput": float(len(timing.labels) / timing.seconds.sum()),
         "accuracy": None if labels is None else float((timing.labels == labels).mean()),
     }
@@ -171,7 +184,9 @@ def _early_exit(manifest: Manifest, configuration: Configuration, timing: Timing
     rounds = min(_ROUNDS, len(timing.seconds))
     ratios = [
         float(mine.sum() / theirs.sum())
-        for mine, theirs in zip(np.array_split(timing.seconds, rounds), np.array_split(uncut.seconds, rounds), strict=True)
+        for mine, theirs in zip(
+            np.array_split(timing.seconds, rounds), np.array_split(uncut.seconds, rounds), strict=True
+        )
     ]
     return {
         "share_per_exit": {exit.id: float(share) for exit, share in zip(manifest.exits, shares, strict=True)},
@@ -190,16 +205,31 @@ def _verdict(entries: Sequence[dict[str, object]], manifest: Manifest) -> str:
     ratio, macs = float(best["time_ratio_to_uncut"]), float(best["macs_share"])  # type: ignore[arg-type]
     untrained = " The heads are untrained: only the speed means anything." if manifest.heads == "untrained" else ""
     if ratio >= 1 + _NOTABLE:
-        return (f"Early exit loses here: the best configuration, {best['name']}, takes {ratio:.2f} times as long as "
-                f"the uncut model, at {macs:.0%} of its MACs.{untrained}")
+        return (
+            f"Early exit loses here: the best configuration, {best['name']}, takes {ratio:.2f} times as long as "
+            f"the uncut model, at {macs:.0%} of its MACs.{untrained}"
+        )
     if ratio > 1 - _NOTABLE:
-        return (f"Early exit gains nothing worth naming here: {best['name']} takes {ratio:.2f} of the uncut model's "
-                f"time, at {macs:.0%} of its MACs.{untrained}")
-    return (f"Early exit gains here: {best['name']} takes {ratio:.0%} of the uncut model's time and {macs:.0%} of its "
-            f"MACs.{untrained}")
+        return (
+            f"Early exit gains nothing worth naming here: {best['name']} takes {ratio:.2f} of the uncut model's "
+            f"time, at {macs:.0%} of its MACs.{untrained}"
+        )
+    return (
+        f"Early exit gains here: {best['name']} takes {ratio:.0%} of the uncut model's time and {macs:.0%} of its "
+        f"MACs.{untrained}"
+    )
 
 
-def _cpu_name() -> str:
+def _version(module: str) -> str:
+    try:
+        return version(module)
+    except PackageNotFoundError:  # a module may come from a distribution of another name, such as onnxruntime-gpu
+        distributions = packages_distributions().get(module)
+        return version(distributions[0]) if distributions else "unknown"
+
+
+def cpu_name() -> str:
+    """The processor as the system names it."""
     try:
         with open("/proc/cpuinfo", encoding="utf-8") as file:
             for line in file:

@@ -13,7 +13,7 @@ import msgspec
 
 from dyce_runtime.configuration import FULL, Configuration, Configurations
 from dyce_runtime.contracts import PieceSpec
-from dyce_runtime.errors import BundleError
+from dyce_runtime.errors import BundleError, ConfigurationError
 from dyce_runtime.manifest import DECISION, FINAL, SCHEMA_VERSION, Manifest, Piece
 
 MANIFEST = "manifest.json"
@@ -73,7 +73,10 @@ def open_bundle(path: str | os.PathLike[str], *, check_hashes: bool = True) -> B
         _check_file(folder, name, expected if check_hashes else None)
     _check_pieces(manifest)
     for name in configurations.named:
-        configurations.get(name).check(manifest)
+        try:
+            configurations.get(name).check(manifest)
+        except ConfigurationError as error:
+            raise BundleError(f"{folder / CONFIGURATIONS} does not fit the manifest: {error}") from error
     if FULL not in configurations.named:
         raise BundleError(f"{folder / CONFIGURATIONS} has no configuration {FULL!r}; every bundle has one")
     return Bundle(folder, manifest, configurations)
@@ -125,7 +128,7 @@ def _read_document(path: Path, type: type[_Document]) -> _Document:
 def _check_schema(path: Path, found: object) -> None:
     major = str(found).split(".", 1)[0]
     ours = SCHEMA_VERSION.split(".", 1)[0]
-    if not major.isdigit():
+    if not major.isdecimal():
         raise BundleError(f"{path} has schema_version {found!r}; expected {SCHEMA_VERSION}")
     if int(major) > int(ours):
         raise BundleError(
@@ -157,7 +160,9 @@ def _check_pieces(manifest: Manifest) -> None:
                 raise BundleError(f"piece {piece.id} names the file {name!r}, which the manifest does not list")
     segments = [piece for piece in manifest.pieces if piece.kind == "segment"]
     if [(s.first, s.last) for s in segments] != [(k, k) for k in range(len(manifest.exits))]:
-        raise BundleError(f"the manifest has {len(segments)} segments and {len(manifest.exits)} exits, which do not match")
+        raise BundleError(
+            f"the manifest has {len(segments)} segments and {len(manifest.exits)} exits, which do not match"
+        )
     if [exit.id for exit in manifest.exits].count(FINAL) != 1 or manifest.exits[-1].id != FINAL:
         raise BundleError(f"the last exit of the manifest is not {FINAL!r}")
     for piece in manifest.pieces:
@@ -167,14 +172,16 @@ def _check_pieces(manifest: Manifest) -> None:
         _check_seam(piece, segments[piece.first].outputs if piece.kind == "head" else before)
         if piece.kind == "head" or piece.last == len(segments) - 1:
             if tuple(tensor.name for tensor in piece.outputs) != DECISION:
-                raise BundleError(f"piece {piece.id} returns {[t.name for t in piece.outputs]}; expected {list(DECISION)}")
+                raise BundleError(
+                    f"piece {piece.id} returns {[t.name for t in piece.outputs]}; expected {list(DECISION)}"
+                )
         elif piece.outputs != segments[piece.last].outputs:
             raise BundleError(f"piece {piece.id} and segment {segments[piece.last].id} end in different tensors")
-    pieces = {piece.id: piece for piece in manifest.pieces}
-    for exit in manifest.exits:
+    heads = {piece.id: piece.first for piece in manifest.pieces if piece.kind == "head"}
+    for index, exit in enumerate(manifest.exits):
         for head in exit.heads:
-            if head.piece not in pieces or pieces[head.piece].kind != "head":
-                raise BundleError(f"exit {exit.id} names the head {head.piece!r}, which is no piece of the bundle")
+            if heads.get(head.piece) != index:
+                raise BundleError(f"exit {exit.id} names the head {head.piece!r}, which is no head of segment {index}")
 
 
 def _check_seam(piece: Piece, given: Sequence[object]) -> None:

@@ -64,10 +64,9 @@ def pieces_of(plans: Iterable[Plan]) -> list[str]:
 
 
 def _cover(pieces: tuple[Piece, ...], first: int, last: int) -> list[Piece]:
-    """The fewest pieces from segment ``first`` to ``last``: always the longest span that fits."""
-    chosen = []
-    while first <= last:
-        fitting = [p for p in pieces if p.kind != "head" and p.first == first and p.last <= last]
-        chosen.append(max(fitting, key=lambda p: p.last))
-        first = chosen[-1].last + 1
-    return chosen
+    """The fewest pieces from segment ``first`` to ``last``, found from the end backwards."""
+    rest: dict[int, list[Piece]] = {last + 1: []}
+    for start in range(last, first - 1, -1):
+        fitting = [p for p in pieces if p.kind != "head" and p.first == start and p.last <= last]
+        rest[start] = min(([piece, *rest[piece.last + 1]] for piece in fitting), key=len)
+    return rest[first]

@@ -70,9 +70,7 @@ class Session:
     Every call reads the active configuration once: turning the knob from another thread affects the next call.
     """
 
-    def __init__(
-        self, bundle: Bundle, target: str | None, spec: TargetSpec, *, allow_untrained: bool = False
-    ) -> None:
+    def __init__(self, bundle: Bundle, target: str | None, spec: TargetSpec, *, allow_untrained: bool = False) -> None:
         self.bundle = bundle
         self.spec = spec
         self._allow_untrained = allow_untrained
@@ -152,7 +150,9 @@ class Session:
         expected = self.manifest.input.shape[1:]
         wanted = f"expected a float32 array of shape (N, {', '.join(map(str, expected))})"
         if not isinstance(images, np.ndarray):
-            raise RuntimeInputError(f"found {type(images).__name__}; {wanted}", hint="session.preprocess(...) makes it.")
+            raise RuntimeInputError(
+                f"found {type(images).__name__}; {wanted}", hint="session.preprocess(...) makes it."
+            )
         if images.dtype != np.float32 or images.shape[1:] != expected or images.ndim != len(expected) + 1:
             raise RuntimeInputError(
                 f"found {images.dtype} of shape {images.shape}; {wanted}", hint="session.preprocess(...) makes it."

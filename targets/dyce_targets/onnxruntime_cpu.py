@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
-
 from dyce_runtime.contracts import PieceSpec, TargetSpec
 from dyce_runtime.errors import BundleError, PieceError, TargetError
 

@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 import torch
+from dyce_runtime.errors import ModelError, UsageError
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 from torch import nn
 
 from dyce_export.sources import InputOverrides, Source, from_module, load_source
-from dyce_runtime.errors import ModelError, UsageError
 
 timm: Any = pytest.importorskip("timm")
 from timm.data import create_transform, resolve_data_config  # type: ignore[attr-defined]  # noqa: E402
@@ -69,8 +69,9 @@ def holds(source: Source, weights: dict[str, torch.Tensor]) -> bool:
 
 
 def test_a_timm_model_without_cached_weights_is_random_and_says_so(caplog: pytest.LogCaptureFixture) -> None:
-    state = torch.random.get_rng_state()
     source = load_source("timm:test_resnet")
+    torch.manual_seed(5)
+    state = torch.random.get_rng_state()
     again = load_source("timm:test_resnet")
     assert (source.name, source.origin, source.weights) == ("test_resnet", "timm:test_resnet", "random")
     assert (source.sha256, source.class_names) == (None, None)

@@ -1,0 +1,147 @@
+"""Which architectures work: one small model of each of timm's families, exported at three exits and verified.
+
+``python -m benchmarks.coverage`` runs all of ``families.json`` (about an hour on two cores), one process per model,
+writes ``results/coverage.json`` and ``docs/coverage.md``. ``--only NAME,NAME`` runs some of them again. Weights are
+random: what is shown is structure and numerics.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from benchmarks import machine
+
+HERE = Path(__file__).parent
+FAMILIES: dict[str, str] = json.loads((HERE / "families.json").read_text())
+RESULTS = HERE / "results" / "coverage.json"
+PAGE = HERE.parent / "docs" / "coverage.md"
+SHARES = (0.25, 0.5, 0.75)
+TIMEOUT_SECONDS = 1500
+
+
+def spread(points: list[Any], shares: tuple[float, ...] = SHARES) -> list[str]:
+    """The numbers of the exit points nearest to the given shares of the work, each once."""
+    chosen: dict[int, None] = {}
+    for share in shares:
+        left = [point for point in points if point.number not in chosen]
+        if left:
+            chosen[min(left, key=lambda point: abs(point.share - share)).number] = None
+    return [str(number) for number in sorted(chosen)]
+
+
+def measure(name: str) -> dict[str, Any]:
+    """Export one model in this process and say how it went."""
+    from dyce_export.pipeline import Options, export_source, list_exit_points
+    from dyce_export.progress import Progress
+    from dyce_export.sources import load_source
+    from dyce_runtime.errors import DyceError
+
+    row: dict[str, Any] = {"model": name}
+    start = time.perf_counter()
+    try:
+        source = load_source(f"timm:{name}")
+        found = list_exit_points(source, Progress())
+        exits = spread(list(found.points))
+        row |= {"points": len(found.points), "gmacs": found.total_macs / 1e9, "exits": exits}
+        row["tensors"] = max(len(p.nodes) for p in found.points if str(p.number) in exits)
+        row["first"], row["last"] = found.points[0].module, found.points[-1].module
+        with tempfile.TemporaryDirectory() as folder:
+            start = time.perf_counter()
+            export = export_source(source, exits, Path(folder) / "bundle.dyce", options=Options())
+        verification = export.manifest.verification
+        assert verification is not None
+        row |= {
+            "verdict": verification.verdict,
+            "error": verification.max_relative_error,
+            "control": verification.control,
+            "agreement": verification.exit_agreement,
+            "samples": verification.samples,
+            "parameters": export.manifest.model.parameters,
+        }
+    except DyceError as error:
+        row |= {"verdict": "failed", "reason": error.message}
+    row["seconds"] = time.perf_counter() - start
+    row["peak_gib"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    return row
+
+
+def measure_apart(name: str) -> dict[str, Any]:
+    """The same in a process of its own, so that a crash or a leak stays there."""
+    command = [sys.executable, "-m", "benchmarks.coverage", "--one", name]
+    environment = {**os.environ, "PYTHONWARNINGS": "ignore"}
+    try:
+        done = subprocess.run(
+            command, capture_output=True, text=True, timeout=TIMEOUT_SECONDS, env=environment, cwd=HERE.parent, check=False
+        )
+        row: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    except subprocess.TimeoutExpired:
+        row = {"model": name, "verdict": "failed", "reason": f"no result after {TIMEOUT_SECONDS} s"}
+    except (IndexError, json.JSONDecodeError):
+        row = {"model": name, "verdict": "failed", "reason": (done.stderr.splitlines() or ["no output"])[-1][:300]}
+    return row
+
+
+def page(results: dict[str, Any]) -> str:
+    """``docs/coverage.md``."""
+    rows = results["families"]
+    passed = [row for row in rows.values() if row["verdict"] == "passed"]
+    lines = [
+        "# Which architectures work",
+        "",
+        f"One small model of each of timm's {len(FAMILIES)} families, exported at three exits (nearest to a quarter, half "
+        "and three quarters of the work) and verified against torch at every seam, at batch sizes 1 and 3, with a "
+        "tolerance of 1e-4 relative to what depends on the input, and in the exits that the runtime takes. Weights are "
+        "random (conditioned by one pass in train mode), so this shows structure and numerics, not accuracy.",
+        "",
+        f"**{len(passed)} of {len(FAMILIES)} pass.** Made by `python -m benchmarks.coverage`; "
+        + ", ".join(f"{key} {value}" for key, value in results["environment"].items()) + ".",
+        "",
+        "*points*: exit points found. *tensors*: the most that one of the three cuts carries. *error*: the largest "
+        "relative error. *s*: seconds for the whole export, on a machine that was doing other things as well.",
+        "",
+        "| family | model | GMACs | points | first … last | exits | tensors | error | verdict | s |",
+        "|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for family, row in rows.items():
+        lines.append(
+            f"| {family} | {row['model']} | {row.get('gmacs', 0):.2f} | {row.get('points', '')} | "
+            f"`{row.get('first', '')}` … `{row.get('last', '')}` | {', '.join(row.get('exits', []))} | "
+            f"{row.get('tensors', '')} | {row['error']:.0e} | {row['verdict']} | {row.get('seconds', 0):.0f} |"
+            if "error" in row
+            else f"| {family} | {row['model']} | | {row.get('points', '')} | | | | | **{row['verdict']}**: {row['reason']} | |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--only", help="families or models, with commas between")
+    parser.add_argument("--one", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.one:
+        print(json.dumps(measure(arguments.one)))
+        return
+    wanted = set(arguments.only.split(",")) if arguments.only else None
+    results = json.loads(RESULTS.read_text()) if RESULTS.is_file() else {"families": {}}
+    results["environment"] = machine.describe("torch", "timm", "onnx", "onnxscript", "onnxruntime")
+    for family, model in FAMILIES.items():
+        if wanted is None or {family, model} & wanted:
+            row = measure_apart(model)
+            results["families"][family] = row
+            print(f"{family:24s} {row['verdict']:12s} {row.get('error', 0):.1e} {row.get('reason', '')}", flush=True)
+            results["families"] = dict(sorted(results["families"].items()))
+            RESULTS.write_text(json.dumps(results, indent=1) + "\n")
+    PAGE.write_text(page(results))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,93 @@
+"""The demo's model: a small residual network for scikit-learn's handwritten digits, trained in seconds on a CPU.
+
+``python -m benchmarks.digits OUTPUT.pt`` trains it on ``digits#train`` and saves its weights; ``make_model`` is the
+factory that ``dyce-export --model benchmarks.digits:make_model`` calls.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from dyce_runtime.datasets import open_dataset
+from dyce_runtime.manifest import Preprocessing
+from dyce_runtime.preprocessing import preprocess
+
+INPUT = Preprocessing(resize=8, crop=(8, 8), interpolation="bilinear", mean=(0.5,), std=(0.5,))
+EPOCHS = 12
+
+
+class Block(nn.Module):
+    """Two 3x3 convolutions with a shortcut."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False)
+        self.norm1 = nn.BatchNorm2d(outputs)
+        self.conv2 = nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False)
+        self.norm2 = nn.BatchNorm2d(outputs)
+        self.shortcut = nn.Conv2d(inputs, outputs, 1, stride) if stride > 1 or inputs != outputs else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = F.relu(self.norm1(self.conv1(x)))
+        return F.relu(self.norm2(self.conv2(y)) + self.shortcut(x))
+
+
+class ResidualNet(nn.Module):
+    """A stem, residual blocks, average pooling and a linear classifier."""
+
+    def __init__(self, widths: tuple[int, ...], strides: tuple[int, ...], classes: int = 10) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(1, widths[0], 3, 1, 1, bias=False), nn.BatchNorm2d(widths[0]), nn.ReLU())
+        pairs = zip((widths[0], *widths[:-1]), widths, strides, strict=True)
+        self.blocks = nn.Sequential(*(Block(*pair) for pair in pairs))
+        self.classifier = nn.Linear(widths[-1], classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.classifier(self.blocks(self.stem(x)).mean((2, 3)))
+
+
+def make_model() -> nn.Module:
+    """An untrained network for 8x8 grey pictures: six blocks."""
+    return ResidualNet(widths=(32, 32, 64, 64, 128, 128), strides=(1, 1, 2, 1, 2, 1))
+
+
+def train(model: nn.Module, images: Tensor, labels: Tensor, *, epochs: int, batch: int, augment: bool = False) -> None:
+    """Train a classifier with SGD and a one-cycle schedule; ``augment`` flips half of the pictures."""
+    optimiser = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, weight_decay=5e-4, nesterov=True)
+    steps = epochs * -(-len(images) // batch)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, max_lr=0.1, total_steps=steps)
+    model.train()
+    for epoch in range(epochs):
+        total = 0.0
+        for rows in torch.randperm(len(images)).split(batch):
+            x = images[rows]
+            if augment:
+                x = torch.where(torch.rand(len(x), 1, 1, 1) < 0.5, x.flip(3), x)
+            loss = F.cross_entropy(model(x), labels[rows])
+            optimiser.zero_grad()
+            loss.backward()
+            optimiser.step()
+            schedule.step()
+            total += loss.item() * len(rows)
+        print(f"epoch {epoch + 1}/{epochs}: loss {total / len(images):.3f}", file=sys.stderr)
+    model.eval()
+
+
+def main(output: str) -> None:
+    torch.manual_seed(0)
+    data = open_dataset("digits#train")
+    images = torch.from_numpy(preprocess(data.images(range(len(data))), INPUT))
+    assert data.labels is not None
+    model = make_model()
+    train(model, images, torch.from_numpy(data.labels), epochs=EPOCHS, batch=64)
+    Path(output).parent.mkdir(parents=True, exist_ok=True)
+    torch.save(model.state_dict(), output)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

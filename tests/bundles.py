@@ -1,0 +1,231 @@
+"""A small bundle made without torch, what it must answer (computed by numpy), and a target that watches it run.
+
+The weights and the pixels are multiples of powers of two, few enough that every sum is exact in float32: logits
+agree to the last bit, whoever adds them up.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import onnx
+from dyce_runtime import bundle
+from dyce_runtime.configuration import FULL, Configuration, Configurations, Entry, ExitSetting
+from dyce_runtime.contracts import PieceSpec, TargetSpec
+from dyce_runtime.manifest import (
+    DECISION,
+    FINAL,
+    SCHEMA_VERSION,
+    UNCUT,
+    Exit,
+    Head,
+    Manifest,
+    Model,
+    Piece,
+    Preprocessing,
+    TensorSpec,
+)
+from dyce_targets.onnxruntime_cpu import OnnxRuntimeCpu
+from numpy.typing import NDArray
+from onnx import helper, numpy_helper
+
+CHANNELS, EDGE, CLASSES, WIDTH = 3, 4, 5, 4
+HEAD = "linear"
+TEMPERATURES = (0.5, 0.25, 0.25)
+
+_random = np.random.default_rng(193)
+WEIGHTS = {f"conv{k}": _random.integers(-2, 3, (WIDTH, WIDTH if k else CHANNELS, 1, 1)) / 2 for k in range(3)}
+WEIGHTS |= {f"linear{k}": _random.integers(-2, 3, (CLASSES, WIDTH)) * 1.0 for k in range(3)}
+WEIGHTS = {name: weight.astype(np.float32) for name, weight in WEIGHTS.items()}
+
+IMAGE = TensorSpec("image", "float32", ("batch", CHANNELS, EDGE, EDGE))
+SEAMS = [IMAGE, *(TensorSpec(f"seam_{id}", "float32", ("batch", WIDTH, EDGE, EDGE)) for id in ("3", "7"))]
+DECISIONS = tuple(
+    TensorSpec(name, dtype, ("batch", *rest))
+    for name, dtype, rest in zip(DECISION, ("float32", "float32", "int64"), ((CLASSES,), (), ()), strict=True)
+)
+
+
+def on(**thresholds: float) -> dict[str, ExitSetting]:
+    """Exits that are on: ``on(exit3=0.5)``."""
+    return {name.removeprefix("exit"): ExitSetting(HEAD, threshold) for name, threshold in thresholds.items()}
+
+
+# "accurate" skips an exit, so that the span over two segments is used.
+NAMED = {FULL: {}, "accurate": on(exit7=0.95), "balanced": on(exit3=0.7, exit7=0.8), "fast": on(exit3=0.5, exit7=0.5)}
+
+
+def make_images(count: int, seed: int = 0) -> NDArray[np.float32]:
+    """Random inputs, faint ones and bright ones, about which the heads are unsure and sure."""
+    random = np.random.default_rng(seed)
+    brightness = 2.0 ** random.integers(-2, 3, (count, 1, 1, 1))
+    return (random.integers(-8, 9, (count, CHANNELS, EDGE, EDGE)) / 8 * brightness).astype(np.float32)
+
+
+# --- what the bundle must answer -------------------------------------------------------------------------------------
+
+
+class Answer(NamedTuple):
+    """As in ``Result``."""
+
+    logits: NDArray[np.float32]
+    label: NDArray[np.int64]
+    confidence: NDArray[np.float32]
+    exit: NDArray[np.int64]
+
+
+def all_heads(images: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Logits (N, 3, classes) and confidences (N, 3) of every head on every sample."""
+    logits, confidences, live = [], [], images
+    for k, temperature in enumerate(TEMPERATURES):
+        live = np.maximum(np.einsum("oi,nihw->nohw", WEIGHTS[f"conv{k}"][:, :, 0, 0], live), 0)
+        logits.append(live.mean(axis=(2, 3)) @ WEIGHTS[f"linear{k}"].T)
+        scaled = logits[-1].astype(np.float64) / temperature
+        exponentials = np.exp(scaled - scaled.max(axis=1, keepdims=True))
+        confidences.append(exponentials.max(axis=1) / exponentials.sum(axis=1))
+    return np.stack(logits, axis=1), np.stack(confidences, axis=1).astype(np.float32)
+
+
+def expected(images: NDArray[np.float32], configuration: Configuration) -> Answer:
+    """Every sample takes the first head that is on and surer than its threshold."""
+    logits, confidences = all_heads(images)
+    exit = (confidences > _thresholds(configuration)).argmax(axis=1)
+    rows = np.arange(len(images))
+    taken = logits[rows, exit]
+    return Answer(taken, taken.argmax(axis=1), confidences[rows, exit], exit)
+
+
+def near_threshold(images: NDArray[np.float32], configuration: Configuration) -> bool:
+    """Whether a rounding error could change an exit."""
+    return bool((np.abs(all_heads(images)[1] - _thresholds(configuration)) < 1e-5).any())
+
+
+def _thresholds(configuration: Configuration) -> NDArray[np.float32]:
+    by_exit = [configuration.exits[id].threshold if id in configuration.exits else np.inf for id in ("3", "7")]
+    return np.array([*by_exit, -np.inf], np.float32)
+
+
+# --- the bundle ------------------------------------------------------------------------------------------------------
+
+
+def make_bundle(path: Path, heads: Literal["trained", "untrained"] = "trained") -> Path:
+    """Write a bundle with the exits 3 and 7."""
+    pieces = []
+    for id, first, last in [("segment_00", 0, 0), ("segment_01", 1, 1), ("segment_02", 2, 2),
+                            ("span_00_01", 0, 1), (UNCUT, 0, 2)]:  # fmt: skip
+        final = last == 2
+        kind: Literal["segment", "span"] = "segment" if first == last else "span"
+        nodes = [node for k in range(first, last + 1) for node in _convolution(k)] + (_decision(2) if final else [])
+        outputs = DECISIONS if final else (SEAMS[last + 1],)
+        macs = sum(_macs(k) for k in range(first, last + 1))
+        pieces.append(Piece(id, kind, f"{kind}s/{id}.onnx", first, last, (SEAMS[first],), outputs, macs))
+        _write(path, pieces[-1], nodes)
+    exits = []
+    for k, point in enumerate((3, 7)):
+        id = f"exit_{point:02d}_{HEAD}"
+        pieces.append(Piece(id, "head", f"heads/{id}.onnx", k, k, (SEAMS[k + 1],), DECISIONS, WIDTH * CLASSES))
+        _write(path, pieces[-1], _decision(k))
+        head = Head(HEAD, id, heads == "trained", TEMPERATURES[k])
+        exits.append(Exit(str(point), f"blocks.{k}", point, (head,)))
+    manifest = Manifest(
+        schema_version=SCHEMA_VERSION,
+        producer={},
+        model=Model(
+            name="tiny",
+            source="module tests.bundles",
+            weights="module",
+            num_classes=CLASSES,
+            macs=sum(map(_macs, range(3))),
+            parameters=sum(weight.size for weight in WEIGHTS.values()),
+        ),
+        input=IMAGE,
+        preprocessing=Preprocessing(EDGE, (EDGE, EDGE), "bilinear", (0.5,) * CHANNELS, (0.5,) * CHANNELS),
+        exits=(*exits, Exit(FINAL, "classifier")),
+        pieces=tuple(pieces),
+        heads=heads,
+        files={name: bundle.sha256_of(path / name) for name in bundle.files_of(path)},
+    )
+    named = {name: Entry(exits=exits) for name, exits in NAMED.items()}
+    bundle.write_document(manifest, path / bundle.MANIFEST)
+    bundle.write_document(Configurations(named=named, front=tuple(named.values())), path / bundle.CONFIGURATIONS)
+    return path
+
+
+def _macs(segment: int) -> int:
+    return EDGE * EDGE * WEIGHTS[f"conv{segment}"].size + (WIDTH * CLASSES if segment == 2 else 0)
+
+
+def _convolution(k: int) -> list[onnx.NodeProto]:
+    output = SEAMS[k + 1].name if k < 2 else "features"
+    return [
+        helper.make_node("Conv", [SEAMS[k].name, f"conv{k}"], [f"convolved{k}"]),
+        helper.make_node("Relu", [f"convolved{k}"], [output]),
+    ]
+
+
+def _decision(k: int) -> list[onnx.NodeProto]:
+    source = SEAMS[k + 1].name if k < 2 else "features"
+    return [
+        helper.make_node("ReduceMean", [source, "spatial_axes"], ["pooled"], keepdims=0),
+        helper.make_node("Gemm", ["pooled", f"linear{k}"], ["logits"], transB=1),
+        helper.make_node("Div", ["logits", f"temperature{k}"], ["scaled"]),
+        helper.make_node("Softmax", ["scaled"], ["probabilities"], axis=-1),
+        helper.make_node("ReduceMax", ["probabilities", "class_axis"], ["confidence"], keepdims=0),
+        helper.make_node("ArgMax", ["scaled"], ["label"], axis=-1, keepdims=0),
+    ]
+
+
+_CONSTANTS = {
+    **WEIGHTS,
+    **{f"temperature{k}": np.array(temperature, np.float32) for k, temperature in enumerate(TEMPERATURES)},
+    "spatial_axes": np.array([2, 3], np.int64),
+    "class_axis": np.array([-1], np.int64),
+}
+
+
+def _write(folder: Path, piece: Piece, nodes: Sequence[onnx.NodeProto]) -> None:
+    def described(tensors: Sequence[TensorSpec]) -> list[onnx.ValueInfoProto]:
+        types = {"float32": onnx.TensorProto.FLOAT, "int64": onnx.TensorProto.INT64}
+        return [helper.make_tensor_value_info(t.name, types[t.dtype], t.shape) for t in tensors]
+
+    used = {name for node in nodes for name in node.input}
+    constants = [numpy_helper.from_array(array, name) for name, array in _CONSTANTS.items() if name in used]
+    graph = helper.make_graph(nodes, piece.id, described(piece.inputs), described(piece.outputs), constants)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+    onnx.checker.check_model(model, full_check=True)
+    (folder / piece.file).parent.mkdir(parents=True, exist_ok=True)
+    onnx.save(model, folder / piece.file)
+
+
+# --- watching it run -------------------------------------------------------------------------------------------------
+
+
+class Spy:
+    """The CPU target and its device in one, with a list of what ran and a hook before every piece.
+
+    Attributes:
+        calls: (piece, samples) in the order of the calls.
+        before: called with the id of a piece that is about to run.
+    """
+
+    name = "onnxruntime"
+
+    def __init__(self) -> None:
+        self.calls: list[tuple[str, int]] = []
+        self.before: Callable[[str], object] = lambda piece: None
+        self._device: Any = None
+
+    def open(self, pieces: Sequence[PieceSpec], spec: TargetSpec) -> Spy:
+        self._device = OnnxRuntimeCpu().open(pieces, spec)
+        return self
+
+    def run(self, piece: str, handles: Sequence[NDArray[Any]]) -> list[NDArray[Any]]:
+        self.calls.append((piece, len(handles[0])))
+        self.before(piece)
+        return self._device.run(piece, handles)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._device, name)

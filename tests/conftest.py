@@ -1,0 +1,55 @@
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from dyce_runtime import Session, load, targets
+from hypothesis import settings
+
+from tests.bundles import Spy, make_bundle
+
+# The machines that run the tests are shared: how long an example takes says nothing.
+settings.register_profile("shared", deadline=None)
+settings.load_profile("shared")
+
+
+@pytest.fixture(scope="session")
+def tiny_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle with the exits 3 and 7; for reading only."""
+    return make_bundle(tmp_path_factory.mktemp("bundles") / "tiny.dyce")
+
+
+@pytest.fixture(scope="session")
+def untrained_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same with heads that were never trained."""
+    return make_bundle(tmp_path_factory.mktemp("bundles") / "untrained.dyce", heads="untrained")
+
+
+@pytest.fixture
+def bundle_copy(tiny_bundle: Path, tmp_path: Path) -> Path:
+    """A copy of ``tiny_bundle`` to damage."""
+    return shutil.copytree(tiny_bundle, tmp_path / "copy.dyce")
+
+
+@pytest.fixture
+def spy(monkeypatch: pytest.MonkeyPatch) -> Spy:
+    """The target that every session of this test gets."""
+    spy = Spy()
+    monkeypatch.setattr(targets, "find", lambda name=None: spy)
+    return spy
+
+
+@pytest.fixture(scope="session")
+def shared_session(tiny_bundle: Path) -> Iterator[Session]:
+    """A session on ``tiny_bundle``; whoever uses it turns the knob first."""
+    with load(tiny_bundle, threads=1) as session:
+        yield session
+
+
+@pytest.fixture
+def spied(spy: Spy, tiny_bundle: Path) -> Iterator[Session]:
+    """A session on ``tiny_bundle`` that ``spy`` watches."""
+    with load(tiny_bundle, threads=1) as session:
+        yield session

@@ -1,0 +1,78 @@
+"""What a device has not got must not be needed there: every check is a process of its own."""
+
+from __future__ import annotations
+
+import pkgutil
+import subprocess
+import sys
+from pathlib import Path
+
+import dyce_runtime
+import dyce_targets
+import pytest
+
+WORKSTATION = ("torch", "torchvision", "timm", "onnx", "onnx_ir", "onnxscript", "scipy", "sklearn", "PIL")
+ENGINES = ("onnxruntime", "openvino", "tensorrt", "tensorrt_rtx")
+
+_BLOCK = """
+import sys
+BLOCKED = set(sys.argv[1].split(","))
+class Block:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in BLOCKED:
+            raise ImportError(f"{name} is blocked")
+sys.meta_path.insert(0, Block())
+"""
+
+
+def without(blocked: tuple[str, ...], code: str, *arguments: object) -> None:
+    """Run a script in which some packages cannot be imported; it fails if it does."""
+    run = [sys.executable, "-c", _BLOCK + code, ",".join(blocked), *map(str, arguments)]
+    done = subprocess.run(run, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def modules(package) -> list[str]:
+    return [
+        package.__name__,
+        *(f"{package.__name__}.{module.name}" for module in pkgutil.iter_modules(package.__path__)),
+    ]
+
+
+def test_the_block_blocks():
+    with pytest.raises(AssertionError, match="onnx is blocked"):
+        without(("onnx",), "import onnx")
+
+
+@pytest.mark.parametrize("name", [*modules(dyce_runtime), *modules(dyce_targets)])
+def test_no_module_for_the_device_needs_the_workstation_or_an_engine(name):
+    without((*WORKSTATION, *ENGINES), f"import {name}")
+
+
+def test_importing_the_runtime_brings_nothing_heavy_along():
+    code = "import dyce_runtime; found = BLOCKED & set(sys.modules); assert not found, found"
+    run = [sys.executable, "-c", f"import sys; BLOCKED = {set(WORKSTATION + ENGINES)!r}; {code}"]
+    subprocess.run(run, check=True, timeout=60)
+
+
+def test_a_bundle_runs_without_the_workstation(tiny_bundle: Path):
+    code = """
+import numpy, dyce_runtime
+with dyce_runtime.load(sys.argv[2]) as session:
+    assert session(numpy.zeros((2, 3, 4, 4), numpy.float32)).label.shape == (2,)
+"""
+    without(WORKSTATION, code, tiny_bundle)
+
+
+def test_only_preprocessing_needs_pillow(tiny_bundle: Path):
+    code = """
+import numpy, dyce_runtime
+with dyce_runtime.load(sys.argv[2]) as session:
+    assert session(session.preprocess(numpy.zeros((6, 6, 3), numpy.uint8))).label.shape == (1,)
+"""
+    without(tuple(name for name in WORKSTATION if name != "PIL"), code, tiny_bundle)
+
+
+@pytest.mark.parametrize("name", ["records", "evaluate", "search", "splits", "temperature"])
+def test_a_device_can_search_without_torch(name):
+    without(WORKSTATION, f"import dyce_calibration.{name}")

@@ -1,0 +1,119 @@
+from __future__ import annotations
+
+import importlib.util
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from dyce_runtime import load, open_bundle
+from dyce_runtime.bundle import MANIFEST, sha256_of
+from dyce_runtime.contracts import TargetSpec
+from dyce_runtime.errors import BundleError, PieceError, TargetError
+from dyce_targets.onnxruntime_cpu import OnnxRuntimeCpu
+
+from tests.bundles import make_images
+
+
+def in_a_new_process(code: str, *arguments: Path) -> list[str]:
+    """The lines that a script prints; onnxruntime's pools live as long as the process."""
+    run = [sys.executable, "-c", code, *map(str, arguments)]
+    return subprocess.run(run, check=True, capture_output=True, text=True, timeout=60).stdout.splitlines()
+
+
+def test_the_private_pool_leaves_the_sessions_of_the_application_alone(tiny_bundle: Path):
+    code = """
+import sys, numpy, onnxruntime, dyce_runtime
+images = numpy.zeros((2, 3, 4, 4), numpy.float32)
+def plain():
+    return onnxruntime.InferenceSession(sys.argv[2]).run(["label"], {"image": images})[0]
+before = plain()
+with dyce_runtime.load(sys.argv[1], pool="private") as session:
+    assert session(images).label.shape == plain().shape == before.shape
+print("fine")
+"""
+    assert in_a_new_process(code, tiny_bundle, tiny_bundle / "spans/full.onnx") == ["fine"]
+
+
+def test_the_global_pool_is_made_once_with_one_size(tiny_bundle: Path):
+    code = """
+import sys, numpy, dyce_runtime
+images = numpy.zeros((2, 3, 4, 4), numpy.float32)
+def run(**options):
+    try:
+        print(dyce_runtime.load(sys.argv[1], **options)(images).label.shape)
+    except dyce_runtime.DyceError as error:
+        print(f"{error.code}: {error.message} {error.hint}")
+run(pool="global", threads=1)
+run(pool="global", threads=1)
+run(pool="global", threads=2)
+"""
+    first, second, other = in_a_new_process(code, tiny_bundle)
+    assert first == second == "(2,)"
+    assert other.startswith("target: onnxruntime's global pool already has 1 threads; found a request for 2")
+    assert "pool='private'" in other
+
+
+def test_private_pools_beside_the_global_one_are_refused_with_a_way_out(tiny_bundle: Path):
+    code = """
+import sys, dyce_runtime
+dyce_runtime.load(sys.argv[1], pool="global")
+try:
+    dyce_runtime.load(sys.argv[1])
+except dyce_runtime.DyceError as error:
+    print(f"{error.code}: {error.message}; {error.hint}")
+"""
+    assert in_a_new_process(code, tiny_bundle)[-1] == (
+        "target: this process uses onnxruntime's global thread pool, which forbids private ones; "
+        "Load with pool='global'."
+    )
+
+
+def test_without_onnxruntime_the_reason_says_what_to_install(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    assert "pip install 'dyce-export[cpu]'" in (OnnxRuntimeCpu().available() or "")
+    for load_it in (
+        lambda: load(tiny_bundle, "onnxruntime"),
+        lambda: OnnxRuntimeCpu().open(open_bundle(tiny_bundle).piece_specs(["full"]), TargetSpec()),
+    ):
+        with pytest.raises(TargetError, match="onnxruntime is not installed; pip install"):
+            load_it()
+
+
+def test_an_unknown_target_is_refused_with_the_installed_ones(tiny_bundle: Path):
+    with pytest.raises(TargetError, match=r"no target 'abacus'; installed: .*onnxruntime"):
+        load(tiny_bundle, "abacus")
+
+
+@pytest.mark.parametrize("content", [b"", b"not a graph"])
+def test_a_damaged_graph_with_the_right_hash_is_named(bundle_copy: Path, content):
+    file = bundle_copy / "segments/segment_01.onnx"
+    file.write_bytes(content)
+    manifest = json.loads((bundle_copy / MANIFEST).read_bytes())
+    manifest["files"]["segments/segment_01.onnx"] = sha256_of(file)
+    (bundle_copy / MANIFEST).write_text(json.dumps(manifest))
+    with pytest.raises(BundleError, match=f"{file} does not load in onnxruntime"):
+        load(bundle_copy)
+
+
+def test_a_device_runs_pieces_and_keeps_rows(tiny_bundle: Path):
+    bundle = open_bundle(tiny_bundle)
+    device = OnnxRuntimeCpu().open(
+        bundle.piece_specs(["segment_00", "segment_01", "span_00_01"]), TargetSpec(threads=1)
+    )
+    image = device.put(make_images(5))
+    (seam,) = device.run("segment_00", [image])
+    (chained,) = device.run("segment_01", [device.take(seam, np.array([3, 1]))])
+    (spanned,) = device.run("span_00_01", [image])
+    np.testing.assert_array_equal(device.fetch(chained), device.fetch(spanned)[[3, 1]])
+    with pytest.raises(PieceError, match="piece segment_01 failed in onnxruntime"):
+        device.run("segment_01", [image])
+    device.close()
+    device.close()
+
+
+def test_a_piece_is_compiled_to_itself(tiny_bundle: Path):
+    (spec,) = open_bundle(tiny_bundle).piece_specs(["full"])
+    assert OnnxRuntimeCpu().compile(spec, TargetSpec()) == spec.path
