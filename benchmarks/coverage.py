@@ -40,10 +40,11 @@ def spread(points: list[Any], shares: tuple[float, ...] = SHARES) -> list[str]:
 
 def measure(name: str) -> dict[str, Any]:
     """Export one model in this process and say how it went."""
+    from dyce_runtime.errors import DyceError
+
     from dyce_export.pipeline import Options, export_source, list_exit_points
     from dyce_export.progress import Progress
     from dyce_export.sources import load_source
-    from dyce_runtime.errors import DyceError
 
     row: dict[str, Any] = {"model": name}
     start = time.perf_counter()
@@ -80,7 +81,13 @@ def measure_apart(name: str) -> dict[str, Any]:
     environment = {**os.environ, "PYTHONWARNINGS": "ignore"}
     try:
         done = subprocess.run(
-            command, capture_output=True, text=True, timeout=TIMEOUT_SECONDS, env=environment, cwd=HERE.parent, check=False
+            command,
+            capture_output=True,
+            text=True,
+            timeout=TIMEOUT_SECONDS,
+            env=environment,
+            cwd=HERE.parent,
+            check=False,
         )
         row: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     except subprocess.TimeoutExpired:
@@ -103,7 +110,8 @@ def page(results: dict[str, Any]) -> str:
         "random (conditioned by one pass in train mode), so this shows structure and numerics, not accuracy.",
         "",
         f"**{len(passed)} of {len(FAMILIES)} pass.** Made by `python -m benchmarks.coverage`; "
-        + ", ".join(f"{key} {value}" for key, value in results["environment"].items()) + ".",
+        + ", ".join(f"{key} {value}" for key, value in results["environment"].items())
+        + ".",
         "",
         "*points*: exit points found. *tensors*: the most that one of the three cuts carries. *error*: the largest "
         "relative error. *s*: seconds for the whole export, on a machine that was doing other things as well.",
@@ -139,6 +147,7 @@ def main() -> None:
             results["families"][family] = row
             print(f"{family:24s} {row['verdict']:12s} {row.get('error', 0):.1e} {row.get('reason', '')}", flush=True)
             results["families"] = dict(sorted(results["families"].items()))
+            RESULTS.parent.mkdir(exist_ok=True)
             RESULTS.write_text(json.dumps(results, indent=1) + "\n")
     PAGE.write_text(page(results))
 

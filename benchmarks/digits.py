@@ -11,14 +11,13 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
-
 from dyce_runtime.datasets import open_dataset
 from dyce_runtime.manifest import Preprocessing
 from dyce_runtime.preprocessing import preprocess
+from torch import Tensor, nn
 
-INPUT = Preprocessing(resize=8, crop=(8, 8), interpolation="bilinear", mean=(0.5,), std=(0.5,))
-EPOCHS = 12
+INPUT = Preprocessing(resize=16, crop=(16, 16), interpolation="bilinear", mean=(0.5,), std=(0.5,))
+EPOCHS = 8
 
 
 class Block(nn.Module):
@@ -52,7 +51,7 @@ class ResidualNet(nn.Module):
 
 
 def make_model() -> nn.Module:
-    """An untrained network for 8x8 grey pictures: six blocks."""
+    """An untrained network for 16x16 grey pictures: six blocks."""
     return ResidualNet(widths=(32, 32, 64, 64, 128, 128), strides=(1, 1, 2, 1, 2, 1))
 
 

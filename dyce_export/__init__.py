@@ -1,0 +1,49 @@
+"""Make an image classifier early-exit: ``dyce_export.export(module, exits, "model.dyce", ...)``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from dyce_export.pipeline import Export
+
+__all__ = ["export"]
+
+
+def export(
+    module: nn.Module,
+    exits: Sequence[str | int],
+    output: str | Path,
+    *,
+    input_size: tuple[int, int, int] | None = None,
+    data: str | Path | None = None,
+    val: str | Path | None = None,
+    force: bool = False,
+    **input_description: Any,
+) -> Export:
+    """Split any ``nn.Module`` at the given exits and write a verified bundle.
+
+    Args:
+        module: takes float32 images (N, C, H, W), returns logits (N, classes). It is not changed.
+        exits: numbers or module names of exit points, in ascending order.
+        output: the bundle's folder.
+        input_size: (C, H, W); may be left out for timm models.
+        data: pictures that fit the heads; without them the heads stay untrained.
+        val: pictures that the model has never seen; without them they are cut from ``data``.
+        force: replace an existing bundle.
+        **input_description: ``name``, ``mean``, ``std``, ``interpolation``, ``crop_pct``, ``class_names``; see
+            :func:`dyce_export.sources.from_module`.
+
+    Raises:
+        DyceError: its subclasses say which step failed; nothing is left at ``output`` then.
+    """
+    from dyce_export.pipeline import Options, export_source
+    from dyce_export.sources import from_module
+
+    source = from_module(module, input_size=input_size, **input_description)
+    wanted = [str(exit) for exit in exits]
+    return export_source(source, wanted, Path(output), data=data, val=val, options=Options(force=force))

@@ -61,12 +61,13 @@ def functionalise(program: ExportedProgram) -> ExportedProgram:
 def input_node(program: ExportedProgram) -> torch.fx.Node:
     """The placeholder of the image batch."""
     name = program.graph_signature.user_inputs[0]
-    return next(node for node in program.graph.nodes if node.op == "placeholder" and node.name == name)
+    placeholders: list[torch.fx.Node] = program.graph.find_nodes(op="placeholder")
+    return next(node for node in placeholders if node.name == name)
 
 
 def output_nodes(program: ExportedProgram) -> list[torch.fx.Node]:
     """The nodes that the graph returns."""
-    return [node for node in program.graph.output_node().args[0] if isinstance(node, torch.fx.Node)]  # type: ignore[union-attr]
+    return [node for node in program.graph.output_node().args[0] if isinstance(node, torch.fx.Node)]
 
 
 def _attention(
@@ -122,5 +123,5 @@ def _explain(module: nn.Module, error: Exception) -> CaptureError:
     return CaptureError(
         f"the model cannot be captured: {type(error).__name__}: {reason}"
         + (f"; it stopped in {where}" if where else ""),
-        hint="A forward that branches on the values of its input, or leaves torch, has to be rewritten for torch.export.",
+        hint="A forward that branches on the values of its input, or leaves torch, has to be rewritten.",
     )

@@ -120,7 +120,7 @@ def _follow_back(operation: Node, argument: Node, axes: _Axes) -> _Axes | None:
 def _permutation(operation: Node, rank: int) -> list[int] | None:
     name = _name(operation)
     if name == "permute":
-        return [axis % rank for axis in operation.args[1]]  # type: ignore[union-attr, operator]
+        return [int(axis) % rank for axis in operation.args[1]]  # type: ignore[union-attr, arg-type]
     if name == "transpose":
         order = list(range(rank))
         a, b = (int(operation.args[i]) % rank for i in (1, 2))  # type: ignore[arg-type]

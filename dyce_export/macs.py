@@ -21,7 +21,7 @@ def count_macs(program: ExportedProgram) -> dict[str, int]:
     """
     values = [node.meta["val"] for node in program.graph.nodes if node.op == "placeholder"]
     image = input_node(program).meta["val"]
-    with detect_fake_mode(values), FlopCounterMode(display=False) as counter:  # type: ignore[no-untyped-call, union-attr]
+    with detect_fake_mode(values), FlopCounterMode(display=False) as counter:  # type: ignore[union-attr]
         example = torch.empty(EXAMPLE_BATCH, *image.shape[1:])
         interpreter = _CountingInterpreter(program.graph_module, counter)
         interpreter.run(*[example if value is image else value for value in values])

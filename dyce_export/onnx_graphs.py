@@ -34,7 +34,7 @@ def expose(program: ExportedProgram, activations: Sequence[str]) -> ExportedProg
     """Make a program return the logits followed by the named activations, in place; and return it."""
     by_name: dict[str, Node] = {node.name: node for node in program.graph.nodes}
     output = program.graph.output_node()
-    outputs: list[Node] = [output.args[0][0], *(by_name[name] for name in activations)]  # type: ignore[index, list-item]
+    outputs: list[Node] = [output.args[0][0], *(by_name[name] for name in activations)]
     output.args = (tuple(outputs),)
     program.graph_module.recompile()
     program.graph_signature.output_specs = [
@@ -86,7 +86,7 @@ def extract(model: ir.Model, inputs: Sequence[TensorSpec], outputs: Sequence[Ten
         CaptureError: the outputs need something that ``inputs`` do not give.
     """
     wanted = [spec.name for spec in inputs]
-    graph = ir.convenience.extract(model.graph, dict.fromkeys([*wanted, IMAGE]), [spec.name for spec in outputs])
+    graph = ir.convenience.extract(model.graph, list(dict.fromkeys([*wanted, IMAGE])), [spec.name for spec in outputs])
     for index, spec in enumerate(inputs):
         _fold_input(graph, index, spec)
     for index, spec in enumerate(outputs):

@@ -61,7 +61,7 @@ def write_backbone(
     seams = [(image_spec(input_size),), *(seam_specs(point) for point in backbone.points)]
     macs = [0, *(point.macs for point in backbone.points), total_macs]
     last = len(backbone.points)
-    pieces = []
+    pieces: list[Piece] = []
     for first, end in [*((k, k) for k in range(last + 1)), (0, last)]:
         whole = first == 0 and end == last and len(pieces) == last + 1
         id = UNCUT if whole else f"segment_{first:02d}"
@@ -91,8 +91,8 @@ def write_heads(
         outputs = decision_specs(len(head.layers[-1][1]))
         pieces.append(Piece(id, "head", file, index, index, inputs, outputs, head.macs, data))
         pooled = tuple(
-            f"axes {list(l.pooled)} of {spec.name}, channels {l.reason}"
-            for l, spec in zip(layouts, inputs, strict=True)
+            f"axes {list(layout.pooled)} of {spec.name}, channels {layout.reason}"
+            for layout, spec in zip(layouts, inputs, strict=True)
         )
         entry = Head(type=head.type, piece=id, trained=trained, temperature=head.temperature, pooled=pooled)
         exits.append(Exit(str(point.number), point.module, point.number, (entry,)))

@@ -126,7 +126,7 @@ def relative_error(expected: Floats, found: Floats, scale_of: Floats) -> float:
 
 def _seam_errors(manifest: Manifest, device: Device, reference: Reference, batch: int) -> dict[str, float]:
     """Chain the segments and run every head on the way; then the uncut model."""
-    errors = {}
+    errors: dict[str, float] = {}
     images = reference.images[:batch]
     live = [device.put(images)]
     for index, exit in enumerate(manifest.exits[:-1]):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 from dyce_runtime.configuration import FULL, Configurations, Entry, ExitSetting, float32_midpoint
 
@@ -46,7 +48,7 @@ def _shared_thresholds(records: Records) -> list[dict[str, ExitSetting]]:
     confidences = np.unique(records.confidences[:, :-1])
     if len(confidences) > _MAX_THRESHOLDS:
         confidences = np.unique(np.quantile(confidences, np.linspace(0, 1, _MAX_THRESHOLDS), method="nearest"))
-    thresholds = [float32_midpoint(low, high) for low, high in zip(confidences[:-1], confidences[1:], strict=True)]
+    thresholds = [float32_midpoint(low, high) for low, high in pairwise(confidences)]
     return [{exit: ExitSetting(head, threshold) for exit, head in records.heads} for threshold in thresholds]
 
 

@@ -29,6 +29,7 @@ def command(
     verbose: Verbose = False,
     quiet: Quiet = False,
 ) -> None:
+    """Measure and print."""
     set_up(verbose=verbose, quiet=quiet)
     import dyce_runtime
     from dyce_runtime.bench import benchmark
@@ -62,33 +63,14 @@ def _show(bundle: Path, source: str, document: dict[str, Any]) -> None:
         highlight=False,
     )
     out.print(f"These pictures by what they were used for when the bundle was made: {splits}.", highlight=False)
-    rows = [("uncut model", *_times(uncut), "1.00", "100%", _percent(uncut["accuracy"]), "", "")]
+    exits = list(document["configurations"][0]["share_per_exit"]) if document["configurations"] else []
+    rows = [("uncut model", *_times(uncut), "1.00", "100%", _percent(uncut["accuracy"]), *("" for _ in exits))]
     for entry in document["configurations"]:
-        shares = " ".join(f"{exit}:{share:.0%}" for exit, share in entry["share_per_exit"].items() if share)
-        rows.append(
-            (
-                entry["name"],
-                *_times(entry),
-                f"{entry['time_ratio_to_uncut']:.2f}",
-                f"{entry['macs_share']:.0%}",
-                _percent(entry["accuracy"]),
-                _percent(entry["same_label_as_uncut"]),
-                shares,
-            )
-        )
-    columns = (
-        "configuration",
-        "mean ms",
-        "p50",
-        "p90",
-        "p99",
-        "time",
-        "MACs",
-        "accuracy",
-        "as uncut",
-        "share per exit",
-    )
-    print_table("time and MACs are relative to the uncut model", columns, rows)
+        shares = [f"{share:.0%}" for share in entry["share_per_exit"].values()]
+        ratios = [f"{entry['time_ratio_to_uncut']:.2f}", f"{entry['macs_share']:.0%}"]
+        rows.append((entry["name"], *_times(entry), *ratios, _percent(entry["accuracy"]), *shares))
+    columns = ("configuration", "mean ms", "p50", "p90", "p99", "time", "MACs", "accuracy", *exits)
+    print_table("time and MACs relative to the uncut model; last columns: share of samples per exit", columns, rows)
     out.print(document["verdict"], highlight=False)
 
 

@@ -17,6 +17,7 @@ import click
 import msgspec
 import typer
 from dyce_runtime.errors import DyceError, UsageError
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.logging import RichHandler
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -29,6 +30,7 @@ SCHEMA_VERSION = "1.0"
 EXIT_USAGE = 2
 EXIT_BUG = 70
 EXIT_INTERRUPTED = 130
+_TABLE_WIDTH = 140
 
 _Item = TypeVar("_Item")
 
@@ -58,13 +60,15 @@ def print_json(command: str, document: Mapping[str, Any]) -> None:
 
 
 def print_table(title: str, columns: Iterable[str], rows: Iterable[Iterable[object]]) -> None:
-    """A table on stdout; every column but the first is right-aligned."""
-    table = Table(title=title, title_justify="left", header_style="bold")
+    """A table on stdout; every column but the first is right-aligned. Wider than the terminal, it is not folded."""
+    table = Table(box=SIMPLE_HEAD, pad_edge=False, padding=0)
     for index, column in enumerate(columns):
-        table.add_column(column, justify="left" if index == 0 else "right", overflow="fold")
+        table.add_column(column, justify="left" if index == 0 else "right", no_wrap=True)
     for row in rows:
         table.add_row(*("" if cell is None else str(cell) for cell in row))
-    out.print(table)
+    out.print(title, style="bold", highlight=False)
+    # Figures that are cut off are worth nothing: a narrow terminal may wrap the lines.
+    Console(width=max(out.width, _TABLE_WIDTH)).print(table)
 
 
 @contextmanager

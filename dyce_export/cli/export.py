@@ -75,6 +75,7 @@ def command(
     verbose: Verbose = False,
     quiet: Quiet = False,
 ) -> None:
+    """Export and print."""
     set_up(verbose=verbose, quiet=quiet)
     if model is None and factory is None:
         raise UsageError("no model was given; expected a checkpoint, timm:NAME or --model", hint="`dyce export --help`")

@@ -18,6 +18,7 @@ def command(
     verbose: Verbose = False,
     quiet: Quiet = False,
 ) -> None:
+    """Look and print."""
     set_up(verbose=verbose, quiet=quiet)
     if bundle is None:
         _targets(json)
@@ -75,41 +76,27 @@ def _show(bundle: Any) -> None:
 
 
 def show_configurations(configurations: Any, exits: list[str]) -> None:
-    """The named configurations as a table: thresholds, and what each split said."""
+    """The named configurations: what they do, and at which thresholds samples leave."""
     rows = []
     for name, entry in configurations.named.items():
-        thresholds = " ".join(f"{id}>{s.threshold:.3f}" for id, s in entry.exits.items()) or "no exits"
-        cells = [name, thresholds]
+        cells = [name]
         for figures in (entry.search, entry.test):
-            cells += (
-                ["", "", ""]
-                if figures is None
-                else [f"{figures.accuracy:.1%}", f"{100 * figures.loss:+.2f}", f"{figures.cost:.0%}"]
-            )
-        shares = (
-            ""
-            if entry.test is None
-            else " ".join(
-                f"{id}:{share:.0%}" for id, share in zip(exits, entry.test.share_per_exit, strict=True) if share
-            )
-        )
-        rows.append((*cells, shares))
-    columns = (
-        "configuration",
-        "leave if confidence",
-        "accuracy",
-        "loss",
-        "cost",
-        "accuracy",
-        "loss",
-        "cost",
-        "share per exit",
+            cells += ["", ""] if figures is None else [f"{100 * figures.loss:+.2f}", f"{figures.cost:.0%}"]
+        cells.append("" if entry.test is None else f"{entry.test.accuracy:.1%}")
+        shares = [] if entry.test is None else entry.test.share_per_exit
+        cells += [f"{share:.0%}" for share in shares] or ["" for _ in exits]
+        rows.append(cells)
+    print_table(
+        "configurations on the search split | the test split, with the share of samples per exit\n"
+        "(loss: points against full; cost: share of its MACs)",
+        ("name", "loss", "cost", "| loss", "cost", "accuracy", *exits),
+        rows,
     )
-    columns = tuple(
-        f"{column} ({'search' if index < 5 else 'test'})" if 2 <= index < 8 else column
-        for index, column in enumerate(columns)
-    )
-    print_table("configurations (loss in points against full; cost in MACs relative to full)", columns, rows)
+    thresholds = [
+        (name, *(f"{entry.exits[id].threshold:.4f}" if id in entry.exits else "off" for id in exits[:-1]))
+        for name, entry in configurations.named.items()
+    ]
+    print_table("a sample leaves if its confidence is above", ("name", *exits[:-1]), thresholds)
 
 
 def _preprocessing(p: Any) -> str:

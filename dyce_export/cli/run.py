@@ -26,6 +26,7 @@ def command(
     verbose: Verbose = False,
     quiet: Quiet = False,
 ) -> None:
+    """Classify and print."""
     set_up(verbose=verbose, quiet=quiet)
     import dyce_runtime
 

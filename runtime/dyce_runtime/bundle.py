@@ -154,36 +154,39 @@ def _check_file(folder: Path, name: str, expected: str | None) -> None:
 
 def _check_pieces(manifest: Manifest) -> None:
     """Files are listed, segments follow each other, and tensors agree at every seam."""
-    for piece in manifest.pieces:
-        for name in (piece.file, *piece.data):
-            if name not in manifest.files:
-                raise BundleError(f"piece {piece.id} names the file {name!r}, which the manifest does not list")
     segments = [piece for piece in manifest.pieces if piece.kind == "segment"]
     if [(s.first, s.last) for s in segments] != [(k, k) for k in range(len(manifest.exits))]:
         raise BundleError(
             f"the manifest has {len(segments)} segments and {len(manifest.exits)} exits, which do not match"
         )
-    if [exit.id for exit in manifest.exits].count(FINAL) != 1 or manifest.exits[-1].id != FINAL:
-        raise BundleError(f"the last exit of the manifest is not {FINAL!r}")
     for piece in manifest.pieces:
+        for name in (piece.file, *piece.data):
+            if name not in manifest.files:
+                raise BundleError(f"piece {piece.id} names the file {name!r}, which the manifest does not list")
         if not 0 <= piece.first <= piece.last < len(segments):
             raise BundleError(f"piece {piece.id} covers segments {piece.first} to {piece.last}, which do not exist")
-        before = (manifest.input,) if piece.first == 0 else segments[piece.first - 1].outputs
-        _check_seam(piece, segments[piece.first].outputs if piece.kind == "head" else before)
-        if piece.kind == "head" or piece.last == len(segments) - 1:
-            if tuple(tensor.name for tensor in piece.outputs) != DECISION:
-                raise BundleError(
-                    f"piece {piece.id} returns {[t.name for t in piece.outputs]}; expected {list(DECISION)}"
-                )
-        elif piece.outputs != segments[piece.last].outputs:
-            raise BundleError(f"piece {piece.id} and segment {segments[piece.last].id} end in different tensors")
-    heads = {piece.id: piece.first for piece in manifest.pieces if piece.kind == "head"}
-    for index, exit in enumerate(manifest.exits):
-        for head in exit.heads:
-            if heads.get(head.piece) != index:
-                raise BundleError(f"exit {exit.id} names the head {head.piece!r}, which is no head of segment {index}")
+        _check_seams(manifest, segments, piece)
+    _check_exits(manifest)
 
 
-def _check_seam(piece: Piece, given: Sequence[object]) -> None:
-    if tuple(piece.inputs) != tuple(given):
+def _check_seams(manifest: Manifest, segments: Sequence[Piece], piece: Piece) -> None:
+    before = (manifest.input,) if piece.first == 0 else segments[piece.first - 1].outputs
+    given = segments[piece.first].outputs if piece.kind == "head" else before
+    if piece.inputs != given:
         raise BundleError(f"piece {piece.id} reads {list(piece.inputs)}; the piece before it gives {list(given)}")
+    if piece.kind == "head" or piece.last == len(segments) - 1:
+        if tuple(tensor.name for tensor in piece.outputs) != DECISION:
+            names = [tensor.name for tensor in piece.outputs]
+            raise BundleError(f"piece {piece.id} returns {names}; expected {list(DECISION)}")
+    elif piece.outputs != segments[piece.last].outputs:
+        raise BundleError(f"piece {piece.id} and segment {segments[piece.last].id} end in different tensors")
+
+
+def _check_exits(manifest: Manifest) -> None:
+    if [exit.id for exit in manifest.exits].count(FINAL) != 1 or manifest.exits[-1].id != FINAL:
+        raise BundleError(f"the last exit of the manifest is not {FINAL!r}")
+    heads = {piece.id for piece in manifest.pieces if piece.kind == "head"}
+    for exit in manifest.exits:
+        for head in exit.heads:
+            if head.piece not in heads:
+                raise BundleError(f"exit {exit.id} names the head {head.piece!r}, which is no piece of the bundle")

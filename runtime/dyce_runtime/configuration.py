@@ -33,7 +33,7 @@ class Configuration(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             if exit is None:
                 known = ", ".join(e.id for e in manifest.exits if e.id != FINAL) or "none"
                 raise ConfigurationError(
-                    f"configuration {self.name!r} turns on exit {id!r}, which this bundle does not have (exits: {known})",
+                    f"configuration {self.name!r} turns on exit {id!r}; this bundle has the exits {known}",
                     hint="Use a configuration of this bundle; `dyce inspect BUNDLE` lists them.",
                 )
             if setting.head not in [head.type for head in exit.heads]:
