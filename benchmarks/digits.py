@@ -73,7 +73,7 @@ def train(model: nn.Module, images: Tensor, labels: Tensor, *, epochs: int, batc
             optimiser.step()
             schedule.step()
             total += loss.item() * len(rows)
-        print(f"epoch {epoch + 1}/{epochs}: loss {total / len(images):.3f}", file=sys.stderr)
+        print(f"epoch {epoch + 1}/{epochs}: loss {total / len(images):.3f}", file=sys.stderr, flush=True)
     model.eval()
 
 

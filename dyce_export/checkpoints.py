@@ -17,8 +17,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from dyce_runtime.errors import ModelError
 from torch import Tensor, nn
+
+from dyce_runtime.errors import ModelError
 
 # Where training scripts keep the weights, best first: averaged weights are the ones that were evaluated.
 WEIGHT_KEYS = (

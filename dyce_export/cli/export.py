@@ -14,8 +14,9 @@ from dyce_export.cli.inspect import show_configurations, verification_line
 
 if TYPE_CHECKING:
     from dyce_export.exit_points import ExitPoints
+    from dyce_export.inputs import InputOverrides
     from dyce_export.pipeline import Export
-    from dyce_export.sources import InputOverrides, Source
+    from dyce_export.sources import Source
 
 HELP = (
     "Make a model early-exit: split it at the exit points, train heads, choose configurations, verify, write a bundle."
@@ -141,7 +142,7 @@ def _recipe(epochs: int | None) -> dict[str, Any]:
 def _overrides(
     input_size: str | None, mean: str | None, std: str | None, interpolation: str | None, crop_pct: float | None
 ) -> InputOverrides:
-    from dyce_export.sources import InputOverrides
+    from dyce_export.inputs import InputOverrides
 
     def numbers(text: str | None, kind: type, option: str) -> Any:
         try:

@@ -185,8 +185,8 @@ def _check_seams(manifest: Manifest, segments: Sequence[Piece], piece: Piece) ->
 def _check_exits(manifest: Manifest) -> None:
     if [exit.id for exit in manifest.exits].count(FINAL) != 1 or manifest.exits[-1].id != FINAL:
         raise BundleError(f"the last exit of the manifest is not {FINAL!r}")
-    heads = {piece.id for piece in manifest.pieces if piece.kind == "head"}
-    for exit in manifest.exits:
+    heads = {piece.id: piece.first for piece in manifest.pieces if piece.kind == "head"}
+    for index, exit in enumerate(manifest.exits):
         for head in exit.heads:
-            if head.piece not in heads:
-                raise BundleError(f"exit {exit.id} names the head {head.piece!r}, which is no piece of the bundle")
+            if heads.get(head.piece) != index:
+                raise BundleError(f"exit {exit.id} names the head {head.piece!r}, which is no head of segment {index}")

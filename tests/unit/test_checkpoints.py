@@ -13,13 +13,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from dyce_runtime.errors import ModelError
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 from torch import nn
 
 from dyce_export.checkpoints import Checkpoint, differences, load_strictly, read_checkpoint, strip_prefixes
+from dyce_runtime.errors import ModelError
 
 
 class Net(nn.Module):

@@ -45,7 +45,7 @@ def test_what_the_bundle_has_is_accepted(shared_session: Session, exits):
 @pytest.mark.parametrize(
     ("exits", "message"),
     [
-        (on(exit5=0.5), r"'mine' turns on exit '5', which this bundle does not have \(exits: 3, 7\)"),
+        (on(exit5=0.5), "'mine' turns on exit '5'; this bundle has the exits 3, 7"),
         (on(final=0.5), "'mine' turns on exit 'final'"),
         ({"3": ExitSetting("mlp9x9", 0.5)}, f"'mine' uses head 'mlp9x9' at exit 3; the bundle has: {HEAD}"),
         (on(exit7=-0.1), r"the threshold of exit 7 is -0\.1; expected a number from 0 to 1"),

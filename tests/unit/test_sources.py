@@ -1,20 +1,27 @@
 from __future__ import annotations
 
 import argparse
+import io
 import logging
+import os
+import re
 import socket
+import zipfile
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from dyce_runtime.errors import ModelError, UsageError
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 from torch import nn
 
-from dyce_export.sources import InputOverrides, Source, from_module, load_source
+from dyce_export.inputs import InputOverrides
+from dyce_export.sources import Source, from_module, load_source
+from dyce_runtime.errors import ModelError, UsageError
 
 timm: Any = pytest.importorskip("timm")
 from timm.data import create_transform, resolve_data_config  # type: ignore[attr-defined]  # noqa: E402
@@ -143,6 +150,43 @@ def test_unknown_names_lead_to_known_ones(model: str, message: str, hint: str) -
         load_source(model)
     assert message in caught.value.message
     assert hint in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("former", "current"),
+    [("gluon_resnet18_v1b", "resnet18.gluon_in1k"), ("gluon_resnet18_v1b.a1_in1k", "resnet18.a1_in1k")],
+)
+def test_a_former_name_leads_to_the_current_one_and_says_so(
+    former: str, current: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, logger="dyce_export")
+    source = load_source(f"timm:{former}")
+    assert (source.name, source.origin, source.weights) == (current, f"timm:{current}", "random")
+    notes = [record.getMessage() for record in caplog.records if record.levelno == logging.INFO]
+    assert notes == [f"timm:{former} is now called {current}"]
+    assert f"timm/{current}" in caplog.text
+
+
+@pytest.mark.parametrize("how", ["arch", "file"])
+def test_a_checkpoint_may_have_a_former_name(how: str) -> None:
+    weights = timm_weights("resnet18", num_classes=4)
+    content = {"state_dict": weights, **({"arch": "gluon_resnet18_v1b"} if how == "file" else {})}
+    source = load_source(saved(content), arch="timm:gluon_resnet18_v1b" if how == "arch" else None)
+    assert source.name == "resnet18.gluon_in1k"
+    assert holds(source, weights)
+
+
+def test_a_removed_model_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("timm.models.get_deprecated_models", lambda: {"gluon_resnet18_v1b": None})
+    with pytest.raises(ModelError, match=r"timm \S+ has removed the model 'gluon_resnet18_v1b'"):
+        load_source("timm:gluon_resnet18_v1b")
+
+
+def test_a_timm_without_former_names_is_an_error_in_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr("timm.models.get_deprecated_models")
+    with pytest.raises(ModelError, match="no configuration for it; it may be a former name") as caught:
+        load_source("timm:gluon_resnet18_v1b")
+    assert "list_models" in caught.value.hint
 
 
 def test_a_size_that_timm_cannot_build_is_named() -> None:
@@ -500,12 +544,46 @@ DYNAMIC = torch.export.Dim.DYNAMIC
 def test_an_exported_program_is_taken_as_it_is() -> None:
     net = Net()
     model = exported(net, torch.zeros(2, 3, 32, 32), {0: DYNAMIC}, "net.pt2")
-    source = load_source(model, overrides=InputOverrides(crop_pct=0.5))
+    source = load_source(model, trust_pickle=True, overrides=InputOverrides(crop_pct=0.5))
     assert (source.name, source.origin, source.weights, source.module) == ("net", "net.pt2", "checkpoint", None)
     assert (source.input_size, source.preprocessing.resize) == ((3, 32, 32), 64)
     assert source.sha256 is not None
     assert source.program is not None
     assert torch.equal(source.program.module()(IMAGE), net(IMAGE))
+
+
+class RunsCode:
+    """Unpickling it makes a folder."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.mkdir, ("it ran",)
+
+
+def with_pickled_code(member: str, content: bytes) -> bytes:
+    pickled = io.BytesIO()
+    torch.save(RunsCode(), pickled)
+    return pickled.getvalue() if member.endswith("sample_inputs/model.pt") else content
+
+
+def with_code_for_a_size(member: str, content: bytes) -> bytes:
+    code = rb"""'expr_str': "__import__('os').mkdir('it ran') or 3" """.replace(b"'expr_str'", b'"expr_str"')
+    return re.sub(rb'"expr_str": "[^"]*"', code, content, count=1) if member.endswith("models/model.json") else content
+
+
+@pytest.mark.parametrize("change", [with_pickled_code, with_code_for_a_size])
+def test_nothing_in_a_program_runs_unless_it_is_trusted(change: Callable[[str, bytes], bytes]) -> None:
+    model = exported(Net(), torch.zeros(2, 3, 32, 32), {0: DYNAMIC}, "net.pt2")
+    with zipfile.ZipFile(model) as harmless, zipfile.ZipFile("evil.pt2", "w") as evil:
+        for member in harmless.namelist():
+            evil.writestr(member, change(member, harmless.read(member)))
+    for file in (model, "evil.pt2"):
+        with pytest.raises(ModelError, match=f"{file} is an exported program, and like pickles those run") as caught:
+            load_source(file)
+        assert "--trust-pickle" in caught.value.hint
+    assert not Path("it ran").exists()
+    with suppress(ModelError):
+        load_source("evil.pt2", trust_pickle=True)
+    assert Path("it ran").exists(), "torch no longer runs what a program holds: perhaps it need not be trusted any more"
 
 
 @pytest.mark.parametrize(
@@ -525,7 +603,7 @@ def test_an_exported_program_is_taken_as_it_is() -> None:
 def test_programs_that_cannot_be_cut_are_refused(example: torch.Tensor, axes: Any, message: str, hint: str) -> None:
     model = exported(Net().to(example.dtype), example, axes)
     with pytest.raises(ModelError, match=message) as caught:
-        load_source(model)
+        load_source(model, trust_pickle=True)
     assert hint in caught.value.hint
 
 
@@ -537,13 +615,13 @@ def test_a_program_of_two_inputs_is_refused() -> None:
     program = torch.export.export(Sum(), (torch.zeros(2, 3, 8, 8), torch.zeros(2, 3, 8, 8)))
     torch.export.save(program, "sum.pt2")
     with pytest.raises(ModelError, match=r"takes 2 inputs .*; expected one batch of images"):
-        load_source("sum.pt2")
+        load_source("sum.pt2", trust_pickle=True)
 
 
 def test_a_program_s_size_cannot_be_changed() -> None:
     model = exported(Net(), torch.zeros(2, 3, 32, 32), {0: DYNAMIC})
     with pytest.raises(ModelError, match=r"takes an input of \(3, 32, 32\), which cannot be changed to \(3, 64, 64\)"):
-        load_source(model, overrides=InputOverrides(input_size=(3, 64, 64)))
+        load_source(model, trust_pickle=True, overrides=InputOverrides(input_size=(3, 64, 64)))
 
 
 @pytest.mark.parametrize("content", [b"hello", None], ids=["text", "checkpoint"])

@@ -1,0 +1,144 @@
+"""Fashion-MNIST, the whole way: train a small network, export it with exits, measure it next to the uncut model.
+
+``python -m benchmarks.fashion_mnist`` (with Debian's ``dataset-fashion-mnist``, or ``--data FOLDER`` with the four
+IDX files) trains on 50,000 of the training pictures (about ten minutes on two cores; the weights are kept in
+``benchmarks/.cache``), exports through the command line with the other 10,000 as ``--val``, which the network has
+never seen, and measures on the 10,000 test pictures. It writes ``results/fashion_mnist.json`` and
+``docs/fashion-mnist.md``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from benchmarks import machine
+from benchmarks.digits import ResidualNet, train
+from dyce_runtime.datasets import open_dataset
+from dyce_runtime.manifest import Preprocessing
+from dyce_runtime.preprocessing import preprocess
+
+HERE = Path(__file__).parent
+CACHE = HERE / ".cache" / "fashion_mnist"
+RESULTS = HERE / "results" / "fashion_mnist.json"
+PAGE = HERE.parent / "docs" / "fashion-mnist.md"
+DEBIAN = Path("/usr/share/datasets/fashion-mnist")
+INPUT = Preprocessing(resize=28, crop=(28, 28), interpolation="bilinear", mean=(0.286,), std=(0.353,))
+EXITS = "1,2,4"
+EPOCHS = 8
+UNSEEN = 10_000
+
+
+def make_model() -> torch.nn.Module:
+    """An untrained network for 28x28 grey pictures: six residual blocks, about 20 MMACs."""
+    return ResidualNet(widths=(16, 16, 32, 32, 64, 64), strides=(1, 1, 2, 1, 2, 1))
+
+
+def prepare(data: Path) -> None:
+    """Divide the training pictures and train the network; what is in the cache is kept."""
+    CACHE.mkdir(parents=True, exist_ok=True)
+    dataset = open_dataset(f"{data}#train")
+    order = np.random.default_rng(0).permutation(len(dataset))
+    assert isinstance(dataset.items, np.ndarray)
+    assert dataset.labels is not None
+    parts = {"fit": order[UNSEEN:], "val": order[:UNSEEN]}
+    for name, rows in parts.items():
+        if not (CACHE / f"{name}.npz").is_file():
+            np.savez_compressed(CACHE / f"{name}.npz", images=dataset.items[rows], labels=dataset.labels[rows])
+    if not (CACHE / "model.pt").is_file():
+        torch.manual_seed(0)
+        rows = parts["fit"]
+        images = torch.from_numpy(preprocess(dataset.items[rows], INPUT))
+        model = make_model()
+        train(model, images, torch.from_numpy(dataset.labels[rows]), epochs=EPOCHS, batch=128, augment=True)
+        torch.save(model.state_dict(), CACHE / "model.pt")
+
+
+def dyce(*arguments: str) -> dict[str, Any]:
+    """Run the command line as a user would, and read its JSON."""
+    done = subprocess.run(
+        [sys.executable, "-c", "from dyce_export.cli.main import dyce; dyce()", *arguments, "--json", "--quiet"],
+        check=True, stdout=subprocess.PIPE, cwd=HERE.parent,
+    )
+    document: dict[str, Any] = json.loads(done.stdout)
+    return document
+
+
+def export() -> dict[str, Any]:
+    """Export the trained network."""
+    numbers = ["--input-size", "1,28,28", "--mean", str(INPUT.mean[0]), "--std", str(INPUT.std[0])]
+    described = ["--model", "benchmarks.fashion_mnist:make_model", *numbers, "--crop-pct", "1"]
+    files = ["--data", str(CACHE / "fit.npz"), "--val", str(CACHE / "val.npz"), "-o", str(CACHE / "model.dyce")]
+    return dyce("export", str(CACHE / "model.pt"), *described, "--exits", EXITS, *files, "--force")
+
+
+def bench(data: Path, threads: int) -> dict[str, Any]:
+    """Measure every configuration on the test pictures, one per call."""
+    bundle = str(CACHE / "model.dyce")
+    return dyce("bench", bundle, "--data", f"{data}#test", "--limit", "10000", "--threads", str(threads))
+
+
+def page(results: dict[str, Any]) -> str:
+    """``docs/fashion-mnist.md``."""
+    lines = [
+        "# Fashion-MNIST",
+        "",
+        f"A residual network of {results['mmacs']:.0f} MMACs with exits behind blocks {EXITS}. Heads are fitted on the "
+        "50,000 pictures that trained the network; configurations are chosen on pictures that it has never seen; all "
+        "figures below are for the 10,000 test pictures, one per call, uncut model and configurations in turn in one "
+        "run. Made by `python -m benchmarks.fashion_mnist`; "
+        + ", ".join(f"{key} {value}" for key, value in results["environment"].items()) + ".",
+    ]
+    for name, document in results["bench"].items():
+        exits = list(document["configurations"][0]["share_per_exit"])
+        lines += [
+            "",
+            f"## {name}",
+            "",
+            f"| configuration | accuracy | mean ms | p50 | p99 | time | MACs | {' | '.join(f'exit {e}' for e in exits)} |",
+            "|---|---|---|---|---|---|---|" + "---|" * len(exits),
+            row("uncut model", document["uncut"], "1.00", "100 %", ["" for _ in exits]),
+        ]
+        lines += [
+            row(c["name"], c, f"{c['time_ratio_to_uncut']:.2f}", f"{c['macs_share']:.0%}", [f"{s:.0%}" for s in c["share_per_exit"].values()])
+            for c in document["configurations"]
+        ]
+        lines += ["", document["verdict"]]
+    return "\n".join(lines) + "\n"
+
+
+def row(name: str, figures: dict[str, Any], time: str, macs: str, shares: list[str]) -> str:
+    """One line of the table."""
+    milliseconds = [f"{figures[key]:.3f}" for key in ("mean_ms", "p50_ms", "p99_ms")]
+    return "| " + " | ".join([name, f"{figures['accuracy']:.2%}", *milliseconds, time, macs, *shares]) + " |"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--data", type=Path, default=DEBIAN, help="folder with the four IDX files")
+    parser.add_argument("--prepare", action="store_true", help="train only")
+    arguments = parser.parse_args()
+    prepare(arguments.data)
+    if arguments.prepare:
+        return
+    exported = export()
+    manifest = json.loads((CACHE / "model.dyce" / "manifest.json").read_text())
+    results = {
+        "environment": machine.describe("torch", "onnxruntime", "numpy"),
+        "mmacs": manifest["model"]["macs"] / 1e6,
+        "export": exported,
+        "bench": {f"{n} thread{'s' if n > 1 else ''}": bench(arguments.data, n) for n in (1, 2)},
+    }
+    RESULTS.write_text(json.dumps(results, indent=1) + "\n")
+    PAGE.write_text(page(results))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,140 @@
+"""What a model takes: the size of its input, and how pictures are prepared for it."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from torch import nn
+
+from dyce_runtime.errors import ModelError, UsageError
+from dyce_runtime.manifest import Preprocessing
+
+Size = tuple[int, int, int]
+
+INTERPOLATIONS = ("bilinear", "bicubic", "nearest", "box", "hamming", "lanczos")
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+SIZE_HINT = "Give it with --input-size CHANNELS,HEIGHT,WIDTH, such as --input-size 3,224,224."
+INPUT_HINT = "Set it with --input-size, --mean, --std, --interpolation and --crop-pct."
+
+logger = logging.getLogger("dyce_export")
+
+
+@dataclass(frozen=True)
+class InputOverrides:
+    """What the user says about the input; None leaves it to the checkpoint or the model.
+
+    Attributes:
+        input_size: (channels, height, width), in pixels.
+        mean, std: one number, or one per channel, on the scale 0 to 1.
+        interpolation: one of :data:`INTERPOLATIONS`.
+        crop_pct: edge of the centre crop divided by the edge that pictures are resized to, over 0 and at most 1.
+
+    Raises:
+        UsageError: a value is out of its range.
+    """
+
+    input_size: Size | None = None
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+    interpolation: str | None = None
+    crop_pct: float | None = None
+
+    def __post_init__(self) -> None:
+        """Check what can be checked without the model."""
+        problem = _input_problem(self.given())
+        if problem:
+            raise UsageError(problem)
+
+    def given(self) -> dict[str, Any]:
+        """What was said, by name."""
+        return {name: value for name, value in asdict(self).items() if value is not None}
+
+
+def timm_input(module: nn.Module) -> dict[str, Any]:
+    """What a timm model says about its input; nothing for other modules."""
+    config = getattr(module, "pretrained_cfg", None) or getattr(module, "default_cfg", None)
+    if not isinstance(config, Mapping):
+        return {}
+    import timm.data
+
+    data: Any = timm.data  # untyped
+    return dict(data.resolve_data_config(pretrained_cfg=config))
+
+
+def describe_input(said: Mapping[str, Any], config: Mapping[str, Any]) -> tuple[Size, Preprocessing]:
+    """Input size and timm's evaluation transform, from what was said and otherwise from the model's configuration.
+
+    Says aloud what has to be assumed.
+    """
+    size = said.get("input_size") or config.get("input_size")
+    if size is None:
+        raise ModelError("the size of the model's input is not known", hint=SIZE_HINT)
+    problem = _input_problem({**said, "input_size": size})
+    if problem:
+        raise ModelError(problem, hint=INPUT_HINT)
+    channels, height, width = size
+    # The configuration's statistics are of no use to a model that was built for another number of channels.
+    known = {k: v for k, v in config.items() if k not in ("mean", "std") or len(v) == channels}
+    given = {**known, **said}
+    assumed = {name: value for name, value in _standard(channels, height, width).items() if name not in given}
+    if assumed:
+        listed = ", ".join(f"{name} {value}" for name, value in assumed.items())
+        logger.warning("nothing says how pictures are prepared for this model; assuming %s. %s", listed, INPUT_HINT)
+    given = {**assumed, **given}
+    mean, std = (tuple(map(float, given[key])) * (channels if len(given[key]) == 1 else 1) for key in ("mean", "std"))
+    resize = _resize(height, width, given["crop_pct"], given.get("crop_mode"))
+    return (channels, height, width), Preprocessing(resize, (height, width), given["interpolation"], mean, std)
+
+
+def _standard(channels: int, height: int, width: int) -> dict[str, Any]:
+    """ImageNet's convention, for three channels. Pictures under 128 pixels come at their size and are not cropped."""
+    colour = channels == 3
+    return {
+        "mean": IMAGENET_MEAN if colour else (0.5,) * channels,
+        "std": IMAGENET_STD if colour else (0.5,) * channels,
+        "interpolation": "bilinear",
+        "crop_pct": 0.875 if min(height, width) >= 128 else 1.0,
+    }
+
+
+def _resize(height: int, width: int, crop_pct: float, crop_mode: str | None) -> int | tuple[int, int]:
+    """What ``timm.data.transforms_factory.transforms_imagenet_eval`` resizes to before it crops."""
+    scaled = math.floor(height / crop_pct), math.floor(width / crop_pct)
+    if crop_mode == "border":
+        raise ModelError(
+            "the model's crop_mode is 'border', which pads pictures; expected 'center' or 'squash'",
+            hint="Choose weights that were evaluated without padding.",
+        )
+    if crop_mode == "squash":
+        return scaled
+    if scaled[0] != scaled[1]:
+        logger.warning(
+            "the input is %dx%d, not square: pictures are resized to %dx%d, whatever their shape",
+            height,
+            width,
+            *scaled,
+        )
+        return scaled
+    return scaled[0]
+
+
+def _input_problem(given: Mapping[str, Any]) -> str | None:
+    """Which of the values is out of its range, and what was expected."""
+    size, mean, std = given.get("input_size"), given.get("mean"), given.get("std")
+    if size is not None and (len(size) != 3 or any(not isinstance(n, int) or n < 1 for n in size)):
+        return f"the input size is {tuple(size)}; expected channels, height and width, three positive integers"
+    for name, values in (("mean", mean), ("std", std)):
+        if values is not None and size is not None and len(values) not in (1, size[0]):
+            return f"the {name} has {len(values)} values; expected one, or one for each of {size[0]} channels"
+    if std is not None and any(value <= 0 for value in std):
+        return f"the std is {tuple(std)}; expected positive numbers"
+    if not 0 < given.get("crop_pct", 1) <= 1:
+        return f"crop_pct is {given['crop_pct']}; expected a number over 0 and at most 1"
+    if given.get("interpolation", "bilinear") not in INTERPOLATIONS:
+        return f"the interpolation is {given['interpolation']!r}; expected one of {', '.join(INTERPOLATIONS)}"
+    return None
