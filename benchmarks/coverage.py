@@ -40,24 +40,25 @@ def spread(points: list[Any], shares: tuple[float, ...] = SHARES) -> list[str]:
 
 def measure(name: str) -> dict[str, Any]:
     """Export one model in this process and say how it went."""
-    from dyce_runtime.errors import DyceError
-
-    from dyce_export.pipeline import Options, export_source, list_exit_points
+    from dyce_export.pipeline import Options, capture_source, prepare, write_bundle
     from dyce_export.progress import Progress
     from dyce_export.sources import load_source
+    from dyce_runtime.errors import DyceError
 
     row: dict[str, Any] = {"model": name}
     start = time.perf_counter()
     try:
         source = load_source(f"timm:{name}")
-        found = list_exit_points(source, Progress())
+        progress = Progress()
+        captured = capture_source(source, progress)
+        found = captured.points
         exits = spread(list(found.points))
         row |= {"points": len(found.points), "gmacs": found.total_macs / 1e9, "exits": exits}
         row["tensors"] = max(len(p.nodes) for p in found.points if str(p.number) in exits)
         row["first"], row["last"] = found.points[0].module, found.points[-1].module
         with tempfile.TemporaryDirectory() as folder:
-            start = time.perf_counter()
-            export = export_source(source, exits, Path(folder) / "bundle.dyce", options=Options())
+            prepared = prepare(captured, exits, data=None, val=None, options=Options())
+            export = write_bundle(prepared, Path(folder) / "bundle.dyce", options=Options(), progress=progress)
         verification = export.manifest.verification
         assert verification is not None
         row |= {

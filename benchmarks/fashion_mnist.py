@@ -65,7 +65,9 @@ def dyce(*arguments: str) -> dict[str, Any]:
     """Run the command line as a user would, and read its JSON."""
     done = subprocess.run(
         [sys.executable, "-c", "from dyce_export.cli.main import dyce; dyce()", *arguments, "--json", "--quiet"],
-        check=True, stdout=subprocess.PIPE, cwd=HERE.parent,
+        check=True,
+        stdout=subprocess.PIPE,
+        cwd=HERE.parent,
     )
     document: dict[str, Any] = json.loads(done.stdout)
     return document
@@ -94,7 +96,8 @@ def page(results: dict[str, Any]) -> str:
         "50,000 pictures that trained the network; configurations are chosen on pictures that it has never seen; all "
         "figures below are for the 10,000 test pictures, one per call, uncut model and configurations in turn in one "
         "run. Made by `python -m benchmarks.fashion_mnist`; "
-        + ", ".join(f"{key} {value}" for key, value in results["environment"].items()) + ".",
+        + ", ".join(f"{key} {value}" for key, value in results["environment"].items())
+        + ".",
     ]
     for name, document in results["bench"].items():
         exits = list(document["configurations"][0]["share_per_exit"])
@@ -107,7 +110,13 @@ def page(results: dict[str, Any]) -> str:
             row("uncut model", document["uncut"], "1.00", "100 %", ["" for _ in exits]),
         ]
         lines += [
-            row(c["name"], c, f"{c['time_ratio_to_uncut']:.2f}", f"{c['macs_share']:.0%}", [f"{s:.0%}" for s in c["share_per_exit"].values()])
+            row(
+                c["name"],
+                c,
+                f"{c['time_ratio_to_uncut']:.2f}",
+                f"{c['macs_share']:.0%}",
+                [f"{s:.0%}" for s in c["share_per_exit"].values()],
+            )
             for c in document["configurations"]
         ]
         lines += ["", document["verdict"]]

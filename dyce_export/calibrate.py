@@ -9,17 +9,17 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
+
 from dyce_calibration.features import Features, extract_features
 from dyce_calibration.heads import DEFAULT_TYPE, Recipe, TrainedHead, train_heads
 from dyce_calibration.records import Records
 from dyce_calibration.splits import HOLD_OUT, VAL_SHARES, divide
 from dyce_calibration.temperature import fit_temperature, softmax
-from dyce_runtime.datasets import Dataset, require_classes
-from dyce_runtime.manifest import Preprocessing, Splits
-from numpy.typing import NDArray
-
 from dyce_export.backbone import Backbone
 from dyce_export.progress import Progress
+from dyce_runtime.datasets import Dataset, require_classes
+from dyce_runtime.manifest import Preprocessing, Splits
 
 log = logging.getLogger("dyce_export")
 

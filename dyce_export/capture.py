@@ -6,9 +6,10 @@ import math
 from typing import Any
 
 import torch
-from dyce_runtime.errors import CaptureError
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
+
+from dyce_runtime.errors import CaptureError
 
 aten = torch.ops.aten
 

@@ -224,7 +224,7 @@ def _check_archive(path: Path) -> None:
     if "constants.pkl" in members:
         raise ModelError(
             f"{path} is a TorchScript archive, which torch.export cannot capture; expected weights",
-            hint="Save model.state_dict() of the Python model and name its architecture with --arch or --factory.",
+            hint="Save model.state_dict() of the Python model and name its architecture with --arch or --model.",
         )
     if "archive_format" in members:
         raise ModelError(f"{path} is an exported program; expected weights", hint="Rename it so that it ends in .pt2.")

@@ -21,13 +21,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
-from dyce_runtime.errors import CaptureError, ExitPointError
 from torch.export import ExportedProgram
 from torch.fx import Node
 
 from dyce_export.capture import input_node
 from dyce_export.liveness import MAX_LIVE, live_activations, rows_per_sample
 from dyce_export.macs import count_macs
+from dyce_runtime.errors import CaptureError, ExitPointError
 
 _LEAST_WORK_BETWEEN = 1e-3
 _LEAST_WORK_OF_A_LIST = 0.1

@@ -11,14 +11,14 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 import torch
-from dyce_runtime.errors import CaptureError
-from dyce_runtime.manifest import DECISION, TensorSpec
 from torch.export import ExportedProgram
 from torch.export.graph_signature import OutputKind, OutputSpec, TensorArgument
 from torch.fx import Node
 from torch.utils import _pytree as pytree
 
 from dyce_export.capture import EXAMPLE_BATCH, input_node
+from dyce_runtime.errors import CaptureError
+from dyce_runtime.manifest import DECISION, TensorSpec
 
 # Old enough for TensorRT 10.3, the oldest engine that reads our pieces (see docs/decisions).
 OPSET = 18

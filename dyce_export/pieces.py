@@ -6,13 +6,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import onnx_ir as ir
-from dyce_calibration.heads import TrainedHead
-from dyce_runtime.manifest import DECISION, FINAL, UNCUT, Exit, Head, Piece, TensorSpec
 
+from dyce_calibration.heads import TrainedHead
 from dyce_export import onnx_graphs
 from dyce_export.backbone import Backbone
 from dyce_export.exit_points import ExitPoint
 from dyce_export.onnx_graphs import BATCH, IMAGE, LOGITS
+from dyce_runtime.manifest import DECISION, FINAL, UNCUT, Exit, Head, Piece, TensorSpec
 
 
 def image_spec(input_size: tuple[int, int, int]) -> TensorSpec:

@@ -12,9 +12,23 @@ from pathlib import Path
 import msgspec
 import numpy as np
 import torch
+from torch import Tensor
+from torch.export import ExportedProgram
+
 from dyce_calibration.heads import DEFAULT_TYPE, Recipe, TrainedHead, untrained_heads
 from dyce_calibration.records import Costs
 from dyce_calibration.search import search
+from dyce_export.backbone import Backbone
+from dyce_export.calibrate import Calibration, calibrate
+from dyce_export.capture import capture, functionalise, output_nodes
+from dyce_export.exit_points import ExitPoints, find_exit_points
+from dyce_export.onnx_graphs import to_onnx
+from dyce_export.pieces import image_spec, node_names, write_backbone, write_heads
+from dyce_export.probes import condition, probe_count, synthetic_images
+from dyce_export.progress import Progress
+from dyce_export.sources import Source
+from dyce_export.staging import check_destination, staged
+from dyce_export.verify import TOLERANCE, Reference, compute_reference, probe_configuration, verify
 from dyce_runtime.bundle import (
     CONFIGURATIONS,
     MANIFEST,
@@ -31,20 +45,6 @@ from dyce_runtime.datasets import Dataset, open_dataset
 from dyce_runtime.errors import VerificationError
 from dyce_runtime.manifest import FINAL, SCHEMA_VERSION, Manifest, Model, Verification
 from dyce_runtime.preprocessing import preprocess
-from torch import Tensor
-from torch.export import ExportedProgram
-
-from dyce_export.backbone import Backbone
-from dyce_export.calibrate import Calibration, calibrate
-from dyce_export.capture import capture, functionalise, output_nodes
-from dyce_export.exit_points import ExitPoints, find_exit_points
-from dyce_export.onnx_graphs import to_onnx
-from dyce_export.pieces import image_spec, node_names, write_backbone, write_heads
-from dyce_export.probes import condition, probe_count, synthetic_images
-from dyce_export.progress import Progress
-from dyce_export.sources import Source
-from dyce_export.staging import check_destination, staged
-from dyce_export.verify import TOLERANCE, Reference, compute_reference, probe_configuration, verify
 
 log = logging.getLogger("dyce_export")
 
@@ -81,6 +81,15 @@ class Export:
 
 
 @dataclass(frozen=True)
+class Captured:
+    """A model as a graph, with its exit points numbered."""
+
+    source: Source
+    program: ExportedProgram
+    points: ExitPoints
+
+
+@dataclass(frozen=True)
 class Prepared:
     """A captured model, its chosen exits and opened data: everything that can be checked at once was."""
 
@@ -91,11 +100,6 @@ class Prepared:
     classes: int
     data: Dataset | None
     val: Dataset | None
-
-
-def list_exit_points(source: Source, progress: Progress) -> ExitPoints:
-    """Capture a model and number its exit points. Raises CaptureError."""
-    return _capture(source, progress)[1]
 
 
 def export_source(
@@ -121,27 +125,37 @@ def export_source(
     """
     progress = progress or Progress()
     check_destination(output, force=options.force)
-    prepared = prepare(source, exits, data=data, val=val, options=options, progress=progress)
+    captured = capture_source(source, progress)
+    prepared = prepare(captured, exits, data=data, val=val, options=options)
     return write_bundle(prepared, output, options=options, progress=progress)
 
 
-def prepare(
-    source: Source,
-    exits: Sequence[str],
-    *,
-    data: str | Path | None,
-    val: str | Path | None,
-    options: Options,
-    progress: Progress,
-) -> Prepared:
-    """Capture the model, choose its exits and open the data; writes nothing.
+def capture_source(source: Source, progress: Progress) -> Captured:
+    """Capture a model and number its exit points. Random weights are conditioned first, in place.
 
     Raises:
-        CaptureError, ExitPointError, DataError: what is wrong with the model, the exits or the data.
+        CaptureError: the model cannot be captured or has no exit points.
     """
-    if source.weights == "random" and source.module is not None:
-        condition(source.module, synthetic_images(16, source.input_size, seed=1))
-    program, points = _capture(source, progress)
+    with progress.stage("capture"):
+        if source.module is None:
+            assert source.program is not None
+            program = functionalise(source.program)
+        else:
+            if source.weights == "random":
+                condition(source.module, synthetic_images(16, source.input_size, seed=1))
+            program = capture(source.module, source.input_size)
+        return Captured(source, program, find_exit_points(program))
+
+
+def prepare(
+    captured: Captured, exits: Sequence[str], *, data: str | Path | None, val: str | Path | None, options: Options
+) -> Prepared:
+    """Choose exits and open the data; writes nothing.
+
+    Raises:
+        ExitPointError, DataError: what is wrong with the exits or the data.
+    """
+    source, program, points = captured.source, captured.program, captured.points
     classes = int(output_nodes(program)[0].meta["val"].shape[1])
     backbone = Backbone(program, points.select(exits))
 
@@ -192,16 +206,6 @@ def write_bundle(prepared: Prepared, output: Path, *, options: Options, progress
         manifest = msgspec.structs.replace(manifest, verification=verification, files=hashes)
         write_document(manifest, folder / MANIFEST)
     return Export(output, manifest, configurations, progress.seconds)
-
-
-def _capture(source: Source, progress: Progress) -> tuple[ExportedProgram, ExitPoints]:
-    with progress.stage("capture"):
-        if source.module is not None:
-            program = capture(source.module, source.input_size)
-        else:
-            assert source.program is not None
-            program = functionalise(source.program)
-        return program, find_exit_points(program)
 
 
 def _probe_images(source: Source, data: Dataset | None, count: int) -> Tensor:

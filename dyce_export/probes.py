@@ -9,7 +9,7 @@ from torch import Tensor, nn
 MOST_PROBES = 32
 FEWEST_PROBES = 8
 # Verification runs every probe through torch and through the pieces; large models get fewer.
-_MACS_BUDGET = 300_000_000_000
+_MACS_BUDGET = 100_000_000_000
 
 
 def probe_count(macs: int) -> int:

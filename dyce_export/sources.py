@@ -32,6 +32,8 @@ from dyce_runtime.manifest import Preprocessing
 
 Weights = Literal["pretrained", "checkpoint", "module", "random"]
 
+_NO_OVERRIDES = InputOverrides()
+
 logger = logging.getLogger("dyce_export")
 
 
@@ -67,7 +69,7 @@ def load_source(
     arch: str | None = None,
     factory: str | None = None,
     trust_pickle: bool = False,
-    overrides: InputOverrides = InputOverrides(),
+    overrides: InputOverrides = _NO_OVERRIDES,
 ) -> Source:
     """Load what a user names. Never goes to the network.
 
@@ -85,15 +87,15 @@ def load_source(
         ModelError: the model cannot be found, read or built, or its weights do not fit.
     """
     if arch and factory:
-        raise UsageError("--arch and --factory both name the architecture; expected one of them")
+        raise UsageError("--arch and --model both name the architecture; expected one of them")
     if not model:
         if not factory:
             raise UsageError(
-                "no model was named", hint="Name a checkpoint, timm:NAME or --factory PACKAGE.MODULE:CALLABLE."
+                "no model was named", hint="Name a checkpoint, timm:NAME or --model PACKAGE.MODULE:CALLABLE."
             )
         return _from_factory(factory, overrides)
     if (arch or factory) and (model.startswith("timm:") or model.endswith(".pt2")):
-        raise UsageError(f"{model} names its own architecture; --arch and --factory go with a checkpoint")
+        raise UsageError(f"{model} names its own architecture; --arch and --model go with a checkpoint")
     if model.startswith("timm:"):
         return _from_timm(model.removeprefix("timm:"), overrides)
     path = Path(model)
@@ -213,7 +215,7 @@ def _own_arch(checkpoint: Checkpoint) -> str:
         )
         raise ModelError(
             f"{checkpoint.file} holds weights and {named}",
-            hint="Name it with --arch (a timm model) or --factory PACKAGE.MODULE:CALLABLE (your own).",
+            hint="Name it with --arch (a timm model) or --model PACKAGE.MODULE:CALLABLE (your own).",
         )
     return arch
 

@@ -11,8 +11,12 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
 from dyce_calibration.heads import TrainedHead
 from dyce_calibration.temperature import softmax
+from dyce_export.backbone import Backbone
 from dyce_runtime import targets
 from dyce_runtime.bundle import Bundle
 from dyce_runtime.configuration import Configuration, ExitSetting, float32_midpoint
@@ -20,10 +24,6 @@ from dyce_runtime.contracts import Device, TargetSpec
 from dyce_runtime.manifest import UNCUT, Manifest, Verification
 from dyce_runtime.plan import Plan, make_plan
 from dyce_runtime.session import Session
-from numpy.typing import NDArray
-from torch import Tensor
-
-from dyce_export.backbone import Backbone
 
 Floats = NDArray[np.float32]
 

@@ -12,6 +12,9 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import onnx
+from numpy.typing import NDArray
+from onnx import helper, numpy_helper
+
 from dyce_runtime import bundle
 from dyce_runtime.configuration import FULL, Configuration, Configurations, Entry, ExitSetting
 from dyce_runtime.contracts import PieceSpec, TargetSpec
@@ -29,8 +32,6 @@ from dyce_runtime.manifest import (
     TensorSpec,
 )
 from dyce_targets.onnxruntime_cpu import OnnxRuntimeCpu
-from numpy.typing import NDArray
-from onnx import helper, numpy_helper
 
 CHANNELS, EDGE, CLASSES, WIDTH = 3, 4, 5, 4
 HEAD = "linear"

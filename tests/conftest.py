@@ -5,9 +5,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from dyce_runtime import Session, load, targets
 from hypothesis import settings
 
+from dyce_runtime import Session, load, targets
 from tests.bundles import Spy, make_bundle
 
 # The machines that run the tests are shared: how long an example takes says nothing.

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import numpy as np
-from dyce_runtime.configuration import ExitSetting, Figures
-from dyce_runtime.manifest import FINAL
 
 from dyce_calibration.records import Costs, Records, exit_order
+from dyce_runtime.configuration import ExitSetting, Figures
+from dyce_runtime.manifest import FINAL
 
 
 def evaluate(records: Records, costs: Costs, exits: Mapping[str, ExitSetting]) -> Figures:

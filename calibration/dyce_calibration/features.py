@@ -9,12 +9,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
 from dyce_runtime.datasets import Dataset
 from dyce_runtime.errors import DestinationError
 from dyce_runtime.manifest import Preprocessing
 from dyce_runtime.preprocessing import preprocess
-from numpy.typing import NDArray
-from torch import Tensor
 
 # images (N, C, H, W) -> logits (N, classes) and, per exit, its pooled activation (N, features)
 Backbone = Callable[[Tensor], tuple[Tensor, Sequence[Tensor]]]

@@ -10,11 +10,11 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 import torch.nn.functional as F
-from dyce_runtime.errors import UsageError
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from dyce_calibration.features import Features
+from dyce_runtime.errors import UsageError
 
 DEFAULT_TYPE = "mlp1x1000"
 

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from dyce_runtime.errors import DataError
 from numpy.typing import NDArray
+
+from dyce_runtime.errors import DataError
 
 
 @dataclass(frozen=True)

@@ -5,10 +5,10 @@ from __future__ import annotations
 from itertools import pairwise
 
 import numpy as np
-from dyce_runtime.configuration import FULL, Configurations, Entry, ExitSetting, float32_midpoint
 
 from dyce_calibration.evaluate import evaluate
 from dyce_calibration.records import Costs, Records
+from dyce_runtime.configuration import FULL, Configurations, Entry, ExitSetting, float32_midpoint
 
 # The most accuracy that a named configuration may lose against the full model, on the search split.
 ALLOWED_LOSS = {"accurate": 0.005, "balanced": 0.01, "fast": 0.02}

@@ -11,8 +11,9 @@ import math
 from collections.abc import Mapping
 
 import numpy as np
-from dyce_runtime.errors import DataError
 from numpy.typing import NDArray
+
+from dyce_runtime.errors import DataError
 
 #: What ``--val`` is divided into: each choice and each measurement sees its own samples.
 VAL_SHARES: Mapping[str, float] = {"temperature": 0.10, "search": 0.40, "certification": 0.25, "test": 0.25}

@@ -16,7 +16,6 @@ from typing import Annotated, Any, TypeVar
 import click
 import msgspec
 import typer
-from dyce_runtime.errors import DyceError, UsageError
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.logging import RichHandler
@@ -25,6 +24,7 @@ from rich.progress import Progress as Bars
 from rich.table import Table
 
 from dyce_export.progress import Progress
+from dyce_runtime.errors import DyceError, UsageError
 
 SCHEMA_VERSION = "1.0"
 EXIT_USAGE = 2

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from dyce_runtime.errors import ModelError, UsageError
 
 from dyce_export.cli.console import Json, Quiet, Verbose, drawn_progress, out, print_json, print_table, set_up
 from dyce_export.cli.inspect import show_configurations, verification_line
+from dyce_runtime.errors import ModelError, UsageError
 
 if TYPE_CHECKING:
     from dyce_export.exit_points import ExitPoints
@@ -67,7 +67,9 @@ def command(
     ] = None,
     epochs: Annotated[int | None, typer.Option(min=1, help="Epochs of head training.", show_default=False)] = None,
     seed: Annotated[int, typer.Option(help="Of splits and head training.")] = 0,
-    trust_pickle: Annotated[bool, typer.Option("--trust-pickle", help="Allow a checkpoint to run code.")] = False,
+    trust_pickle: Annotated[
+        bool, typer.Option("--trust-pickle", help="Allow a checkpoint or .pt2 file to run code.")
+    ] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace the bundle if it exists.")] = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Check everything that can be checked at once, and stop.")
@@ -89,7 +91,7 @@ def command(
             "--val was given without --data", hint="--data fits the heads; --val then chooses configurations."
         )
     _require_extra()
-    from dyce_export.pipeline import Options, list_exit_points, prepare, write_bundle
+    from dyce_export.pipeline import Options, capture_source, prepare, write_bundle
     from dyce_export.sources import load_source
     from dyce_export.staging import check_destination
 
@@ -101,13 +103,12 @@ def command(
             check_destination(destination, force=force)
         with progress.stage("load"):
             source = load_source(model, arch=arch, factory=factory, trust_pickle=trust_pickle, overrides=overrides)
-        if exits is None:
-            points = list_exit_points(source, progress)
-        else:
-            prepared = prepare(source, exits.split(","), data=data, val=val, options=options, progress=progress)
+        captured = capture_source(source, progress)
+        if exits is not None:
+            prepared = prepare(captured, exits.split(","), data=data, val=val, options=options)
             result = None if dry_run else write_bundle(prepared, destination, options=options, progress=progress)
     if exits is None:
-        _show_exit_points(source, points, json)
+        _show_exit_points(source, captured.points, json)
     elif result is None:
         _show_dry_run(destination, json)
     else:

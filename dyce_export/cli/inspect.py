@@ -23,8 +23,9 @@ def command(
     if bundle is None:
         _targets(json)
         return
-    import dyce_runtime
     import msgspec
+
+    import dyce_runtime
 
     opened = dyce_runtime.open_bundle(bundle)
     if json:

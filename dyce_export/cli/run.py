@@ -19,6 +19,7 @@ def command(
     ],
     config: Annotated[str | None, typer.Option(help="Configuration; `balanced` without it, or `full`.")] = None,
     batch: Annotated[int, typer.Option(min=1, help="Pictures per call.")] = 8,
+    limit: Annotated[int | None, typer.Option(min=1, help="At most that many pictures of each input.")] = None,
     target: Annotated[str | None, typer.Option(help="Target; the first available one without it.")] = None,
     threads: Threads = None,
     allow_untrained: Annotated[bool, typer.Option(help="Run untrained heads; their answers mean nothing.")] = False,
@@ -34,7 +35,7 @@ def command(
         if config is not None:
             session.use(config)
         with progress_bar(quiet=quiet) as track:
-            results = [row for place in inputs for row in _classify(session, place, batch, track)]
+            results = [row for place in inputs for row in _classify(session, place, batch, limit, track)]
     if json:
         print_json("run", {"results": results})
         return
@@ -45,14 +46,15 @@ def command(
     )
 
 
-def _classify(session: Any, place: str, batch: int, track: Any) -> list[dict[str, Any]]:
+def _classify(session: Any, place: str, batch: int, limit: int | None, track: Any) -> list[dict[str, Any]]:
     from dyce_runtime.datasets import open_dataset
 
     manifest = session.manifest
     data = open_dataset(place)
     names, rows = manifest.model.class_names, []
-    for start in track(range(0, len(data), batch), place):
-        members = range(start, min(start + batch, len(data)))
+    count = min(limit or len(data), len(data))
+    for start in track(range(0, count, batch), place):
+        members = range(start, min(start + batch, count))
         result = session(session.preprocess(data.images(members)))
         for i, member in enumerate(members):
             label = int(result.label[i])

@@ -14,7 +14,7 @@ import msgspec
 from dyce_runtime.configuration import FULL, Configuration, Configurations
 from dyce_runtime.contracts import PieceSpec
 from dyce_runtime.errors import BundleError, ConfigurationError
-from dyce_runtime.manifest import DECISION, FINAL, SCHEMA_VERSION, Manifest, Piece
+from dyce_runtime.manifest import DECISION, FINAL, SCHEMA_VERSION, UNCUT, Manifest, Piece
 
 MANIFEST = "manifest.json"
 CONFIGURATIONS = "configurations.json"
@@ -72,13 +72,7 @@ def open_bundle(path: str | os.PathLike[str], *, check_hashes: bool = True) -> B
     for name, expected in manifest.files.items():
         _check_file(folder, name, expected if check_hashes else None)
     _check_pieces(manifest)
-    for name in configurations.named:
-        try:
-            configurations.get(name).check(manifest)
-        except ConfigurationError as error:
-            raise BundleError(f"{folder / CONFIGURATIONS} does not fit the manifest: {error}") from error
-    if FULL not in configurations.named:
-        raise BundleError(f"{folder / CONFIGURATIONS} has no configuration {FULL!r}; every bundle has one")
+    _check_configurations(folder / CONFIGURATIONS, configurations, manifest)
     return Bundle(folder, manifest, configurations)
 
 
@@ -152,9 +146,22 @@ def _check_file(folder: Path, name: str, expected: str | None) -> None:
         )
 
 
+def _check_configurations(path: Path, configurations: Configurations, manifest: Manifest) -> None:
+    if FULL not in configurations.named:
+        raise BundleError(f"{path} has no configuration {FULL!r}; every bundle has one")
+    unnamed = [Configuration(f"number {n} of the front", entry.exits) for n, entry in enumerate(configurations.front)]
+    for configuration in [*(configurations.get(name) for name in configurations.named), *unnamed]:
+        try:
+            configuration.check(manifest)
+        except ConfigurationError as error:
+            raise BundleError(f"{path} does not fit the manifest: {error}") from error
+
+
 def _check_pieces(manifest: Manifest) -> None:
     """Files are listed, segments follow each other, and tensors agree at every seam."""
     segments = [piece for piece in manifest.pieces if piece.kind == "segment"]
+    if [piece.kind for piece in manifest.pieces if piece.id == UNCUT] != ["span"]:
+        raise BundleError(f"the manifest has no span {UNCUT!r}, the uncut model; every bundle has one")
     if [(s.first, s.last) for s in segments] != [(k, k) for k in range(len(manifest.exits))]:
         raise BundleError(
             f"the manifest has {len(segments)} segments and {len(manifest.exits)} exits, which do not match"

@@ -13,14 +13,14 @@ from dyce_runtime.manifest import FINAL, SCHEMA_VERSION, Manifest
 FULL = "full"
 
 
-class ExitSetting(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class ExitSetting(msgspec.Struct, frozen=True):
     """An exit that is on: the type of its head and its threshold (float32, a sample leaves strictly above it)."""
 
     head: str
     threshold: float
 
 
-class Configuration(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class Configuration(msgspec.Struct, frozen=True):
     """An immutable setting of the knob. Exits that are not named are off; ``{}`` runs the full model."""
 
     name: str
@@ -48,7 +48,7 @@ class Configuration(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
                 )
 
 
-class Figures(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class Figures(msgspec.Struct, frozen=True):
     """What one split said about a configuration.
 
     Attributes:
@@ -65,7 +65,7 @@ class Figures(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     share_per_exit: tuple[float, ...]
 
 
-class Entry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class Entry(msgspec.Struct, frozen=True):
     """A configuration with what is known about it. It was chosen on the split named ``search``."""
 
     exits: dict[str, ExitSetting]
@@ -73,7 +73,7 @@ class Entry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     test: Figures | None = None
 
 
-class Configurations(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class Configurations(msgspec.Struct, frozen=True):
     """``configurations.json``: the named configurations and the front, cheapest first."""
 
     schema_version: str = SCHEMA_VERSION

@@ -2,7 +2,8 @@
 
 Conventions. With n exits a bundle has n + 1 segments: segment k starts at exit k - 1 (segment 0 at the
 image) and ends at exit k; the last one ends in the model's own classifier. ``exits`` lists the exits in
-execution order and ``"final"`` last; an index into that list is what ``Result.exit`` holds.
+execution order and ``"final"`` last; an index into that list is what ``Result.exit`` holds. Fields that a newer
+minor version added are ignored.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ UNCUT = "full"
 DECISION = ("logits", "confidence", "label")
 
 
-class TensorSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class TensorSpec(msgspec.Struct, frozen=True):
     """One named tensor of a piece. ``shape`` starts with ``"batch"``; the other axes are fixed."""
 
     name: str
@@ -26,7 +27,7 @@ class TensorSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     shape: tuple[int | str, ...]
 
 
-class Piece(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class Piece(msgspec.Struct, frozen=True):
     """One graph of the bundle.
 
     Attributes:
@@ -47,7 +48,7 @@ class Piece(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     data: tuple[str, ...] = ()
 
 
-class Head(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class Head(msgspec.Struct, frozen=True):
     """One head at an exit.
 
     Attributes:
@@ -64,7 +65,7 @@ class Head(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     pooled: tuple[str, ...] = ()
 
 
-class Exit(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class Exit(msgspec.Struct, frozen=True):
     """A place where a sample can leave. ``point`` is the exit point's number, None for ``final``."""
 
     id: str
@@ -73,7 +74,7 @@ class Exit(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     heads: tuple[Head, ...] = ()
 
 
-class Preprocessing(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class Preprocessing(msgspec.Struct, frozen=True):
     """How a picture becomes an input: the evaluation transform of timm, as numbers.
 
     Attributes:
@@ -90,7 +91,7 @@ class Preprocessing(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     std: tuple[float, ...]
 
 
-class Model(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class Model(msgspec.Struct, frozen=True):
     """The model that was exported and where its weights came from.
 
     Attributes:
@@ -109,7 +110,7 @@ class Model(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     class_names: tuple[str, ...] | None = None
 
 
-class Verification(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class Verification(msgspec.Struct, frozen=True):
     """What the export measured against torch.
 
     Attributes:
@@ -132,7 +133,7 @@ class Verification(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     reason: str = ""
 
 
-class Splits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class Splits(msgspec.Struct, frozen=True):
     """How the data was divided: the seed, the samples in each split, and where the labels came from."""
 
     seed: int
@@ -141,7 +142,7 @@ class Splits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     unseen: bool
 
 
-class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class Manifest(msgspec.Struct, frozen=True):
     """``manifest.json``. ``files`` maps every other file but ``configurations.json`` to its sha256."""
 
     schema_version: str

@@ -113,13 +113,12 @@ class Session:
             PieceError: a piece failed; the session stays usable.
         """
         plan = self._plan
-        if self._closed:
-            raise RuntimeInputError("the session is closed", hint="Load the bundle again.")
         self._check_input(images)
         return self._run(plan, images)
 
     def run_uncut(self, images: npt.NDArray[np.float32]) -> npt.NDArray[np.int64]:
         """Labels (N,) int64 of the uncut model, in one engine call and nothing else: the baseline of a benchmark."""
+        self._check_input(images)
         outputs = self._device.run(UNCUT, [self._device.put(images)])
         labels: npt.NDArray[np.int64] = self._device.fetch(outputs[2])
         return labels
@@ -147,6 +146,8 @@ class Session:
         return plan
 
     def _check_input(self, images: npt.NDArray[np.float32]) -> None:
+        if self._closed:
+            raise RuntimeInputError("the session is closed", hint="Load the bundle again.")
         expected = self.manifest.input.shape[1:]
         wanted = f"expected a float32 array of shape (N, {', '.join(map(str, expected))})"
         if not isinstance(images, np.ndarray):

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
+
 from dyce_runtime.contracts import PieceSpec, TargetSpec
 from dyce_runtime.errors import BundleError, PieceError, TargetError
 
@@ -110,7 +111,12 @@ def _make_global_pool(threads: int | None) -> None:
 
     wanted = threads or 0
     if _global_pool_threads is None:
-        ort.set_global_thread_pool_sizes(wanted, 1)
+        try:
+            ort.set_global_thread_pool_sizes(wanted, 1)
+        except Exception as error:  # the application made the pool before us; onnxruntime's exceptions share no base
+            raise TargetError(
+                f"onnxruntime's global pool cannot be made: {error}", hint="Use pool='private'."
+            ) from error
         _global_pool_threads = wanted
     elif _global_pool_threads != wanted:
         raise TargetError(
@@ -124,7 +130,8 @@ def _open(piece: PieceSpec, options: onnxruntime.SessionOptions) -> onnxruntime.
     import onnxruntime as ort
 
     try:
-        session = ort.InferenceSession(str(piece.path), options, providers=[PROVIDER])
+        # Without fallback: it would print to stdout and try again with other options.
+        session = ort.InferenceSession(str(piece.path), options, providers=[PROVIDER], enable_fallback=0)
     except Exception as error:  # onnxruntime's exceptions share no base class
         if "global thread pool" in str(error):
             raise TargetError(

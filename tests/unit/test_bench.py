@@ -12,13 +12,13 @@ import numpy as np
 import onnxruntime
 import PIL
 import pytest
+
 from dyce_runtime import Configuration, Session, bench, load
 from dyce_runtime.bench import benchmark, environment, path_macs, split_counts
 from dyce_runtime.bundle import SPLITS
 from dyce_runtime.datasets import Dataset
 from dyce_runtime.errors import PieceError
 from dyce_runtime.preprocessing import preprocess
-
 from tests.bundles import CLASSES, Spy, expected, near_threshold, on
 
 SEGMENT_MACS, HEAD_MACS = (16 * 12, 16 * 16, 16 * 16 + 20), 20

@@ -10,11 +10,11 @@ from typing import Any
 import msgspec
 import numpy as np
 import pytest
+
 from dyce_runtime import Configuration, load, open_bundle
 from dyce_runtime.bundle import CONFIGURATIONS, MANIFEST, files_of, sha256_of, write_document
 from dyce_runtime.configuration import Configurations, Entry
 from dyce_runtime.errors import BundleError, ConfigurationError
-
 from tests.bundles import NAMED, make_images, on
 
 SEGMENT = "segments/segment_01.onnx"

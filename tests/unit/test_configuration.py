@@ -4,12 +4,12 @@ import math
 
 import numpy as np
 import pytest
-from dyce_runtime import Configuration, ExitSetting, Session
-from dyce_runtime.configuration import float32_midpoint
-from dyce_runtime.errors import ConfigurationError
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from dyce_runtime import Configuration, ExitSetting, Session
+from dyce_runtime.configuration import float32_midpoint
+from dyce_runtime.errors import ConfigurationError
 from tests.bundles import HEAD, on
 
 confidences = st.floats(0, 1, width=32)

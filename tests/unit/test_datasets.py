@@ -7,12 +7,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
+
 from dyce_runtime.datasets import Dataset, open_dataset, require_classes
 from dyce_runtime.errors import DataError
 from dyce_runtime.manifest import Preprocessing
 from dyce_runtime.preprocessing import preprocess
-from PIL import Image
-
 from tests.real_inputs import fashion_mnist, imagenet_samples
 
 GREY = Preprocessing(resize=28, crop=(28, 28), interpolation="bilinear", mean=(0.5,), std=(0.5,))

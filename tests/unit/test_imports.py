@@ -7,9 +7,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 import dyce_runtime
 import dyce_targets
-import pytest
 
 WORKSTATION = ("torch", "torchvision", "timm", "onnx", "onnx_ir", "onnxscript", "scipy", "sklearn", "PIL")
 ENGINES = ("onnxruntime", "openvino", "tensorrt", "tensorrt_rtx")

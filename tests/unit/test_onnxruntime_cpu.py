@@ -8,12 +8,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 from dyce_runtime import load, open_bundle
 from dyce_runtime.bundle import MANIFEST, sha256_of
 from dyce_runtime.contracts import TargetSpec
 from dyce_runtime.errors import BundleError, PieceError, TargetError
 from dyce_targets.onnxruntime_cpu import OnnxRuntimeCpu
-
 from tests.bundles import make_images
 
 

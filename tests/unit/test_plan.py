@@ -5,14 +5,14 @@ from pathlib import Path
 import msgspec
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
 from dyce_runtime import Configuration, open_bundle
 from dyce_runtime.configuration import ExitSetting
 from dyce_runtime.errors import ConfigurationError
 from dyce_runtime.manifest import FINAL, Exit, Head, Manifest, Piece
 from dyce_runtime.plan import make_plan, pieces_of
-from hypothesis import given
-from hypothesis import strategies as st
-
 from tests.bundles import DECISIONS, IMAGE, NAMED, on
 
 

@@ -3,13 +3,13 @@ import sys
 
 import numpy as np
 import pytest
-from dyce_runtime.errors import DataError, RuntimeInputError
-from dyce_runtime.manifest import Preprocessing
-from dyce_runtime.preprocessing import preprocess
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from dyce_runtime.errors import DataError, RuntimeInputError
+from dyce_runtime.manifest import Preprocessing
+from dyce_runtime.preprocessing import preprocess
 from tests.real_inputs import imagenet_samples
 
 INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "box", "hamming", "lanczos")

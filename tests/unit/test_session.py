@@ -6,14 +6,14 @@ from pathlib import Path
 from random import Random
 from types import FrameType
 
-import dyce_runtime.session
 import numpy as np
 import pytest
-from dyce_runtime import Configuration, Session, load
-from dyce_runtime.errors import ConfigurationError, PieceError, RuntimeInputError
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
+import dyce_runtime.session
+from dyce_runtime import Configuration, Session, load
+from dyce_runtime.errors import ConfigurationError, PieceError, RuntimeInputError
 from tests.bundles import CLASSES, NAMED, Spy, all_heads, expected, make_images, near_threshold, on
 
 thresholds = st.floats(0.125, 1, width=32)

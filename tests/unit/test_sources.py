@@ -240,7 +240,7 @@ def test_weights_of_an_unknown_architecture_ask_for_one(content: Any, found: str
     with pytest.raises(ModelError, match=f"model.pt holds weights and {found}") as caught:
         load_source(saved(content))
     assert "--arch" in caught.value.hint
-    assert "--factory" in caught.value.hint
+    assert "--model" in caught.value.hint
 
 
 def test_the_wrong_architecture_is_refused() -> None:
@@ -333,7 +333,8 @@ def test_resizing_follows_timm(edge: int, crop_pct: float, crop_mode: str) -> No
     module = Net()
     module.pretrained_cfg = {"input_size": (3, edge, edge), "crop_pct": crop_pct, "crop_mode": crop_mode}  # type: ignore[assignment]
     preprocessing = from_module(module).preprocessing
-    transform = create_transform(**resolve_data_config(pretrained_cfg=module.pretrained_cfg)).transforms
+    config = resolve_data_config(pretrained_cfg=module.pretrained_cfg)  # type: ignore[no-untyped-call]
+    transform = create_transform(**config).transforms
     size = transform[0].size
     assert preprocessing.resize == (tuple(size) if isinstance(size, list | tuple) else size)
     assert preprocessing.crop == tuple(transform[1].size)
@@ -422,7 +423,7 @@ def test_only_modules_are_modules() -> None:
 
 def test_a_module_that_cannot_be_copied_says_why() -> None:
     module = Net()
-    module.cached = module.fc.weight * 2  # type: ignore[assignment]
+    module.cached = module.fc.weight * 2
     with pytest.raises(ModelError, match="the module cannot be copied"):
         from_module(module, input_size=(3, 32, 32))
 
@@ -640,7 +641,7 @@ def test_other_files_are_no_programs(content: bytes | None, tmp_path: Path) -> N
     ("model", "arguments", "message"),
     [
         (None, {}, "no model was named"),
-        ("model.pt", {"arch": "resnet18", "factory": "a:b"}, "--arch and --factory both name the architecture"),
+        ("model.pt", {"arch": "resnet18", "factory": "a:b"}, "--arch and --model both name the architecture"),
         ("timm:resnet18", {"arch": "resnet50"}, "timm:resnet18 names its own architecture"),
         ("timm:resnet18", {"factory": "a:b"}, "timm:resnet18 names its own architecture"),
         ("net.pt2", {"arch": "resnet50"}, "net.pt2 names its own architecture"),

@@ -1,9 +1,10 @@
 import numpy as np
 import pytest
-from dyce_calibration.splits import HOLD_OUT, VAL_SHARES, divide
-from dyce_runtime.errors import DataError
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
+from dyce_calibration.splits import HOLD_OUT, VAL_SHARES, divide
+from dyce_runtime.errors import DataError
 
 SEEDS = st.integers(0, 2**63)
 

