@@ -24,7 +24,7 @@ from dyce_export.capture import capture, functionalise, output_nodes
 from dyce_export.exit_points import ExitPoints, find_exit_points
 from dyce_export.onnx_graphs import to_onnx
 from dyce_export.pieces import image_spec, node_names, write_backbone, write_heads
-from dyce_export.probes import condition, probe_count, synthetic_images
+from dyce_export.probes import FEWEST_PROBES, condition, probe_count, synthetic_images
 from dyce_export.progress import Progress
 from dyce_export.sources import Source
 from dyce_export.staging import check_destination, staged
@@ -189,7 +189,8 @@ def write_bundle(prepared: Prepared, output: Path, *, options: Options, progress
             shutil.rmtree(work)
             heads = calibration.heads
         else:
-            heads = untrained_heads(backbone(probes)[1], prepared.classes, DEFAULT_TYPE, seed=options.seed)
+            few = probes[:FEWEST_PROBES]
+            heads = untrained_heads(backbone(few)[1], prepared.classes, DEFAULT_TYPE, seed=options.seed)
         with progress.stage("reference"):
             model = source.module or (lambda images: backbone(images)[0])
             reference = compute_reference(model, backbone, heads, probes)

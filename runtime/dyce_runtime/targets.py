@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
-from importlib.metadata import EntryPoint, entry_points
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 from dyce_runtime.contracts import Target
 from dyce_runtime.errors import TargetError
+
+if TYPE_CHECKING:
+    from importlib.metadata import EntryPoint, EntryPoints
 
 GROUP = "dyce.targets"
 
 
 def names() -> list[str]:
     """Names of all installed targets, available on this machine or not."""
-    return sorted(point.name for point in entry_points(group=GROUP))
+    return sorted(point.name for point in _entry_points())
 
 
 def get(name: str) -> Target:
     """An installed target by name. Raises TargetError if there is none."""
-    for point in entry_points(group=GROUP):
+    for point in _entry_points():
         if point.name == name:
             return _make(point)
     raise TargetError(f"there is no target {name!r}; installed: {', '.join(names()) or 'none'}")
@@ -41,6 +43,12 @@ def find(name: str | None = None) -> Target:
         "no target is available on this machine" + "".join(f"; {reason}" for reason in reasons),
         hint="On a CPU: pip install 'dyce-export[cpu]'.",
     )
+
+
+def _entry_points() -> EntryPoints:
+    from importlib.metadata import entry_points  # slow to import, and not needed before a bundle is loaded
+
+    return entry_points(group=GROUP)
 
 
 def _make(point: EntryPoint) -> Target:

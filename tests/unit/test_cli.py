@@ -1,0 +1,168 @@
+"""The command line as a user meets it: where output goes, exit codes, and one clear message per mistake."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from dyce_export.cli import console
+from dyce_export.cli.main import app
+from dyce_runtime.errors import DyceError
+
+VERBS = ("export", "run", "bench", "inspect")
+SCRIPT = "from dyce_export.cli.main import dyce; dyce()"
+
+
+def dyce(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    """The command in a process of its own: ``run`` and ``bench`` make onnxruntime's process-wide pool."""
+    return subprocess.run([sys.executable, "-c", SCRIPT, *arguments], capture_output=True, text=True, cwd=cwd, check=False)
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> Path:
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    generator = np.random.default_rng(0)
+    for n in range(3):
+        Image.fromarray(generator.integers(0, 256, (9, 9), dtype=np.uint8)).save(folder / f"{n}.png")
+    return folder
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_help_works_in_the_base_install(verb: str) -> None:
+    blocked = ["torch", "timm", "onnx", "onnx_ir", "onnxscript", "onnxruntime", "sklearn"]
+    script = f"import sys; [sys.modules.__setitem__(name, None) for name in {blocked}]; {SCRIPT}"
+    done = subprocess.run([sys.executable, "-c", script, verb, "--help"], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "--json" in done.stdout
+
+
+def test_export_without_its_extra_says_what_to_install() -> None:
+    script = f"import sys; sys.modules['onnxscript'] = None; {SCRIPT}"
+    arguments = ["export", "timm:resnet18", "--exits", "1"]
+    done = subprocess.run([sys.executable, "-c", script, *arguments], capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "dyce-export[export]" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_run_prints_results_on_stdout_and_nothing_else(tiny_bundle: Path, pictures: Path) -> None:
+    done = dyce("run", str(tiny_bundle), str(pictures), "--config", "fast", "--json")
+    assert done.returncode == 0, done.stderr
+    document = json.loads(done.stdout)
+    assert (document["command"], document["status"], document["schema_version"]) == ("run", "ok", "1.0")
+    assert [Path(row["input"]).name for row in document["results"]] == ["0.png", "1.png", "2.png"]
+    assert {row["configuration"] for row in document["results"]} == {"fast"}
+    assert all(0 <= row["confidence"] <= 1 and isinstance(row["exit"], str) for row in document["results"])
+
+
+def test_run_as_a_table_names_every_picture(tiny_bundle: Path, pictures: Path) -> None:
+    done = dyce("run", str(tiny_bundle), str(pictures))
+    assert done.returncode == 0, done.stderr
+    for n in range(3):
+        assert f"{n}.png" in done.stdout
+
+
+def test_bench_measures_every_configuration_next_to_the_uncut_model(tiny_bundle: Path, pictures: Path) -> None:
+    done = dyce("bench", str(tiny_bundle), "--data", str(pictures), "--json")
+    assert done.returncode == 0, done.stderr
+    document = json.loads(done.stdout)
+    assert {"p50_ms", "p90_ms", "p99_ms", "throughput", "accuracy"} <= set(document["uncut"])
+    assert [entry["name"] for entry in document["configurations"]] == ["full", "accurate", "balanced", "fast"]
+    for entry in document["configurations"]:
+        assert sum(entry["share_per_exit"].values()) == pytest.approx(1)
+        assert entry["time_ratio_to_uncut"] > 0
+    assert document["verdict"]
+    assert document["splits"] == {"unseen": 3}
+
+
+def test_bench_prints_a_table_with_the_uncut_model_first(tiny_bundle: Path, pictures: Path) -> None:
+    lines = dyce("bench", str(tiny_bundle), "--data", str(pictures)).stdout.splitlines()
+    assert any(line.strip().startswith("uncut model") and "1.00" in line for line in lines)
+
+
+def test_inspect_without_a_bundle_lists_the_targets() -> None:
+    document = json.loads(dyce("inspect", "--json").stdout)
+    assert {"name": "onnxruntime", "available": True, "reason": None} in document["targets"]
+
+
+def test_inspect_shows_thresholds_and_exits(tiny_bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert console.run(app, "dyce", ["inspect", str(tiny_bundle)]) == 0
+    printed = capsys.readouterr().out
+    for word in ("balanced", "final", "MMACs", "verification"):
+        assert word in printed
+
+
+MISTAKES = {
+    "no model": (["export", "--exits", "1"], 2, "usage", "no model"),
+    "no exits": (["export", "model.pt"], 2, "usage", "no exits"),
+    "exits and their list": (["export", "model.pt", "--exits", "1", "--list-exits"], 2, "usage", "do not go together"),
+    "val without data": (["export", "model.pt", "--exits", "1", "--val", "x"], 2, "usage", "--data"),
+    "numbers expected": (["export", "model.pt", "--exits", "1", "--mean", "a,b"], 2, "usage", "--mean"),
+    "missing checkpoint": (["export", "missing.pt", "--exits", "1"], 1, "model", "missing.pt"),
+    "unknown option": (["run", "--frobnicate"], 2, "usage", "frobnicate"),
+    "unknown verb": (["frobnicate"], 2, "usage", "frobnicate"),
+    "no bundle": (["run", "missing.dyce", "cat.jpg"], 1, "bundle", "missing.dyce"),
+    "no such data": (["bench", "BUNDLE", "--data", "missing"], 1, "data", "missing"),
+    "no such target": (["run", "BUNDLE", "cat.jpg", "--target", "quantum"], 4, "target", "quantum"),
+    "no such configuration": (["run", "BUNDLE", "cat.jpg", "--config", "faster"], 1, "configuration", "faster"),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_mistake_gives_one_message_an_exit_code_and_a_json_document(
+    mistake: str, tiny_bundle: Path, tmp_path: Path
+) -> None:
+    arguments, exit_code, code, word = MISTAKES[mistake]
+    arguments = [str(tiny_bundle) if argument == "BUNDLE" else argument for argument in arguments]
+    done = dyce(*arguments, "--json", cwd=tmp_path)
+    assert done.returncode == exit_code
+    error = json.loads(done.stdout)["error"]
+    assert error["code"] == code
+    assert word in error["message"]
+    assert "error: " in done.stderr
+    assert "Traceback" not in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_taken_default_name_is_refused_before_anything_is_loaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("torch", reason="exporting needs torch")
+    monkeypatch.chdir(tmp_path)
+    taken = tmp_path / "model.dyce"
+    taken.mkdir()
+    (taken / "precious").write_text("x")
+    assert console.run(app, "dyce", ["export", "model.pt", "--exits", "1"]) == 1
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert "model.dyce already exists" in captured.err
+    assert "-o" in captured.err
+    assert (taken / "precious").read_text() == "x"
+
+
+def test_our_own_bug_is_told_apart(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr("dyce_runtime.targets.names", lambda: 1 / 0)
+    assert console.run(app, "dyce", ["inspect", "--json"]) == 70
+    assert json.loads(capsys.readouterr().out)["error"]["code"] == "bug"
+
+
+def test_interruption_ends_quietly(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def interrupt() -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("dyce_runtime.targets.names", interrupt)
+    assert console.run(app, "dyce", ["inspect"]) == 130
+    assert "Traceback" not in capsys.readouterr().err
+
+
+def test_every_error_has_its_own_code() -> None:
+    kinds = DyceError.__subclasses__()
+    assert len({kind.code for kind in kinds}) == len(kinds)
+    assert {kind.exit_code for kind in kinds} == {1, 2, 3, 4}
