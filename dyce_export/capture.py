@@ -53,9 +53,19 @@ def functionalise(program: ExportedProgram) -> ExportedProgram:
     if program.graph_signature.buffers_to_mutate:
         names = ", ".join(sorted(program.graph_signature.buffers_to_mutate.values())[:3])
         raise CaptureError(f"the model writes to its own state while it runs ({names}); expected a pure function")
-    logits = output_nodes(program)[0].meta["val"]
-    if logits.ndim != 2:
-        raise CaptureError(f"the model returns shape {tuple(logits.shape)}; expected logits of shape (batch, classes)")
+    structure, tensors = program.call_spec.out_spec, output_nodes(program)
+    if structure is None or not structure.is_leaf() or not tensors:
+        found = "no tensor" if not tensors or structure is None else f"its logits inside a {structure.type.__name__}"
+        raise CaptureError(
+            f"the model returns {found}; expected the logits themselves",
+            hint="Wrap it in a module whose forward(images) returns the logits alone.",
+        )
+    logits = tensors[0].meta["val"]
+    if logits.ndim != 2 or isinstance(logits.shape[0], int) or logits.dtype != torch.float32:
+        raise CaptureError(
+            f"the model returns {logits.dtype} of shape {tuple(logits.shape)}; "
+            "expected float32 logits of shape (batch, classes)"
+        )
     return program
 
 
@@ -90,10 +100,11 @@ def _attention(
     if is_causal:
         attn_mask = torch.ones(query.shape[-2], key.shape[-2], dtype=torch.bool, device=query.device).tril()
     if attn_mask is not None and attn_mask.dtype == torch.bool:
-        scores = scores.masked_fill(~attn_mask, -math.inf)
-    elif attn_mask is not None:
-        scores = scores + attn_mask
-    return scores.softmax(-1) @ value
+        # A row without a single key is zero in torch, not 0 / 0.
+        weights = scores.masked_fill(~attn_mask, -math.inf).softmax(-1).masked_fill(~attn_mask, 0)
+    else:
+        weights = (scores if attn_mask is None else scores + attn_mask).softmax(-1)
+    return weights @ value
 
 
 def _clamp_tensor(x: Tensor, min: Tensor | None = None, max: Tensor | None = None) -> Tensor:
@@ -121,8 +132,11 @@ def _explain(module: nn.Module, error: Exception) -> CaptureError:
             where = f"{name} ({type(owner).__name__}, {frame.f_code.co_filename.rsplit('/', 1)[-1]}:{trace.tb_lineno})"
         trace = trace.tb_next
     reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+    hint = "A forward that branches on the values of its input, or leaves torch, has to be rewritten."
+    if "specialized it to be a constant" in str(error):
+        hint = "The forward works for one size of batch only. Read the size with x.shape[0]: len(x) makes it a constant."
     return CaptureError(
         f"the model cannot be captured: {type(error).__name__}: {reason}"
         + (f"; it stopped in {where}" if where else ""),
-        hint="A forward that branches on the values of its input, or leaves torch, has to be rewritten.",
+        hint=hint,
     )

@@ -24,7 +24,7 @@ from itertools import pairwise
 from torch.export import ExportedProgram
 from torch.fx import Node
 
-from dyce_export.capture import input_node
+from dyce_export.capture import input_node, output_nodes
 from dyce_export.liveness import MAX_LIVE, live_activations, rows_per_sample
 from dyce_export.macs import count_macs
 from dyce_runtime.errors import CaptureError, ExitPointError
@@ -157,7 +157,8 @@ def find_exit_points(program: ExportedProgram) -> ExitPoints:
         cumulative.append(total)
     if total == 0:
         raise CaptureError("the model has no convolution, linear layer or matrix product; there is nothing to split")
-    modules = [m for m in _modules(program, macs) if m.cut and cumulative[m.end] > 0 and m.path]
+    (logits,) = output_nodes(program)  # where they are alive, nothing is left to cut off
+    modules = [m for m in _modules(program, macs) if m.cut and logits not in m.cut and cumulative[m.end] > 0 and m.path]
     best: list[_Module] = []
     for is_block, max_live in _TIERS:
         units = _units([m for m in modules if is_block(m) and len(m.cut) <= max_live], total)
@@ -168,8 +169,8 @@ def find_exit_points(program: ExportedProgram) -> ExitPoints:
             break
     if not best:
         raise CaptureError(
-            "the model has no place where it can be cut: everywhere more than "
-            f"{MAX_LIVE} activations are alive, or they mix the samples of a batch"
+            "the model has no place where it can be cut: no module ends between two parts of the work with at most "
+            f"{MAX_LIVE} activations alive that keep the samples of a batch apart"
         )
     return ExitPoints(
         points=tuple(_point(program, n, unit, cumulative[unit.end], total) for n, unit in enumerate(best, start=1)),

@@ -96,7 +96,10 @@ def _defines(operation: Node, read: Node | None, rank: int) -> int | None:
     if name in _CHANNELS_LAST:
         return rank - 1
     if name == "mean" and read is not None and len(operation.args) > 1:
-        left = set(range(1, rank)) - {axis % rank for axis in operation.args[1]}  # type: ignore[union-attr, operator]
+        averaged = {axis % rank for axis in operation.args[1]}  # type: ignore[union-attr, operator]
+        if len(averaged) == 1 and operation.args[2:] == (True,):  # a norm written by hand, as likely as pooling
+            return None
+        left = set(range(1, rank)) - averaged
         return left.pop() if len(left) == 1 else None
     return None
 
