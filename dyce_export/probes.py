@@ -10,6 +10,7 @@ MOST_PROBES = 32
 FEWEST_PROBES = 8
 # Verification runs every probe through torch and through the pieces; large models get fewer.
 _MACS_BUDGET = 100_000_000_000
+_ASLEEP_BELOW = 0.15
 
 
 def probe_count(macs: int) -> int:
@@ -32,15 +33,15 @@ def synthetic_images(count: int, input_size: tuple[int, int, int], *, seed: int 
 def condition(module: nn.Module, images: Tensor) -> None:
     """Make a randomly initialised model react to its input, in place; its outputs stay meaningless.
 
-    Fresh batch norms hardly scale, and some classifiers start at zero: the logits then are nearly constant, and a
-    comparison of them would show nothing. One pass in train mode sets the statistics of the batch norms, and
-    weights that are entirely zero are drawn at random.
+    Fresh batch norms hardly scale, and many models start with branches and classifiers at zero or close to it
+    (zero-initialised norms, layer scale of 1e-5): their logits are nearly constant, and a comparison of them would
+    show nothing. Such parameters are drawn at random, then one pass in train mode sets the statistics of the batch
+    norms.
     """
     with torch.random.fork_rng(), torch.no_grad():
         torch.manual_seed(0)
-        for parameter in module.parameters():
-            if parameter.ndim >= 2 and not parameter.any():
-                nn.init.trunc_normal_(parameter, std=0.02)
+        for name, parameter in module.named_parameters():
+            _awaken(name, parameter)
         norms = [
             m for m in module.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats
         ]
@@ -55,3 +56,14 @@ def condition(module: nn.Module, images: Tensor) -> None:
         module.eval()
         for norm, momentum in zip(norms, momenta, strict=True):
             norm.momentum = momentum
+
+
+def _awaken(name: str, parameter: Tensor) -> None:
+    """Draw a parameter at random if it is one number, close to zero, throughout; biases stay."""
+    value = float(parameter.flatten()[0]) if parameter.numel() else 1.0
+    if abs(value) >= _ASLEEP_BELOW or name.endswith("bias") or not bool((parameter == value).all()):
+        return
+    if value == 0 and parameter.ndim >= 2:
+        nn.init.trunc_normal_(parameter, std=0.02)
+    else:  # a factor: layer scale, the weight of a norm
+        nn.init.uniform_(parameter, 0.5, 1.5)
