@@ -187,10 +187,13 @@ def save(model: ir.Model, path: Path, metadata: Mapping[str, str]) -> list[str]:
     """Write a piece with its metadata; returns the names of further files beside it (external weights)."""
     model.producer_name = "dyce-export"
     model.metadata_props.update({f"dyce.{key}": value for key, value in metadata.items()})
-    for node in model.graph:  # stack traces of the exporter: large, and they name files of this machine
+    # What the exporter notes is large, and names files of this machine.
+    model.graph.metadata_props.clear()
+    for node in model.graph:
         node.metadata_props.clear()
         node.doc_string = None
-    for value in model.graph.all_values() if hasattr(model.graph, "all_values") else ():
+    made = (output for node in model.graph for output in node.outputs)
+    for value in (*model.graph.inputs, *model.graph.initializers.values(), *made):
         value.metadata_props.clear()
     size = sum(v.const_value.nbytes for v in model.graph.initializers.values() if v.const_value is not None)
     external = f"{path.name}.data" if size > EXTERNAL_DATA_BYTES else None

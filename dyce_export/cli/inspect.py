@@ -78,21 +78,19 @@ def _show(bundle: Any) -> None:
 
 def show_configurations(configurations: Any, exits: list[str]) -> None:
     """The named configurations: what they do, and at which thresholds samples leave."""
+    searched = {name: entry for name, entry in configurations.named.items() if entry.search and entry.test}
     rows = []
-    for name, entry in configurations.named.items():
-        cells = [name]
-        for figures in (entry.search, entry.test):
-            cells += ["", ""] if figures is None else [f"{100 * figures.loss:+.2f}", f"{figures.cost:.0%}"]
-        cells.append("" if entry.test is None else f"{entry.test.accuracy:.1%}")
-        shares = [] if entry.test is None else entry.test.share_per_exit
-        cells += [f"{share:.0%}" for share in shares] or ["" for _ in exits]
-        rows.append(cells)
-    print_table(
-        "configurations on the search split | the test split, with the share of samples per exit\n"
-        "(loss: points against full; cost: share of its MACs)",
-        ("name", "loss", "cost", "| loss", "cost", "accuracy", *exits),
-        rows,
-    )
+    for name, entry in searched.items():
+        losses = [(f"{100 * split.loss:+.2f}", f"{split.cost:.0%}") for split in (entry.search, entry.test)]
+        shares = [f"{share:.0%}" for share in entry.test.share_per_exit]
+        rows.append((name, *losses[0], *losses[1], f"{entry.test.accuracy:.1%}", *shares))
+    if rows:
+        print_table(
+            "configurations on the search split | the test split, with the share of samples per exit\n"
+            "(loss: points against full; cost: share of its MACs)",
+            ("name", "loss", "cost", "| loss", "cost", "accuracy", *exits),
+            rows,
+        )
     thresholds = [
         (name, *(f"{entry.exits[id].threshold:.4f}" if id in entry.exits else "off" for id in exits[:-1]))
         for name, entry in configurations.named.items()

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.export import Dim
 
-from dyce_export.capture import capture
+from dyce_export.capture import DECOMPOSITIONS, capture
 from dyce_export.exit_points import find_exit_points
 from dyce_export.layout import Layout, find_layout
 from tests.models import Branches, Convolutions, Folded, RootMeanSquare, Tokens, captured, node
@@ -138,11 +138,12 @@ class Moving(nn.Module):
         return [x, *activations]
 
 
-@settings(max_examples=25)
+@settings(max_examples=20)
 @given(STEPS, st.sampled_from(["conv", "linear"]), st.sampled_from([(4, 8), (6, 6), (2, 6)]))
 def test_the_channel_axis_is_followed_through_permutations_and_views(steps, reader, size):
     model = Moving(steps, reader)
     program = torch.export.export(model, (torch.randn(2, 6, *size),), dynamic_shapes=({0: Dim.DYNAMIC},))
+    program = program.run_decompositions(DECOMPOSITIONS)
     for activation, axis in zip(program.graph.output_node().args[0][1:], model.axes, strict=True):
         shape = tuple(activation.meta["val"].shape[1:])
         layout = find_layout(activation, shape)

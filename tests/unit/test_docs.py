@@ -1,0 +1,53 @@
+"""The documentation keeps its word."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import typer.main
+
+from dyce_export.cli.main import app
+
+ROOT = Path(__file__).parents[2]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+COMMANDS = typer.main.get_command(app).commands  # type: ignore[attr-defined]
+OPTIONS = {option for command in COMMANDS.values() for parameter in command.params for option in parameter.opts}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_option_that_a_page_names_exists(page: Path) -> None:
+    named = {option for line in page.read_text().splitlines() for option in re.findall(r"(?<![\w-])--[a-z][a-z-]+", line)}
+    elsewhere = {"--help", "--no-deps", "--only"}
+    assert named - OPTIONS - elsewhere == set()
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_link_of_a_page_leads_somewhere(page: Path) -> None:
+    targets = re.findall(r"\]\((?!https?:)([^)#]+)", page.read_text())
+    assert [target for target in targets if not (page.parent / target).exists()] == []
+
+
+def test_the_first_screen_of_the_readme_holds_the_two_commands() -> None:
+    first_screen = "\n".join((ROOT / "README.md").read_text().splitlines()[:20])
+    assert "make demo" in first_screen
+    assert "make test" in first_screen
+
+
+def test_ci_runs_the_readmes_own_test_command() -> None:
+    assert re.search(r"^make test$", (ROOT / ".ci" / "run").read_text(), re.MULTILINE)
+
+
+def test_the_python_of_the_readme_runs(tiny_bundle: Path, tmp_path: Path) -> None:
+    from PIL import Image
+
+    for name in ("cat.jpg", "dog.jpg"):
+        Image.new("L", (8, 8), 90).save(tmp_path / name)
+    (tmp_path / "resnet50.dyce").symlink_to(tiny_bundle)
+    code = re.search(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    assert code is not None
+    done = subprocess.run([sys.executable, "-c", code[1]], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
