@@ -52,7 +52,11 @@ def measure_import(rounds: int = 15) -> dict[str, float]:
 
 def main() -> None:
     measured = {**measure_import(), **measure_export()}
-    results = {"environment": machine.describe("torch", "timm", "onnxruntime", "numpy"), "allowed": ALLOWED, "measured": measured}
+    results = {
+        "environment": machine.describe("torch", "timm", "onnxruntime", "numpy"),
+        "allowed": ALLOWED,
+        "measured": measured,
+    }
     RESULTS.parent.mkdir(exist_ok=True)
     RESULTS.write_text(json.dumps(results, indent=1) + "\n")
     for name, value in measured.items():

@@ -30,7 +30,9 @@ EXITS = (3, 7, 12)
 def load_lite0(weights: Path) -> nn.Module:
     """The model with weights from a file that lists the same tensors in the same order under other names."""
     model = timm.create_model("tf_efficientnet_lite0").eval()
-    given = {name: tensor for name, tensor in torch.load(weights, weights_only=True).items() if "num_batches" not in name}
+    given = {
+        name: tensor for name, tensor in torch.load(weights, weights_only=True).items() if "num_batches" not in name
+    }
     own = {name: tensor for name, tensor in model.state_dict().items() if "num_batches" not in name}
     renamed = dict(zip(own, given.values(), strict=True))
     model.load_state_dict(renamed, strict=False)

@@ -134,7 +134,9 @@ def _explain(module: nn.Module, error: Exception) -> CaptureError:
     reason = (str(error).strip() or type(error).__name__).splitlines()[0]
     hint = "A forward that branches on the values of its input, or leaves torch, has to be rewritten."
     if "specialized it to be a constant" in str(error):
-        hint = "The forward works for one size of batch only. Read the size with x.shape[0]: len(x) makes it a constant."
+        hint = (
+            "The forward works for one size of batch only. Read the size with x.shape[0]: len(x) makes it a constant."
+        )
     return CaptureError(
         f"the model cannot be captured: {type(error).__name__}: {reason}"
         + (f"; it stopped in {where}" if where else ""),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import os
 import shutil
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -12,14 +14,16 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from dyce_runtime.datasets import Dataset
-from dyce_runtime.errors import DestinationError
+from dyce_runtime.datasets import MOST_SKIPPED, Dataset
+from dyce_runtime.errors import DataError, DestinationError
 from dyce_runtime.manifest import Preprocessing
 from dyce_runtime.preprocessing import preprocess
 
 # images (N, C, H, W) -> logits (N, classes) and, per exit, its pooled activation (N, features)
 Backbone = Callable[[Tensor], tuple[Tensor, Sequence[Tensor]]]
 BATCH = 64
+
+log = logging.getLogger("dyce_calibration")
 
 
 @dataclass(frozen=True)
@@ -58,33 +62,73 @@ def extract_features(
     Samples are visited in a random order, so that any run of neighbouring rows is a random sample: training can
     then read the files from front to back. Memory stays flat: batches of 64 go straight to the files.
 
+    Pictures that cannot be decoded are left out, with a warning.
+
     Raises:
         DestinationError: the estimated space is not free.
+        DataError: more than 1 % of the pictures cannot be decoded.
     """
     order = np.random.default_rng(seed).permutation(len(dataset))
     folder.mkdir(parents=True, exist_ok=True)
-    logits: NDArray[np.float32] | None = None
-    exits: list[NDArray[np.float32]] = []
+    stores: list[NDArray[np.float32]] = []
+    kept: list[NDArray[np.int64]] = []
+    done = 0
     for start in progress(range(0, len(order), BATCH)):
-        rows = order[start : start + BATCH]
-        images = torch.from_numpy(preprocess(dataset.images(rows), preprocessing))
+        rows, images = _read(dataset, order[start : start + BATCH], preprocessing)
+        if len(rows) == 0:
+            continue
         with torch.inference_mode():
-            batch_logits, pooled = backbone(images)
-        if logits is None:
-            widths = [batch_logits.shape[1], *(tensor.shape[1] for tensor in pooled)]
-            _check_space(folder, len(order) * sum(widths) * 4)
-            logits, *exits = [_create(folder / f"{i}.npy", len(order), width) for i, width in enumerate(widths)]
-        logits[start : start + len(rows)] = batch_logits.numpy()
-        for store, tensor in zip(exits, pooled, strict=True):
-            store[start : start + len(rows)] = tensor.numpy()
-    assert logits is not None
-    labels = logits.argmax(axis=1) if dataset.labels is None else dataset.labels[order]
+            logits, pooled = backbone(torch.from_numpy(images))
+        results = [logits, *pooled]
+        if not stores:
+            _check_space(folder, len(order) * sum(tensor.shape[1] for tensor in results) * 4)
+            stores = [_create(folder / f"{i}.npy", len(order), t.shape[1]) for i, t in enumerate(results)]
+        for store, tensor in zip(stores, results, strict=True):
+            store[done : done + len(rows)] = tensor.numpy()
+        kept.append(rows)
+        done += len(rows)
+    _check_broken(dataset, done)
+    order = np.concatenate(kept)
+    base, *exits = [store[:done] for store in stores]
+    labels = base.argmax(axis=1) if dataset.labels is None else dataset.labels[order]
     source = "base" if dataset.labels is None else "data"
-    return Features(logits, tuple(exits), labels.astype(np.int64), dataset.hashes[order], source)
+    return Features(base, tuple(exits), labels.astype(np.int64), dataset.hashes[order], source)
+
+
+def _read(
+    dataset: Dataset, rows: NDArray[np.int64], preprocessing: Preprocessing
+) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    """The rows whose pictures can be decoded, and their preprocessed images."""
+    try:
+        return rows, preprocess(dataset.images(rows), preprocessing)
+    except DataError:  # a file that breaks off in the middle; find out which
+        images, readable = [], []
+        for row in rows:
+            try:
+                images.append(preprocess(dataset.images([row]), preprocessing))
+                readable.append(row)
+            except DataError as error:
+                log.warning("skipped: %s", error)
+        empty = np.empty((0, 0), np.float32)
+        return np.array(readable, np.int64), np.concatenate(images) if images else empty
+
+
+def _check_broken(dataset: Dataset, readable: int) -> None:
+    broken = len(dataset) - readable
+    if broken > MOST_SKIPPED * len(dataset):
+        raise DataError(
+            f"{broken} of the {len(dataset)} pictures of {dataset.source} cannot be decoded; at most "
+            f"{MOST_SKIPPED:.0%} may be",
+            hint="Their names are above. Replace or remove them.",
+        )
 
 
 def _create(path: Path, rows: int, columns: int) -> NDArray[np.float32]:
-    return np.lib.format.open_memmap(path, mode="w+", dtype=np.float32, shape=(rows, columns))
+    store: NDArray[np.float32] = np.lib.format.open_memmap(path, mode="w+", dtype=np.float32, shape=(rows, columns))
+    # A full disk has to show as an error here, not as a crash when the mapped pages are written.
+    with path.open("rb+") as file:
+        os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+    return store
 
 
 def _check_space(folder: Path, needed_bytes: int) -> None:

@@ -24,7 +24,7 @@ from dyce_runtime.errors import DataError
 _log = logging.getLogger("dyce_runtime")
 
 PICTURES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".tif", ".tiff", ".pgm")
-_MOST_SKIPPED = 0.01
+MOST_SKIPPED = 0.01
 
 _Scalar = TypeVar("_Scalar", bound=np.generic)
 
@@ -313,10 +313,8 @@ def _skip(source: str | Path, kept: int, others: Sequence[Path], unreadable: Seq
     message = (
         f"{source}: {len(others)} of {kept + len(skipped)} files are no pictures, {len(unreadable)} cannot be opened"
     )
-    if len(skipped) > _MOST_SKIPPED * (kept + len(skipped)):
-        raise DataError(
-            f"{message}: {_first(skipped)}", hint=f"remove them; up to {_MOST_SKIPPED:.0%} would be skipped"
-        )
+    if len(skipped) > MOST_SKIPPED * (kept + len(skipped)):
+        raise DataError(f"{message}: {_first(skipped)}", hint=f"remove them; up to {MOST_SKIPPED:.0%} would be skipped")
     if skipped:
         _log.warning("%s; skipped: %s", message, _first(skipped))
     return skipped

@@ -20,7 +20,9 @@ OPTIONS = {option for command in COMMANDS.values() for parameter in command.para
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_every_option_that_a_page_names_exists(page: Path) -> None:
-    named = {option for line in page.read_text().splitlines() for option in re.findall(r"(?<![\w-])--[a-z][a-z-]+", line)}
+    named = {
+        option for line in page.read_text().splitlines() for option in re.findall(r"(?<![\w-])--[a-z][a-z-]+", line)
+    }
     elsewhere = {"--help", "--no-deps", "--only"}
     assert named - OPTIONS - elsewhere == set()
 
