@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import pickle
 import re
@@ -19,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from dyce_runtime.bundle import sha256_of
 from dyce_runtime.errors import ModelError
 
 # Where training scripts keep the weights, best first: averaged weights are the ones that were evaluated.
@@ -112,7 +112,7 @@ def read_checkpoint(path: str | Path, *, trust_pickle: bool = False) -> Checkpoi
     arch, hints, class_names = _describe(facts)
     module = _unwrap(weights) if isinstance(weights, nn.Module) else None
     state_dict = {} if isinstance(weights, nn.Module) else strip_prefixes(weights)
-    return Checkpoint(path.name, file_sha256(path), state_dict, module, arch, hints, class_names)
+    return Checkpoint(path.name, sha256_of(path), state_dict, module, arch, hints, class_names)
 
 
 def strip_prefixes(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -171,15 +171,6 @@ def load_strictly(module: nn.Module, checkpoint: Checkpoint, *, what: str, hint:
     names = zip(own, strip_prefixes(own), strict=True)
     state_dict = {name: checkpoint.state_dict.get(bare, own[name]) for name, bare in names}
     module.load_state_dict(state_dict)
-
-
-def file_sha256(path: Path) -> str:
-    """Hexadecimal sha256 of a file."""
-    digest = hashlib.sha256()
-    with path.open("rb") as stream:
-        while block := stream.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 @contextmanager

@@ -38,7 +38,7 @@ def condition(module: nn.Module, images: Tensor) -> None:
     show nothing. Such parameters are drawn at random, then one pass in train mode sets the statistics of the batch
     norms.
     """
-    with torch.random.fork_rng(), torch.no_grad():
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(0)
         for name, parameter in module.named_parameters():
             _awaken(name, parameter)

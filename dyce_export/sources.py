@@ -19,7 +19,6 @@ from torch.export import ExportedProgram
 from dyce_export.checkpoints import (
     SAVE_HINT,
     Checkpoint,
-    file_sha256,
     load_strictly,
     read_checkpoint,
     strip_prefixes,
@@ -27,6 +26,7 @@ from dyce_export.checkpoints import (
 )
 from dyce_export.inputs import InputOverrides, Size, describe_input, timm_input
 from dyce_export.timm_models import build_timm, build_timm_for, current_name, seeded
+from dyce_runtime.bundle import sha256_of
 from dyce_runtime.errors import ModelError, UsageError
 from dyce_runtime.manifest import Preprocessing
 
@@ -170,7 +170,7 @@ def _from_timm(name: str, overrides: InputOverrides) -> Source:
     name = current_name(name)
     module, file, class_names = build_timm(name, overrides.input_size)
     weights: Weights = "pretrained" if file else "random"
-    sha256 = file_sha256(file) if file else None
+    sha256 = sha256_of(file) if file else None
     return _source(module, name, f"timm:{name}", weights, overrides, sha256=sha256, class_names=class_names)
 
 
@@ -286,7 +286,7 @@ def _from_program(path: Path, trust_pickle: bool, overrides: InputOverrides) -> 
     if asked != size:
         raise ModelError(f"{path.name} takes an input of {size}, which cannot be changed to {asked}")
     size, preprocessing = describe_input({**overrides.given(), "input_size": size}, {})
-    return Source(path.stem, path.name, "checkpoint", None, program, size, preprocessing, file_sha256(path))
+    return Source(path.stem, path.name, "checkpoint", None, program, size, preprocessing, sha256_of(path))
 
 
 def _program_input(file: str, program: ExportedProgram) -> Size:

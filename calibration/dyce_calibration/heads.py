@@ -93,7 +93,7 @@ def train_heads(
     Features are standardised for training (mean 0, variance 1 over the data set); the exported first layer takes
     the raw ones, with the standardisation folded in.
     """
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         classes = features.logits.shape[1]
         moments = [_moments(store) for store in features.exits]
@@ -125,7 +125,7 @@ def untrained_heads(pooled: Sequence[Tensor], classes: int, type: str, *, seed: 
     verified. ``pooled`` holds, per exit, pooled activations (N, features) of a few inputs.
     """
     heads = []
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         for tensor in pooled:
             mean, std = tensor.mean(0), tensor.std(0).clamp_min(1e-6 * float(tensor.abs().max()) + 1e-12)
