@@ -6,12 +6,12 @@ from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
-from dyce_runtime.manifest import TensorSpec
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 from torch.fx import Node
 
 from dyce_export.capture import capture
+from dyce_runtime.manifest import TensorSpec
 
 INPUT_SIZE = (3, 16, 16)
 IMAGE = TensorSpec("image", "float32", ("batch", *INPUT_SIZE))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import zipfile
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -74,11 +76,22 @@ class Records:
         try:
             with np.load(path, allow_pickle=False) as file:
                 heads = tuple(zip(file["exit"].tolist(), file["head"].tolist(), strict=True))
-                return Records(
+                records = Records(
                     heads, file["predictions"], file["confidences"], file["labels"], file["hashes"], file["split"]
                 )
-        except (OSError, KeyError, ValueError) as error:
+            records._check_shapes()
+        except (OSError, KeyError, ValueError, TypeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
             raise DataError(f"{path} does not hold records: {error}") from error
+        return records
+
+    def _check_shapes(self) -> None:
+        count = len(self.labels)
+        for name, wanted in [
+            *((name, (count, len(self.heads) + 1)) for name in ("predictions", "confidences")),
+            *((name, (count,)) for name in ("labels", "hashes", "split")),
+        ]:
+            if (found := getattr(self, name).shape) != wanted:
+                raise ValueError(f"{name} has shape {found}, expected {wanted}")
 
 
 @dataclass(frozen=True)

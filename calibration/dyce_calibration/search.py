@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from itertools import pairwise
-
 import numpy as np
 
 from dyce_calibration.evaluate import evaluate
@@ -46,9 +44,10 @@ def _search_loss(entry: Entry) -> int:
 def _shared_thresholds(records: Records) -> list[dict[str, ExitSetting]]:
     """Settings with every exit on at one threshold, midway between adjacent distinct confidences."""
     confidences = np.unique(records.confidences[:, :-1])
-    if len(confidences) > _MAX_THRESHOLDS:
-        confidences = np.unique(np.quantile(confidences, np.linspace(0, 1, _MAX_THRESHOLDS), method="nearest"))
-    thresholds = [float32_midpoint(low, high) for low, high in pairwise(confidences)]
+    lower = np.arange(len(confidences) - 1)
+    if len(lower) > _MAX_THRESHOLDS:
+        lower = np.unique(np.linspace(0, len(lower) - 1, _MAX_THRESHOLDS).astype(int))
+    thresholds = [float32_midpoint(confidences[i], confidences[i + 1]) for i in lower]
     return [{exit: ExitSetting(head, threshold) for exit, head in records.heads} for threshold in thresholds]
 
 

@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Annotated, Any, TypeVar
 
-import click
 import msgspec
 import typer
 from rich.box import SIMPLE_HEAD
@@ -33,6 +32,8 @@ EXIT_INTERRUPTED = 130
 _TABLE_WIDTH = 140
 
 _Item = TypeVar("_Item")
+# click's UsageError, by whichever road: some versions of typer bring a click of their own.
+_WrongWords: Any = typer.BadParameter.__bases__[0]
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
 Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Say more: every step, and where an error arose.")]
@@ -115,10 +116,10 @@ def run(app: typer.Typer, name: str, arguments: list[str] | None = None) -> int:
         return result if isinstance(result, int) else 0
     except DyceError as error:
         return _fail(arguments, error.code, error.message, error.hint, error.exit_code)
-    except click.ClickException as error:
+    except _WrongWords as error:
         hint = f"`{name} --help` lists the options."
         return _fail(arguments, UsageError.code, error.format_message(), hint, EXIT_USAGE)
-    except (KeyboardInterrupt, click.exceptions.Abort):
+    except (KeyboardInterrupt, typer.Abort):
         err.print("interrupted")
         return EXIT_INTERRUPTED
     except BrokenPipeError:

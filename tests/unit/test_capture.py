@@ -5,10 +5,10 @@ import re
 import pytest
 import torch
 import torch.nn.functional as F
-from dyce_runtime.errors import CaptureError
 from torch import Tensor, nn
 
 from dyce_export.capture import DECOMPOSITIONS, capture
+from dyce_runtime.errors import CaptureError
 from tests.models import INPUT_SIZE, Branches, Chain, Convolutions, Folded, Tokens, Wrapped, build, captured, images
 
 aten = torch.ops.aten

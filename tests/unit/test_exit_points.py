@@ -4,11 +4,11 @@ from itertools import pairwise
 import pytest
 import timm
 import torch.nn.functional as F
-from dyce_runtime.errors import CaptureError, ExitPointError
 from torch import Tensor, nn
 
 from dyce_export.capture import capture
 from dyce_export.exit_points import ExitPoint, ExitPoints, find_exit_points
+from dyce_runtime.errors import CaptureError, ExitPointError
 from tests.models import (
     Branches,
     Chain,

@@ -11,19 +11,19 @@ import onnx
 import onnxruntime as ort
 import pytest
 import torch
-from dyce_calibration.heads import make_mlp, untrained_heads
-from dyce_calibration.temperature import softmax
-from dyce_runtime.errors import CaptureError
-from dyce_runtime.manifest import DECISION, Piece, TensorSpec
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from dyce_calibration.heads import make_mlp, untrained_heads
+from dyce_calibration.temperature import softmax
 from dyce_export import onnx_graphs
 from dyce_export.backbone import Backbone
 from dyce_export.exit_points import find_exit_points
 from dyce_export.onnx_graphs import append_decision, extract, mlp_head, save, to_onnx
 from dyce_export.pieces import node_names, seam_specs, write_backbone, write_heads
+from dyce_runtime.errors import CaptureError
+from dyce_runtime.manifest import DECISION, Piece, TensorSpec
 from tests.models import (
     CLASSES,
     IMAGE,
