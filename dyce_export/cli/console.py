@@ -51,7 +51,7 @@ def set_up(*, verbose: bool = False, quiet: bool = False) -> None:
     handler.setFormatter(logging.Formatter("%(message)s"))
     for name in ("dyce_export", "dyce_runtime", "dyce_calibration", "dyce_targets"):
         logger = logging.getLogger(name)
-        logger.handlers, logger.propagate = [handler], False
+        logger.handlers = [handler]
         logger.setLevel(level)
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import signal
+from typing import NoReturn
+
 import typer
 
 from dyce_export.cli import bench, console, export, inspect, run
@@ -21,11 +24,17 @@ export_app = typer.Typer(add_completion=True, pretty_exceptions_enable=False)
 export_app.command(help=export.HELP)(export.command)
 
 
-def dyce() -> None:
-    """``dyce VERB …``."""
-    raise SystemExit(console.run(app, "dyce"))
+def dyce() -> NoReturn:
+    """``dyce VERB ...``."""
+    _main(app, "dyce")
 
 
-def dyce_export() -> None:
-    """``dyce-export MODEL …``."""
-    raise SystemExit(console.run(export_app, "dyce-export"))
+def dyce_export() -> NoReturn:
+    """``dyce-export MODEL ...``."""
+    _main(export_app, "dyce-export")
+
+
+def _main(commands: typer.Typer, name: str) -> NoReturn:
+    # A job that is told to end cleans up behind itself like one that is interrupted from the keyboard.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    raise SystemExit(console.run(commands, name))

@@ -170,3 +170,22 @@ def test_every_error_has_its_own_code() -> None:
     kinds = DyceError.__subclasses__()
     assert len({kind.code for kind in kinds}) == len(kinds)
     assert {kind.exit_code for kind in kinds} == {1, 2, 3, 4}
+
+
+def test_a_terminated_export_leaves_nothing_behind(tmp_path: Path) -> None:
+    script = (
+        "import os, signal\n"
+        "from dyce_export.cli import main\n"
+        "from dyce_export.staging import staged\n"
+        "from pathlib import Path\n"
+        "def export():\n"
+        "    with staged(Path('model.dyce'), force=False) as folder:\n"
+        "        (folder / 'half').write_text('x')\n"
+        "        os.kill(os.getpid(), signal.SIGTERM)\n"
+        "        signal.pause()\n"
+        "main.app.command('slow')(export)\n"
+        "main.dyce()\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script, "slow"], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 130, done.stderr
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,447 @@
+"""From a model to a bundle and back: what is promised of an export, on scikit-learn's digits and on tiny models."""
+
+from __future__ import annotations
+
+import copy
+import errno
+import shutil
+from collections import namedtuple
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import dyce_export
+from benchmarks.digits import INPUT, make_model, train
+from dyce_calibration.evaluate import evaluate
+from dyce_calibration.heads import Recipe
+from dyce_calibration.records import Records
+from dyce_export import onnx_graphs, pipeline
+from dyce_export.pipeline import Export, Options, export_source, macs_of
+from dyce_export.progress import Progress
+from dyce_export.sources import Source, from_module
+from dyce_runtime import Session, load
+from dyce_runtime.bundle import RECORDS, SPLITS, TEST_VECTORS, open_bundle
+from dyce_runtime.configuration import Configuration, ExitSetting
+from dyce_runtime.datasets import open_dataset
+from dyce_runtime.errors import (
+    CaptureError,
+    ConfigurationError,
+    DataError,
+    DestinationError,
+    DyceError,
+    ExitPointError,
+    ModelError,
+    VerificationError,
+)
+from dyce_runtime.preprocessing import preprocess
+from tests.models import INPUT_SIZE, Branches, Convolutions, Folded, Tokens, Wrapped, build, images
+
+pytest.importorskip("sklearn", reason="the digits come with scikit-learn")
+
+EXITS = ["2", "4", "6"]
+
+
+@dataclass
+class Digits:
+    """A bundle of the digits model, trained for a moment, and what it was made from."""
+
+    model: nn.Module
+    before: nn.Module
+    export: Export
+    parent: Path
+
+    @property
+    def path(self) -> Path:
+        return self.export.path
+
+    def logits(self, pixels: np.ndarray) -> np.ndarray:
+        self.model.eval()
+        with torch.inference_mode():
+            return self.model(torch.from_numpy(pixels)).numpy()
+
+
+@pytest.fixture(scope="module")
+def digits(tmp_path_factory: pytest.TempPathFactory) -> Digits:
+    data = open_dataset("digits#train")
+    pixels = torch.from_numpy(preprocess(data.images(range(640)), INPUT))
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = make_model()
+        train(model, pixels, torch.from_numpy(data.labels[:640]), epochs=2, batch=64)
+    model.train()  # an export must not care, and must not change it
+    before = copy.deepcopy(model)
+    parent = tmp_path_factory.mktemp("digits")
+    source = from_module(model, input_size=(1, 16, 16), mean=INPUT.mean, std=INPUT.std, crop_pct=1.0)
+    export = export_source(
+        source,
+        EXITS,
+        parent / "digits.dyce",
+        data="digits#train",
+        val="digits#test",
+        options=Options(recipe=Recipe(epochs=10)),
+    )
+    return Digits(model, before, export, parent)
+
+
+@pytest.fixture(scope="module")
+def session(digits: Digits) -> Session:
+    with load(digits.path, threads=1) as session:
+        yield session
+
+
+@pytest.fixture(scope="module")
+def test_pixels(session: Session) -> np.ndarray:
+    """What the session makes of all pictures of ``digits#test``."""
+    data = open_dataset("digits#test")
+    return session.preprocess(data.images(range(len(data))))
+
+
+# --- the bundle ------------------------------------------------------------------------------------------------------
+
+
+def test_the_bundle_opens_and_its_verification_passed(digits: Digits):
+    bundle = open_bundle(digits.path)
+    assert bundle.manifest == digits.export.manifest
+    assert bundle.configurations == digits.export.configurations
+    assert bundle.manifest.verification.verdict == "passed"
+    assert bundle.manifest.verification.max_relative_error < 1e-5
+    assert bundle.manifest.heads == "trained"
+    assert [exit.id for exit in bundle.manifest.exits] == [*EXITS, "final"]
+
+
+def test_nothing_stands_beside_the_bundle_and_nothing_unlisted_inside(digits: Digits):
+    assert [path.name for path in digits.parent.iterdir()] == ["digits.dyce"]
+    files = {path.relative_to(digits.path).as_posix() for path in digits.path.rglob("*") if path.is_file()}
+    assert files == {*digits.export.manifest.files, "manifest.json", "configurations.json"}
+    heads = {f"heads/exit_{int(exit):02d}_mlp1x1000.onnx" for exit in EXITS}
+    segments = {f"segments/segment_{n:02d}.onnx" for n in range(4)}
+    assert set(digits.export.manifest.files) == heads | segments | {"spans/full.onnx", RECORDS, SPLITS, TEST_VECTORS}
+
+
+def test_the_model_that_was_handed_over_is_unchanged(digits: Digits):
+    assert digits.model.training
+    assert all(module.training for module in digits.model.modules())
+    assert all(parameter.requires_grad for parameter in digits.model.parameters())
+    for name, tensor in digits.before.state_dict().items():
+        assert torch.equal(digits.model.state_dict()[name], tensor), name
+
+
+def test_every_stage_is_timed(digits: Digits):
+    assert set(digits.export.seconds) == {"capture", "features", "heads", "reference", "onnx", "verify"}
+
+
+# --- data ------------------------------------------------------------------------------------------------------------
+
+
+def test_every_sample_is_in_one_split(digits: Digits):
+    samples = digits.export.manifest.splits.samples
+    assert samples["heads"] == len(open_dataset("digits#train"))
+    held_out = {name: count for name, count in samples.items() if name != "heads"}
+    assert list(held_out) == ["temperature", "search", "certification", "test"]
+    assert sum(held_out.values()) == len(open_dataset("digits#test"))
+    assert held_out["search"] > held_out["test"] > held_out["temperature"] > 0
+    assert (digits.export.manifest.splits.unseen, digits.export.manifest.splits.labels) == (True, "data")
+
+
+def test_the_splits_are_written_by_content(digits: Digits):
+    with np.load(digits.path / SPLITS) as file:
+        found = {name: set(file[name].tolist()) for name in file.files}
+    assert found["heads"] == set(open_dataset("digits#train").hashes.tolist())
+    assert set.union(*(found[name] for name in found if name != "heads")) == set(
+        open_dataset("digits#test").hashes.tolist()
+    )
+    parts = [found[name] for name in ("temperature", "search", "certification", "test")]
+    assert sum(map(len, parts)) == len(set.union(*parts))
+
+
+def test_the_records_are_what_the_session_answers(digits: Digits, session: Session, test_pixels: np.ndarray):
+    """Every head on its own: all samples leave there, since every confidence is above zero."""
+    records = Records.load(digits.path / RECORDS)
+    order = {content: row for row, content in enumerate(open_dataset("digits#test").hashes.tolist())}
+    rows = np.array([order[content] for content in records.hashes.tolist()])
+    assert len(set(rows)) == len(test_pixels)
+    np.testing.assert_array_equal(records.labels, open_dataset("digits#test").labels[rows])
+    for column, (exit, head) in enumerate(records.heads):
+        session.use(Configuration("one", {exit: ExitSetting(head, 0.0)}))
+        result = session(test_pixels[rows])
+        assert set(result.exit) == {column}
+        np.testing.assert_allclose(result.confidence, records.confidences[:, column], atol=1e-5)
+        assert (result.label == records.predictions[:, column]).mean() > 0.995  # ties apart
+    session.use("full")
+    np.testing.assert_allclose(session(test_pixels[rows]).confidence, records.confidences[:, -1], atol=1e-5)
+
+
+def test_heads_learn_and_later_exits_know_more(digits: Digits):
+    records = Records.load(digits.path / RECORDS)
+    accuracies = (records.predictions == records.labels[:, None]).mean(0)
+    assert accuracies[0] > 0.5
+    assert accuracies[2] > 0.85
+
+
+# --- configurations --------------------------------------------------------------------------------------------------
+
+
+def test_the_configurations_are_there_and_say_what_they_cost(digits: Digits):
+    found = digits.export.configurations
+    assert list(found.named) == ["full", "accurate", "balanced", "fast"]
+    assert found.named["full"].exits == {}
+    records, costs = Records.load(digits.path / RECORDS), macs_of(digits.export.manifest)
+    for entry in (*found.named.values(), *found.front):
+        assert entry.search == evaluate(records.of_split("search"), costs, entry.exits)
+        assert entry.test == evaluate(records.of_split("test"), costs, entry.exits)
+        assert entry.search.samples == digits.export.manifest.splits.samples["search"]
+
+
+@pytest.mark.parametrize("name", ["accurate", "balanced", "fast"])
+def test_a_session_sends_samples_where_the_records_say(digits: Digits, session: Session, test_pixels, name):
+    with np.load(digits.path / SPLITS) as file:
+        rows = np.isin(open_dataset("digits#test").hashes, file["test"])
+    session.use(name)
+    shares = np.bincount(session(test_pixels[rows]).exit, minlength=4) / rows.sum()
+    expected = digits.export.configurations.named[name].test.share_per_exit
+    np.testing.assert_allclose(shares, expected, atol=1.5 / rows.sum())
+
+
+def test_full_answers_exactly_what_torch_answers(digits: Digits, session: Session, test_pixels: np.ndarray):
+    session.use("full")
+    expected = digits.logits(test_pixels)
+    for batch in (1, 7, len(test_pixels)):
+        result = session(test_pixels[:batch])
+        np.testing.assert_array_equal(result.label, expected[:batch].argmax(1))
+        assert set(result.exit) == {3}
+    np.testing.assert_allclose(result.logits, expected, rtol=1e-4, atol=1e-4)
+    np.testing.assert_array_equal(session.run_uncut(test_pixels), expected.argmax(1))
+
+
+def test_the_test_vectors_are_reproduced(digits: Digits, session: Session):
+    with np.load(digits.path / TEST_VECTORS) as file:
+        vectors = dict(file)
+    np.testing.assert_allclose(vectors["logits"], digits.logits(vectors["images"]), rtol=1e-4, atol=1e-4)
+    head = digits.export.manifest.exits[0].heads[0].type
+    settings = {exit: ExitSetting(head, float(t)) for exit, t in zip(EXITS, vectors["probe"], strict=True)}
+    session.use(Configuration("probe", settings))
+    leaves = np.column_stack([vectors["confidences"] > vectors["probe"], np.ones(len(vectors["images"]), bool)])
+    np.testing.assert_array_equal(session(vectors["images"]).exit, leaves.argmax(1))
+    session.use("full")
+    np.testing.assert_allclose(session(vectors["images"]).logits, vectors["logits"], rtol=1e-4, atol=1e-4)
+
+
+# --- without data ----------------------------------------------------------------------------------------------------
+
+
+def tiny(make: type[nn.Module] = Convolutions) -> Source:
+    return from_module(build(make), input_size=INPUT_SIZE)
+
+
+@pytest.fixture(scope="module")
+def untrained(tmp_path_factory: pytest.TempPathFactory) -> Export:
+    path = tmp_path_factory.mktemp("untrained") / "tiny.dyce"
+    return dyce_export.export(build(Convolutions), [1, "b3"], path, input_size=INPUT_SIZE, name="tiny")
+
+
+def test_without_data_the_heads_are_untrained_and_said_to_be(untrained: Export):
+    manifest = open_bundle(untrained.path).manifest
+    assert (manifest.heads, manifest.splits, manifest.model.name) == ("untrained", None, "tiny")
+    assert not any(head.trained for exit in manifest.exits for head in exit.heads)
+    assert list(untrained.configurations.named) == ["full", "probe"]
+    assert not (untrained.path / RECORDS).exists()
+    assert [exit.module for exit in manifest.exits[:-1]] == ["b1", "b3"]
+
+
+def test_untrained_heads_answer_only_if_they_are_allowed_to(untrained: Export):
+    pixels = images(16).numpy()
+    with load(untrained.path, threads=1) as session:
+        assert set(session(pixels).exit) == {2}
+        with pytest.raises(ConfigurationError, match="never trained"):
+            session.use("probe")
+    with load(untrained.path, threads=1, allow_untrained=True) as session:
+        session.use("probe")
+        assert len(session(pixels).label) == 16
+
+
+def test_the_same_export_gives_the_same_files(untrained: Export, tmp_path: Path):
+    again = dyce_export.export(
+        build(Convolutions), [1, "b3"], tmp_path / "again.dyce", input_size=INPUT_SIZE, name="tiny"
+    )
+    assert again.manifest == untrained.manifest
+    assert again.configurations == untrained.configurations
+
+
+def test_the_callers_random_numbers_go_on_as_if_nothing_had_happened(tmp_path: Path):
+    torch.manual_seed(3)
+    expected = torch.randn(2)
+    torch.manual_seed(3)
+    export_source(tiny(), ["2"], tmp_path / "tiny.dyce")
+    assert torch.equal(torch.randn(2), expected)
+
+
+@pytest.mark.parametrize("make", [Tokens, Branches, Folded])
+def test_other_structures_answer_like_torch_too(make, tmp_path: Path):
+    export = export_source(tiny(make), ["1", "2", "3"], tmp_path / "tiny.dyce")
+    pixels = images(20)
+    with load(export.path, threads=1) as session, torch.inference_mode():
+        np.testing.assert_array_equal(session(pixels.numpy()).label, build(make)(pixels).argmax(1).numpy())
+
+
+# --- held out from the data ------------------------------------------------------------------------------------------
+
+
+def labelled(path: Path, count: int = 400, classes: int = 5) -> Path:
+    """Noise with labels: enough to run everything, not to learn anything."""
+    random = np.random.default_rng(0)
+    pictures = random.integers(0, 256, (count, 16, 16, 3), dtype=np.uint8)
+    np.savez(path, images=pictures, labels=random.integers(0, classes, count))
+    return path
+
+
+def test_without_val_a_part_of_the_data_is_held_out_with_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    data = labelled(tmp_path / "data.npz")
+    export = export_source(
+        tiny(), ["2"], tmp_path / "out" / "b.dyce", data=data, options=Options(recipe=Recipe(epochs=1))
+    )
+    assert "held out" in caplog.text
+    assert "hardly more than always naming the most frequent class" in caplog.text
+    splits = export.manifest.splits
+    assert not splits.unseen
+    assert sum(splits.samples.values()) == 400
+    assert splits.samples["heads"] == pytest.approx(280, abs=40)
+
+
+def test_pictures_in_both_sets_are_counted_in_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    data = labelled(tmp_path / "data.npz")
+    export_source(
+        tiny(), ["2"], tmp_path / "out" / "b.dyce", data=data, val=data, options=Options(recipe=Recipe(epochs=1))
+    )
+    assert "400 of the 400 validation pictures are also in --data" in caplog.text
+
+
+def test_without_labels_the_heads_imitate_the_model(tmp_path: Path):
+    path = tmp_path / "pictures.npz"
+    np.savez(path, images=np.random.default_rng(0).integers(0, 256, (400, 16, 16, 3), dtype=np.uint8))
+    export = export_source(
+        tiny(), ["4"], tmp_path / "out" / "b.dyce", data=path, options=Options(recipe=Recipe(epochs=5))
+    )
+    assert export.manifest.splits.labels == "base"
+    records = Records.load(export.path / RECORDS)
+    np.testing.assert_array_equal(records.labels, records.predictions[:, -1])
+    assert export.configurations.named["full"].search.accuracy == 1
+
+
+# --- failures --------------------------------------------------------------------------------------------------------
+
+
+class Constant(Convolutions):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(x) * 1e-9 + torch.arange(5.0)
+
+
+class Branching(Convolutions):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(x if x.sum() > 0 else -x)
+
+
+def fail_to_write(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*arguments: object, **options: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(onnx_graphs.ir, "save", full)
+
+
+def no_space_for_features(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: namedtuple("usage", "total used free")(0, 0, 10))
+
+
+def nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    pass
+
+
+@dataclass
+class Failure:
+    error: type[DyceError]
+    message: str
+    code: int = 1
+    make: type[nn.Module] = Convolutions
+    exits: tuple[str, ...] = ("2",)
+    data: Callable[[Path], Path] | None = None
+    options: Options = Options()
+    arrange: Callable[[pytest.MonkeyPatch], None] = nothing
+
+
+FAILURES = {
+    "an exit that is not there": Failure(ExitPointError, "no exit point 9", exits=("9",)),
+    "a model that branches": Failure(CaptureError, "cannot be captured", make=Branching),
+    "data that is not there": Failure(DataError, "no such file", data=lambda path: path / "nowhere"),
+    "too little data": Failure(DataError, "too few", data=lambda path: labelled(path / "few.npz", count=12)),
+    "one class": Failure(DataError, "only one class", data=lambda path: labelled(path / "one.npz", classes=1)),
+    "other classes": Failure(DataError, "model has 5 classes", data=lambda path: labelled(path / "o.npz", classes=9)),
+    "no room for the features": Failure(
+        DestinationError,
+        "features of this data set need about",
+        data=lambda path: labelled(path / "data.npz"),
+        arrange=no_space_for_features,
+    ),
+    "a full disk": Failure(DestinationError, "the disk of .* is full; nothing was written", arrange=fail_to_write),
+    "numbers that differ": Failure(VerificationError, "verification failed", 3, options=Options(tolerance=0.0)),
+    "a model that ignores its input": Failure(VerificationError, "verification is inconclusive", 3, make=Constant),
+}
+
+
+@pytest.mark.parametrize("failure", FAILURES.values(), ids=FAILURES)
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_a_failure_has_its_exit_code_and_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failure):
+    data = failure.data and failure.data(tmp_path)
+    output = tmp_path / "out" / "b.dyce"
+    output.parent.mkdir()
+    failure.arrange(monkeypatch)
+    with pytest.raises(failure.error, match=failure.message) as caught:
+        export_source(tiny(failure.make), failure.exits, output, data=data, options=failure.options)
+    assert caught.value.exit_code == failure.code
+    assert list(output.parent.iterdir()) == []
+
+
+def test_a_failed_replacement_leaves_the_old_bundle(untrained: Export, tmp_path: Path):
+    old = shutil.copytree(untrained.path, tmp_path / "b.dyce")
+    with pytest.raises(VerificationError):
+        export_source(tiny(), ["2"], old, options=Options(force=True, tolerance=0.0))
+    assert open_bundle(old).manifest == untrained.manifest
+    assert [path.name for path in tmp_path.iterdir()] == ["b.dyce"]
+
+
+def test_a_taken_destination_is_said_before_any_work(untrained: Export, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(pipeline, "capture_source", lambda *_: pytest.fail("work was done"))
+    with pytest.raises(DestinationError, match="already exists"):
+        export_source(tiny(), ["2"], untrained.path)
+
+
+def test_force_replaces_a_bundle(untrained: Export, tmp_path: Path):
+    old = shutil.copytree(untrained.path, tmp_path / "b.dyce")
+    dyce_export.export(build(Convolutions), ["2"], old, input_size=INPUT_SIZE, force=True)
+    assert [exit.id for exit in open_bundle(old).manifest.exits] == ["2", "final"]
+
+
+def test_an_interruption_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    class Interrupted(Progress):
+        def started(self, name: str) -> None:
+            if name == "verify":
+                raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        export_source(tiny(), ["2"], tmp_path / "b.dyce", progress=Interrupted())
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_model_of_unknown_input_size_is_asked_for_it(tmp_path: Path):
+    with pytest.raises(ModelError, match="input size"):
+        dyce_export.export(build(Convolutions), [1], tmp_path / "b.dyce")
+
+
+def test_a_model_that_returns_a_tuple_is_refused(tmp_path: Path):
+    with pytest.raises(CaptureError, match="returns 2 outputs"):
+        dyce_export.export(
+            build(lambda: Wrapped(lambda y: (y, y))), [1], tmp_path / "b.dyce", input_size=INPUT_SIZE
+        )
