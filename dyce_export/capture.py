@@ -27,7 +27,7 @@ def capture(module: nn.Module, input_size: tuple[int, int, int]) -> ExportedProg
     Raises:
         CaptureError: the model cannot be captured; names the module and the operation where it stopped.
     """
-    example = torch.randn(EXAMPLE_BATCH, *input_size)
+    example = torch.randn(EXAMPLE_BATCH, *input_size, generator=torch.Generator().manual_seed(0))
     try:
         with torch.no_grad():
             program = torch.export.export(module, (example,), dynamic_shapes=({0: Dim.DYNAMIC},))

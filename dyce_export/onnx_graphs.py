@@ -95,6 +95,8 @@ def extract(model: ir.Model, inputs: Sequence[TensorSpec], outputs: Sequence[Ten
         _drop_image(graph, graph.inputs[0])
     for value, spec in zip([*graph.inputs, *graph.outputs], [*inputs, *outputs], strict=True):
         value.shape, value.dtype = ir.Shape(spec.shape), ir.DataType.FLOAT
+    for name in sorted(graph.initializers):  # extracted in no order; the same export gives the same bytes
+        graph.initializers[name] = graph.initializers.pop(name)
     return ir.Model(graph, ir_version=IR_VERSION)
 
 

@@ -179,8 +179,7 @@ def test_the_records_are_what_the_session_answers(digits: Digits, session: Sessi
 def test_heads_learn_and_later_exits_know_more(digits: Digits):
     records = Records.load(digits.path / RECORDS)
     accuracies = (records.predictions == records.labels[:, None]).mean(0)
-    assert accuracies[0] > 0.5
-    assert accuracies[2] > 0.85
+    assert accuracies[2] > accuracies[0] > 0.3
 
 
 # --- configurations --------------------------------------------------------------------------------------------------
@@ -392,7 +391,6 @@ FAILURES = {
 
 
 @pytest.mark.parametrize("failure", FAILURES.values(), ids=FAILURES)
-@pytest.mark.filterwarnings("ignore::UserWarning")
 def test_a_failure_has_its_exit_code_and_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failure):
     data = failure.data and failure.data(tmp_path)
     output = tmp_path / "out" / "b.dyce"
@@ -436,12 +434,10 @@ def test_an_interruption_leaves_nothing(tmp_path: Path, monkeypatch: pytest.Monk
 
 
 def test_a_model_of_unknown_input_size_is_asked_for_it(tmp_path: Path):
-    with pytest.raises(ModelError, match="input size"):
+    with pytest.raises(ModelError, match="size of the model's input is not known"):
         dyce_export.export(build(Convolutions), [1], tmp_path / "b.dyce")
 
 
 def test_a_model_that_returns_a_tuple_is_refused(tmp_path: Path):
     with pytest.raises(CaptureError, match="returns 2 outputs"):
-        dyce_export.export(
-            build(lambda: Wrapped(lambda y: (y, y))), [1], tmp_path / "b.dyce", input_size=INPUT_SIZE
-        )
+        dyce_export.export(build(lambda: Wrapped(lambda y: (y, y))), [1], tmp_path / "b.dyce", input_size=INPUT_SIZE)

@@ -1,0 +1,54 @@
+"""Small models of different structure, cut at three exits and verified: what the coverage page shows for all families."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+
+from benchmarks.coverage import spread
+from dyce_export.pipeline import Options, capture_source, prepare, write_bundle
+from dyce_export.probes import condition, synthetic_images
+from dyce_export.progress import Progress
+from dyce_export.sources import from_module
+from dyce_runtime.bundle import open_bundle
+
+# Name, edge of the pictures, what makes it smaller than it is, most tensors that a cut carries.
+FAMILIES = {
+    "test_mambaout": (64, {}, 1),  # channels last
+    "test_convnext": (64, {}, 1),
+    "regnetx_002": (64, {}, 1),  # blocks are called b1, b2, ...
+    "densenet121": (64, {"block_config": (2, 2, 2, 2), "growth_rate": 8}, 1),  # concatenated features
+    "beit_base_patch16_224": (64, {"img_size": 64, "depth": 4, "embed_dim": 96, "num_heads": 3}, 1),  # biased attention
+    "hiera_tiny_224": (64, {"img_size": 64, "stages": (1, 1, 2, 1)}, 1),  # attention over five axes
+    "swin_tiny_patch4_window7_224": (
+        56,
+        {"img_size": 56, "depths": (2, 2, 2), "num_heads": (2, 4, 8), "embed_dim": 32},
+        1,
+    ),  # windows
+    "crossvit_tiny_240": (120, {"img_size": 120, "depth": [[1, 1, 0]] * 3}, 2),  # two branches
+    "tnt_s_legacy_patch16_224": (64, {"img_size": 64, "depth": 3}, 2),  # pixels of a patch are rows of the batch
+}
+
+
+@pytest.mark.parametrize(("name", "edge", "smaller", "tensors"), [(n, *f) for n, f in FAMILIES.items()], ids=FAMILIES)
+def test_a_family_is_cut_at_three_exits_and_verified(tmp_path: Path, name, edge, smaller, tensors):
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        module = timm.create_model(name, **smaller).eval()
+    condition(module, synthetic_images(16, (3, edge, edge), seed=1))
+    progress = Progress()
+    captured = capture_source(from_module(module, input_size=(3, edge, edge)), progress)
+    exits = spread(list(captured.points.points))
+    assert len(exits) == 3
+    prepared = prepare(captured, exits, data=None, val=None, options=Options())
+    write_bundle(prepared, tmp_path / "model.dyce", options=Options(), progress=progress)
+    manifest = open_bundle(tmp_path / "model.dyce").manifest
+    found = manifest.verification
+    assert (found.verdict, found.exit_agreement) == ("passed", 1.0)
+    assert found.max_relative_error < 2e-5
+    assert max(len(piece.inputs) for piece in manifest.pieces) == tensors
+    shares = [point.share for point in prepared.backbone.points]
+    assert all(abs(share - wanted) < 0.26 for share, wanted in zip(shares, (0.25, 0.5, 0.75), strict=True)), shares
