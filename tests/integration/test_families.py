@@ -1,4 +1,4 @@
-"""Small models of different structure, cut at three exits and verified: what the coverage page shows for all families."""
+"""Small models of different structure, cut at three exits and verified; the coverage page does it for all families."""
 
 from __future__ import annotations
 
@@ -50,5 +50,3 @@ def test_a_family_is_cut_at_three_exits_and_verified(tmp_path: Path, name, edge,
     assert (found.verdict, found.exit_agreement) == ("passed", 1.0)
     assert found.max_relative_error < 2e-5
     assert max(len(piece.inputs) for piece in manifest.pieces) == tensors
-    shares = [point.share for point in prepared.backbone.points]
-    assert all(abs(share - wanted) < 0.26 for share, wanted in zip(shares, (0.25, 0.5, 0.75), strict=True)), shares

@@ -7,7 +7,7 @@ import errno
 import shutil
 from collections import namedtuple
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -367,7 +367,7 @@ class Failure:
     make: type[nn.Module] = Convolutions
     exits: tuple[str, ...] = ("2",)
     data: Callable[[Path], Path] | None = None
-    options: Options = Options()
+    options: Options = field(default_factory=Options)
     arrange: Callable[[pytest.MonkeyPatch], None] = nothing
 
 
