@@ -9,14 +9,26 @@ from torch import Tensor, nn
 
 from dyce_export.capture import DECOMPOSITIONS, capture
 from dyce_runtime.errors import CaptureError
-from tests.models import INPUT_SIZE, Branches, Chain, Convolutions, Folded, Tokens, Wrapped, build, captured, images
+from tests.models import (
+    INPUT_SIZE,
+    Branches,
+    Chain,
+    Convolutions,
+    Folded,
+    Tokens,
+    Wrapped,
+    build,
+    captured,
+    images,
+    program_of,
+)
 
 aten = torch.ops.aten
 
 
 @pytest.mark.parametrize("make", [Convolutions, Chain, Tokens, Branches, Folded])
 def test_a_captured_program_computes_what_the_model_computes_at_any_batch_size(make):
-    program = captured(make).module(check_guards=False)
+    program = program_of(make).module(check_guards=False)
     for batch in (1, 2, 5):
         torch.testing.assert_close(program(images(batch)), build(make)(images(batch)), rtol=1e-5, atol=1e-5)
 
