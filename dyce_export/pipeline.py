@@ -42,7 +42,7 @@ from dyce_runtime.bundle import (
 )
 from dyce_runtime.configuration import FULL, Configuration, Configurations, Entry
 from dyce_runtime.datasets import Dataset, open_dataset
-from dyce_runtime.errors import VerificationError
+from dyce_runtime.errors import UsageError, VerificationError
 from dyce_runtime.manifest import FINAL, SCHEMA_VERSION, Manifest, Model, Verification
 from dyce_runtime.preprocessing import preprocess
 
@@ -153,8 +153,11 @@ def prepare(
     """Choose exits and open the data; writes nothing.
 
     Raises:
+        UsageError: ``val`` without ``data``.
         ExitPointError, DataError: what is wrong with the exits or the data.
     """
+    if val is not None and data is None:
+        raise UsageError("val was given without data; data fits the heads, val then chooses configurations")
     source, program, points = captured.source, captured.program, captured.points
     classes = int(output_nodes(program)[0].meta["val"].shape[1])
     backbone = Backbone(program, points.select(exits))

@@ -36,6 +36,7 @@ from dyce_runtime.errors import (
     DyceError,
     ExitPointError,
     ModelError,
+    UsageError,
     VerificationError,
 )
 from dyce_runtime.preprocessing import preprocess
@@ -431,6 +432,11 @@ def test_an_interruption_leaves_nothing(tmp_path: Path, monkeypatch: pytest.Monk
     with pytest.raises(KeyboardInterrupt):
         export_source(tiny(), ["2"], tmp_path / "b.dyce", progress=Interrupted())
     assert list(tmp_path.iterdir()) == []
+
+
+def test_val_without_data_is_not_ignored(tmp_path: Path):
+    with pytest.raises(UsageError, match="val was given without data"):
+        export_source(tiny(), ["2"], tmp_path / "b.dyce", val="digits#test")
 
 
 def test_a_model_of_unknown_input_size_is_asked_for_it(tmp_path: Path):

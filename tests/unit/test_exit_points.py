@@ -10,6 +10,7 @@ from dyce_export.capture import capture
 from dyce_export.exit_points import ExitPoint, ExitPoints, find_exit_points
 from dyce_runtime.errors import CaptureError, ExitPointError
 from tests.models import (
+    Block,
     Branches,
     Chain,
     Convolutions,
@@ -113,6 +114,21 @@ def test_a_module_that_runs_several_times_ends_where_it_ran_last():
 
 def test_rows_that_were_folded_into_the_batch_have_an_axis_of_their_own():
     assert {point.shapes for point in points_in(Folded).points} == {((4, 8, 8, 8),)}
+
+
+def test_a_list_that_does_little_of_the_work_has_no_exit_points():
+    class Stemmed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem = nn.Sequential(Block(3), Block(3))
+            self.widen = nn.Conv2d(3, 16, 1)
+            self.blocks = nn.Sequential(*(Block(16) for _ in range(3)))
+            self.classifier = nn.Linear(16, 5)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.classifier(self.blocks(self.widen(self.stem(x))).mean((2, 3)))
+
+    assert [point.module for point in points_in(Stemmed).points] == ["blocks.0", "blocks.1", "blocks.2"]
 
 
 def test_every_stream_of_a_branched_model_is_carried():
