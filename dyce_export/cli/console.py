@@ -110,15 +110,17 @@ def run(app: typer.Typer, name: str, arguments: list[str] | None = None) -> int:
     """Run a command line and return its exit code; nothing escapes but KeyboardInterrupt's code."""
     arguments = sys.argv[1:] if arguments is None else arguments
     set_up()
+    words = [word for word in arguments if not word.startswith("-")]
+    verb = name.removeprefix("dyce-") if "-" in name else next(iter(words), "")
     command = typer.main.get_command(app)
     try:
         result = command.main(args=arguments, prog_name=name, standalone_mode=False)
         return result if isinstance(result, int) else 0
     except DyceError as error:
-        return _fail(arguments, error.code, error.message, error.hint, error.exit_code)
+        return _fail(verb, arguments, error.code, error.message, error.hint, error.exit_code)
     except _WrongWords as error:
         hint = f"`{name} --help` lists the options."
-        return _fail(arguments, UsageError.code, error.format_message(), hint, EXIT_USAGE)
+        return _fail(verb, arguments, UsageError.code, error.format_message(), hint, EXIT_USAGE)
     except (KeyboardInterrupt, typer.Abort):
         err.print("interrupted")
         return EXIT_INTERRUPTED
@@ -126,15 +128,14 @@ def run(app: typer.Typer, name: str, arguments: list[str] | None = None) -> int:
         return 1
     except Exception as error:  # the last line of defence: our own bugs
         message = f"{type(error).__name__}: {error}"
-        code = _fail(arguments, "bug", message, "This is a bug of dyce-export; please report it.", EXIT_BUG)
+        code = _fail(verb, arguments, "bug", message, "This is a bug of dyce-export; please report it.", EXIT_BUG)
         err.print(traceback.format_exc(), markup=False, highlight=False)
         return code
 
 
-def _fail(arguments: list[str], code: str, message: str, hint: str, exit_code: int) -> int:
+def _fail(verb: str, arguments: list[str], code: str, message: str, hint: str, exit_code: int) -> int:
     if "--json" in arguments:
         error = {"code": code, "message": message, "hint": hint}
-        verb = next((word for word in arguments if not word.startswith("-")), "")
         _write_json({"schema_version": SCHEMA_VERSION, "command": verb, "status": "error", "error": error})
     err.print("[bold red]error:[/] ", end="")
     err.print(message, markup=False, highlight=False)

@@ -186,6 +186,19 @@ def test_a_terminated_export_leaves_nothing_behind(tmp_path: Path) -> None:
         "main.app.command('slow')(export)\n"
         "main.dyce()\n"
     )
-    done = subprocess.run([sys.executable, "-c", script, "slow"], cwd=tmp_path, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", script, "slow"], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
     assert done.returncode == 130, done.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+def test_dyce_export_is_dyce_export(tmp_path: Path) -> None:
+    script = "from dyce_export.cli.main import dyce_export; dyce_export()"
+    done = subprocess.run(
+        [sys.executable, "-c", script, "model.pt", "--json"], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2
+    document = json.loads(done.stdout)
+    assert document["command"] == "export"
+    assert "--list-exits" in document["error"]["hint"]
