@@ -7,6 +7,7 @@ import io
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 import onnx_ir as ir
@@ -77,16 +78,25 @@ def to_onnx(program: ExportedProgram, names: Mapping[str, str]) -> ir.Model:
     return model
 
 
-def extract(model: ir.Model, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]) -> ir.Model:
+def extract(
+    model: ir.Model,
+    inputs: Sequence[TensorSpec],
+    outputs: Sequence[TensorSpec],
+    aliases: Mapping[str, str] = MappingProxyType({}),
+) -> ir.Model:
     """The part of ``model`` between named tensors, as a model of its own that shares the weights.
 
     Where the part reads the size of the batch from the image it reads it from its own first input instead.
 
+    Args:
+        aliases: tensors of ``inputs`` and ``outputs`` that have another name in ``model``.
+
     Raises:
         CaptureError: the outputs need something that ``inputs`` do not give.
     """
-    wanted = [spec.name for spec in inputs]
-    graph = ir.convenience.extract(model.graph, list(dict.fromkeys([*wanted, IMAGE])), [spec.name for spec in outputs])
+    wanted, made = ([aliases.get(spec.name, spec.name) for spec in specs] for specs in (inputs, outputs))
+    graph = ir.convenience.extract(model.graph, list(dict.fromkeys([*wanted, IMAGE])), made)
+    _copy_passed_through(graph)
     for index, spec in enumerate(inputs):
         _fold_input(graph, index, spec)
     for index, spec in enumerate(outputs):
@@ -94,10 +104,20 @@ def extract(model: ir.Model, inputs: Sequence[TensorSpec], outputs: Sequence[Ten
     if IMAGE not in wanted:
         _drop_image(graph, graph.inputs[0])
     for value, spec in zip([*graph.inputs, *graph.outputs], [*inputs, *outputs], strict=True):
-        value.shape, value.dtype = ir.Shape(spec.shape), ir.DataType.FLOAT
+        value.name, value.shape, value.dtype = spec.name, ir.Shape(spec.shape), ir.DataType.FLOAT
     for name in sorted(graph.initializers):  # extracted in no order; the same export gives the same bytes
         graph.initializers[name] = graph.initializers.pop(name)
     return ir.Model(graph, ir_version=IR_VERSION)
+
+
+def _copy_passed_through(graph: ir.Graph) -> None:
+    """An activation that is alive at both ends of a piece: not every engine returns an input as it is."""
+    for index, value in enumerate(graph.outputs):
+        if value in graph.inputs:
+            node = ir.node("Identity", [value])
+            node.outputs[0].shape, node.outputs[0].type = value.shape, value.type
+            graph.append(node)
+            graph.outputs[index] = node.outputs[0]
 
 
 def _fold_input(graph: ir.Graph, index: int, spec: TensorSpec) -> None:

@@ -29,8 +29,19 @@ def seam_specs(point: ExitPoint) -> tuple[TensorSpec, ...]:
 
 
 def node_names(points: Sequence[ExitPoint]) -> dict[str, str]:
-    """Graph node to the name of its tensor in ONNX, for every activation at the exits."""
-    return {n: spec.name for point in points for n, spec in zip(point.nodes, seam_specs(point), strict=True)}
+    """Graph node to the name of its tensor in ONNX: that of the first exit at which it is alive."""
+    names: dict[str, str] = {}
+    for point in points:
+        for node, spec in zip(point.nodes, seam_specs(point), strict=True):
+            names.setdefault(node, spec.name)
+    return names
+
+
+def aliases(points: Sequence[ExitPoint]) -> dict[str, str]:
+    """Seam tensor to the name that :func:`node_names` gives it, for activations that are alive at several exits."""
+    names = node_names(points)
+    pairs = [(spec.name, names[n]) for point in points for n, spec in zip(point.nodes, seam_specs(point), strict=True)]
+    return {own: first for own, first in pairs if own != first}
 
 
 def decision_specs(classes: int) -> tuple[TensorSpec, ...]:
@@ -66,7 +77,7 @@ def write_backbone(
         whole = first == 0 and end == last and len(pieces) == last + 1
         id = UNCUT if whole else f"segment_{first:02d}"
         outputs = seams[end + 1] if end < last else (TensorSpec(LOGITS, "float32", (BATCH, classes)),)
-        graph = onnx_graphs.extract(model, seams[first], outputs)
+        graph = onnx_graphs.extract(model, seams[first], outputs, aliases(backbone.points))
         if end == last:
             onnx_graphs.append_decision(graph, temperature)
             outputs = decision_specs(classes)

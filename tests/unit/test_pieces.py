@@ -1,0 +1,47 @@
+"""Pieces of a model in which one activation is alive at several exits."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+torch = pytest.importorskip("torch", reason="cutting needs torch")
+
+import dyce_export  # noqa: E402 - after the check for torch
+import dyce_runtime  # noqa: E402
+
+
+class LongSkip(torch.nn.Module):  # type: ignore[name-defined, misc]
+    """The stem's output is added again at the end: every cut behind it carries two tensors."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = torch.nn.Conv2d(3, 6, 3, padding=1)
+        self.blocks = torch.nn.ModuleList(
+            torch.nn.Sequential(torch.nn.Conv2d(6, 6, 3, padding=1), torch.nn.ReLU()) for _ in range(4)
+        )
+        self.classifier = torch.nn.Linear(6, 5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        start = y = self.stem(x)
+        for block in self.blocks:
+            y = block(y)
+        return self.classifier((y + start).mean((2, 3)))
+
+
+def test_an_activation_may_be_alive_at_several_exits(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = LongSkip().eval()
+    made = dyce_export.export(model, [1, 2, 3], tmp_path / "skip.dyce", input_size=(3, 12, 12))
+    assert made.manifest.verification is not None
+    assert made.manifest.verification.verdict == "passed"
+    names = [tensor.name for piece in made.manifest.pieces if piece.kind == "segment" for tensor in piece.outputs]
+    assert len(names) == len(set(names)) == 3 * 2 + 3
+    images = torch.randn(7, 3, 12, 12)
+    with dyce_runtime.load(made.path, allow_untrained=True) as session:
+        for configuration in ("full", "probe"):
+            session.use(configuration)
+            result = session(images.numpy())
+            last = result.exit == 3
+            assert (result.label[last] == model(images).argmax(1).numpy()[last]).all()
