@@ -29,7 +29,7 @@ FAMILIES: dict[str, str] = json.loads((HERE / "families.json").read_text())
 RESULTS = HERE / "results" / "coverage.json"
 PAGE = HERE.parent / "docs" / "coverage.md"
 SHARES = (0.25, 0.5, 0.75)
-TIMEOUT_SECONDS = 1500
+TIMEOUT_SECONDS = 3600
 
 
 def spread(points: list[Any], shares: tuple[float, ...] = SHARES) -> list[str]:
