@@ -20,6 +20,7 @@ from benchmarks.digits import INPUT, make_model, train
 from dyce_calibration.evaluate import evaluate
 from dyce_calibration.heads import Recipe
 from dyce_calibration.records import Records
+from dyce_calibration.temperature import fit_temperature, softmax
 from dyce_export import onnx_graphs, pipeline
 from dyce_export.pipeline import Export, Options, export_source, macs_of
 from dyce_export.progress import Progress
@@ -175,6 +176,20 @@ def test_the_records_are_what_the_session_answers(digits: Digits, session: Sessi
         assert (result.label == records.predictions[:, column]).mean() > 0.995  # ties apart
     session.use("full")
     np.testing.assert_allclose(session(test_pixels[rows]).confidence, records.confidences[:, -1], atol=1e-5)
+
+
+def test_temperatures_are_those_that_fit_the_temperature_split(
+    digits: Digits, session: Session, test_pixels: np.ndarray
+):
+    with np.load(digits.path / SPLITS) as file:
+        rows = np.isin(open_dataset("digits#test").hashes, file["temperature"])
+    labels = open_dataset("digits#test").labels[rows]
+    for exit in digits.export.manifest.exits:
+        session.use(Configuration("one", {exit.id: ExitSetting(exit.heads[0].type, 0.0)} if exit.heads else {}))
+        result = session(test_pixels[rows])
+        expected = fit_temperature(result.logits, labels)
+        np.testing.assert_allclose(result.confidence, softmax(result.logits, expected).max(1), atol=1e-4)
+        assert all(head.temperature == pytest.approx(expected, rel=1e-3) for head in exit.heads)
 
 
 def test_heads_learn_and_later_exits_know_more(digits: Digits):
