@@ -22,6 +22,7 @@ def staged(destination: Path, *, force: bool) -> Iterator[Path]:
     Raises:
         DestinationError: the destination is taken and ``force`` is False, is not writable, or the disk is full.
     """
+    destination = Path(os.path.abspath(destination))  # "." has no name and no parent of its own
     check_destination(destination, force=force)
     try:
         destination.parent.mkdir(parents=True, exist_ok=True)

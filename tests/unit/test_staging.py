@@ -204,3 +204,13 @@ def test_the_working_directory_cannot_be_the_destination_if_it_holds_anything(
     monkeypatch.chdir(tmp_path)
     with pytest.raises(DestinationError):
         check_destination(Path(), force=True)
+
+
+def test_an_empty_working_directory_may_become_the_bundle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    empty = tmp_path / "model"
+    empty.mkdir()
+    monkeypatch.chdir(empty)
+    with staged(Path("."), force=False) as folder:
+        (folder / "manifest.json").write_text("{}")
+    assert [path.name for path in empty.iterdir()] == ["manifest.json"]
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
