@@ -28,6 +28,7 @@ _CHANNELS_SECOND = {
     "upsample_bilinear2d",
 }
 _CHANNELS_LAST = {"linear", "layer_norm", "native_layer_norm", "rms_norm", "_fused_rms_norm"}
+_ELEMENTWISE = {"add", "sub", "mul", "div", "addcmul"}
 _MAX_STEPS = 200
 
 _Axes: TypeAlias = tuple[int | None, ...]
@@ -88,9 +89,11 @@ def _search(start: Node, *, forwards: bool) -> tuple[int, str] | None:
 
 def _defines(operation: Node, read: Node | None, rank: int) -> int | None:
     """The channel axis that ``operation`` defines for its first argument (its result if ``read`` is None)."""
+    name = _name(operation)
+    if name in _ELEMENTWISE:
+        return _scaled_axis(operation, rank)
     if read is not None and (not operation.args or operation.args[0] is not read):
         return None
-    name = _name(operation)
     if name in _CHANNELS_SECOND:
         return 1
     if name in _CHANNELS_LAST:
@@ -101,6 +104,19 @@ def _defines(operation: Node, read: Node | None, rank: int) -> int | None:
             return None
         left = set(range(1, rank)) - averaged
         return left.pop() if len(left) == 1 else None
+    return None
+
+
+def _scaled_axis(operation: Node, rank: int) -> int | None:
+    """The axis along which a parameter of one number per channel is applied (layer scale, a bias, an affine norm)."""
+    shape = _shape(operation)
+    for other in operation.all_input_nodes:
+        sizes = _shape(other)
+        varied = [axis - len(sizes) for axis, size in enumerate(sizes) if size != "1"]
+        if other.op == "placeholder" and len(shape) == rank and len(varied) == 1:
+            axis = rank + varied[0]
+            if axis > 0 and sizes[varied[0]] == shape[axis]:
+                return axis
     return None
 
 

@@ -149,3 +149,28 @@ def test_the_channel_axis_is_followed_through_permutations_and_views(steps, read
         layout = find_layout(activation, shape)
         assert layout.channel_axis == axis
         assert sorted((axis, *layout.pooled)) == list(range(1, len(shape) + 1))
+
+
+class AffineMixer(nn.Module):
+    """Blocks as in ResMLP: an affine norm without statistics, then a linear layer over the tokens."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Conv2d(3, 6, 4, 4)
+        self.scale = nn.ParameterList([nn.Parameter(torch.ones(1, 1, 6)) for _ in range(2)])
+        self.blocks = nn.ModuleList([nn.Sequential(nn.Linear(16, 16)) for _ in range(2)])
+        self.classifier = nn.Linear(6, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.embed(x).flatten(2).transpose(1, 2)
+        for scale, block in zip(self.scale, self.blocks, strict=True):
+            x = x + block((x * scale).transpose(1, 2)).transpose(1, 2)
+        return self.classifier(x.mean(1))
+
+
+def test_a_parameter_with_one_number_per_channel_shows_where_they_are():
+    program = capture(AffineMixer().eval(), (3, 16, 16))
+    tokens = next(
+        node for node in program.graph.nodes if node.op == "call_function" and "transpose" in str(node.target)
+    )
+    assert find_layout(tokens, (16, 6)).channel_axis == 2
