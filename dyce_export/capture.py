@@ -107,16 +107,9 @@ def _attention(
     return weights @ value
 
 
-def _clamp_tensor(x: Tensor, min: Tensor | None = None, max: Tensor | None = None) -> Tensor:
-    x = x if min is None else torch.maximum(x, min)
-    return x if max is None else torch.minimum(x, max)
-
-
-# The ONNX exporter gets these wrong: attention beyond four axes or under a bias fails, a clamp between tensors
-# gives an invalid graph (seen with torch 2.14.1 and onnxscript 0.7).
+# The ONNX exporter fails on attention beyond four axes or under some biases (seen with torch 2.14.1).
 DECOMPOSITIONS: dict[Any, Any] = {
     aten.scaled_dot_product_attention.default: _attention,
-    aten.clamp.Tensor: _clamp_tensor,
 }
 
 

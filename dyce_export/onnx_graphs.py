@@ -73,6 +73,7 @@ def to_onnx(program: ExportedProgram, names: Mapping[str, str]) -> ir.Model:
     assert exported is not None
     model = exported.model
     model.ir_version = IR_VERSION
+    _register_constants(model.graph)
     _name_batch_axis(model.graph, str(image.shape[0]))
     _read_shapes_from_image(model.graph)
     return model
@@ -221,6 +222,18 @@ def save(model: ir.Model, path: Path, metadata: Mapping[str, str]) -> list[str]:
     external = f"{path.name}.data" if size > EXTERNAL_DATA_BYTES else None
     ir.save(model, path, external_data=external)
     return [external] if external else []
+
+
+def _register_constants(graph: ir.Graph) -> None:
+    """Repair what onnxscript 0.7's optimiser leaves: constants of a fused Clip that the graph does not list.
+
+    It happens where one tensor is clamped several times.
+    """
+    for node in graph:
+        for value in node.inputs:
+            if value is not None and value.producer() is None and value.const_value is not None:
+                if not value.is_initializer() and not value.is_graph_input():
+                    graph.register_initializer(value)
 
 
 def _name_batch_axis(graph: ir.Graph, symbol: str) -> None:

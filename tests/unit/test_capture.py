@@ -163,15 +163,6 @@ def test_grouped_query_attention_equals_torchs():
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize(
-    ("low", "high"), [(-0.5, None), (None, 0.5), (-0.5, 0.5), (0.5, -0.5)], ids=["min", "max", "both", "crossed"]
-)
-def test_a_clamp_between_tensors_equals_torchs(low, high):
-    x = torch.linspace(-2, 2, 41)
-    bounds = [None if bound is None else torch.full((41,), bound) for bound in (low, high)]
-    torch.testing.assert_close(DECOMPOSITIONS[aten.clamp.Tensor](x, *bounds), x.clamp(*bounds), rtol=0, atol=0)
-
-
 def test_no_operation_that_is_written_in_others_is_left_in_a_program():
     class Clamped(Tokens):
         def forward(self, x: Tensor) -> Tensor:
