@@ -229,11 +229,10 @@ def _register_constants(graph: ir.Graph) -> None:
 
     It happens where one tensor is clamped several times.
     """
-    for node in graph:
-        for value in node.inputs:
-            if value is not None and value.producer() is None and value.const_value is not None:
-                if not value.is_initializer() and not value.is_graph_input():
-                    graph.register_initializer(value)
+    for value in [value for node in graph for value in node.inputs if value is not None]:
+        listed = value.producer() is not None or value.is_initializer() or value.is_graph_input()
+        if not listed and value.const_value is not None:
+            graph.register_initializer(value)
 
 
 def _name_batch_axis(graph: ir.Graph, symbol: str) -> None:

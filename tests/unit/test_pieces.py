@@ -45,3 +45,29 @@ def test_an_activation_may_be_alive_at_several_exits(tmp_path: Path) -> None:
             result = session(images.numpy())
             last = result.exit == 3
             assert (result.label[last] == model(images).argmax(1).numpy()[last]).all()
+
+
+class Clamped(torch.nn.Module):  # type: ignore[name-defined, misc]
+    """One tensor is clamped several times, between tensors."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = torch.nn.Conv2d(3, 6, 3, padding=1)
+        self.blocks = torch.nn.ModuleList(torch.nn.Conv2d(6, 6, 3, padding=1) for _ in range(3))
+        self.classifier = torch.nn.Linear(6, 5)
+        self.register_buffer("bound", torch.tensor(0.5))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.stem(x)
+        for block in self.blocks:
+            y = block(y)
+            clamped = [torch.clamp(y, self.bound * -n, self.bound * (n + 1)) for n in (1, 2, 3)]
+            y = clamped[0] + clamped[1] * clamped[2]
+        return self.classifier(y.mean((2, 3)))
+
+
+def test_a_tensor_may_be_clamped_several_times(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    made = dyce_export.export(Clamped().eval(), [1, 2], tmp_path / "clamped.dyce", input_size=(3, 12, 12))
+    assert made.manifest.verification is not None
+    assert made.manifest.verification.verdict == "passed"
