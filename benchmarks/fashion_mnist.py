@@ -26,7 +26,8 @@ from dyce_runtime.manifest import Preprocessing
 from dyce_runtime.preprocessing import preprocess
 
 HERE = Path(__file__).parent
-CACHE = HERE / ".cache" / "fashion_mnist"
+# Relative, as every command runs in the repository: results name no folder of a machine.
+CACHE = Path("benchmarks/.cache/fashion_mnist")
 RESULTS = HERE / "results" / "fashion_mnist.json"
 PAGE = HERE.parent / "docs" / "fashion-mnist.md"
 DEBIAN = Path("/usr/share/datasets/fashion-mnist")
@@ -138,7 +139,7 @@ def main() -> None:
     if arguments.prepare:
         return
     exported = export()
-    manifest = json.loads((CACHE / "model.dyce" / "manifest.json").read_text())
+    manifest = json.loads((HERE.parent / CACHE / "model.dyce" / "manifest.json").read_text())
     results = {
         "environment": machine.describe("torch", "onnxruntime", "numpy"),
         "mmacs": manifest["model"]["macs"] / 1e6,
