@@ -139,7 +139,7 @@ def main() -> None:
     if arguments.prepare:
         return
     exported = export()
-    manifest = json.loads((HERE.parent / CACHE / "model.dyce" / "manifest.json").read_text())
+    manifest = json.loads((CACHE / "model.dyce" / "manifest.json").read_text())
     results = {
         "environment": machine.describe("torch", "onnxruntime", "numpy"),
         "mmacs": manifest["model"]["macs"] / 1e6,
