@@ -6,7 +6,7 @@ import logging
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Literal
 
 from torch import nn
 
@@ -14,6 +14,7 @@ from dyce_runtime.errors import ModelError, UsageError
 from dyce_runtime.manifest import Preprocessing
 
 Size = tuple[int, int, int]
+Fit = Literal["stretch", "cover", "contain"]
 
 INTERPOLATIONS = ("bilinear", "bicubic", "nearest", "box", "hamming", "lanczos")
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -87,8 +88,8 @@ def describe_input(said: Mapping[str, Any], config: Mapping[str, Any]) -> tuple[
         logger.warning("nothing says how pictures are prepared for this model; assuming %s. %s", listed, INPUT_HINT)
     given = {**assumed, **given}
     mean, std = (tuple(map(float, given[key])) * (channels if len(given[key]) == 1 else 1) for key in ("mean", "std"))
-    resize = _resize(height, width, given["crop_pct"], given.get("crop_mode"))
-    return (channels, height, width), Preprocessing(resize, (height, width), given["interpolation"], mean, std)
+    resize, fit = _resize(height, width, given["crop_pct"], given.get("crop_mode"))
+    return (channels, height, width), Preprocessing(resize, (height, width), given["interpolation"], mean, std, fit)
 
 
 def _standard(channels: int, height: int, width: int) -> dict[str, Any]:
@@ -102,25 +103,14 @@ def _standard(channels: int, height: int, width: int) -> dict[str, Any]:
     }
 
 
-def _resize(height: int, width: int, crop_pct: float, crop_mode: str | None) -> int | tuple[int, int]:
+def _resize(height: int, width: int, crop_pct: float, crop_mode: str | None) -> tuple[int | tuple[int, int], Fit]:
     """What ``timm.data.transforms_factory.transforms_imagenet_eval`` resizes to before it crops."""
     scaled = math.floor(height / crop_pct), math.floor(width / crop_pct)
-    if crop_mode == "border":
-        raise ModelError(
-            "the model's crop_mode is 'border', which pads pictures; expected 'center' or 'squash'",
-            hint="Choose weights that were evaluated without padding.",
-        )
     if crop_mode == "squash":
-        return scaled
-    if scaled[0] != scaled[1]:
-        logger.warning(
-            "the input is %dx%d, not square: pictures are resized to %dx%d, whatever their shape",
-            height,
-            width,
-            *scaled,
-        )
-        return scaled
-    return scaled[0]
+        return scaled, "stretch"
+    if crop_mode == "border":
+        return scaled, "contain"
+    return (scaled[0], "stretch") if scaled[0] == scaled[1] else (scaled, "cover")
 
 
 def _input_problem(given: Mapping[str, Any]) -> str | None:

@@ -99,7 +99,8 @@ def show_configurations(configurations: Any, exits: list[str]) -> None:
 
 
 def _preprocessing(p: Any) -> str:
-    return f"resize {p.resize} {p.interpolation}, crop {p.crop[0]}x{p.crop[1]}, mean {list(p.mean)}, std {list(p.std)}"
+    resize = f"{p.resize[0]}x{p.resize[1]} ({p.fit})" if isinstance(p.resize, tuple) else p.resize
+    return f"resize {resize} {p.interpolation}, crop {p.crop[0]}x{p.crop[1]}, mean {list(p.mean)}, std {list(p.std)}"
 
 
 def _samples(splits: Any) -> str:

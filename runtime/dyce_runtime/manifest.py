@@ -78,10 +78,13 @@ class Preprocessing(msgspec.Struct, frozen=True):
     """How a picture becomes an input: the evaluation transform of timm, as numbers.
 
     Attributes:
-        resize: length of the shorter edge after resizing, in pixels; or (height, width), both resized to.
+        resize: length of the shorter edge after resizing, in pixels; or (height, width), met as ``fit`` says.
         crop: (height, width) of the centre crop, in pixels: the model's input size.
         interpolation: ``bilinear``, ``bicubic``, ``nearest``, ``box``, ``hamming`` or ``lanczos``.
         mean, std: per channel, on the scale 0 to 1. One channel means grey pictures, three RGB.
+        fit: how a picture of another shape meets (height, width). ``stretch`` changes its shape; ``cover`` and
+            ``contain`` keep it, so that nothing is left empty or nothing is cut off. Around a contained picture
+            the crop shows the mean.
     """
 
     resize: int | tuple[int, int]
@@ -89,6 +92,7 @@ class Preprocessing(msgspec.Struct, frozen=True):
     interpolation: str
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    fit: Literal["stretch", "cover", "contain"] = "stretch"
 
 
 class Model(msgspec.Struct, frozen=True):

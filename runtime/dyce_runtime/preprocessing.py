@@ -51,7 +51,7 @@ def preprocess(images: Images, spec: Preprocessing) -> NDArray[np.float32]:
     mean, std = (np.asarray(values, np.float32).reshape(-1, 1, 1) for values in (spec.mean, spec.std))
     batch = np.empty((len(pictures), channels, *spec.crop), np.float32)
     for index, (picture, planes) in enumerate(zip(pictures, batch, strict=True)):
-        image = _center_crop(_resize(_open(picture, _MODES[channels], index), spec), spec.crop)
+        image = _center_crop(_resize(_open(picture, _MODES[channels], index), spec), spec)
         pixels = np.asarray(image).reshape(*spec.crop, channels)
         np.divide(pixels.transpose(2, 0, 1), 255, out=planes, dtype=np.float32)
         planes -= mean
@@ -125,19 +125,35 @@ def _resize(image: Image.Image, spec: Preprocessing) -> Image.Image:
     except KeyError:
         known = ", ".join(kind.name.lower() for kind in Image.Resampling)
         raise RuntimeInputError(f"found interpolation {spec.interpolation!r}, expected one of {known}") from None
-    if isinstance(spec.resize, tuple):
-        height, width = spec.resize
-    else:
-        shorter = min(image.size)
+    return image.resize(_size_after_resize(image.width, image.height, spec), resampling)
+
+
+def _size_after_resize(width: int, height: int, spec: Preprocessing) -> tuple[int, int]:
+    """(width, height). The roundings differ from one transform of torchvision's and timm's to the next."""
+    if not isinstance(spec.resize, tuple):
+        shorter = min(width, height)
         # torchvision truncates the longer edge; the order of operations matters for the last bit.
-        width, height = (int(spec.resize * edge / shorter) for edge in image.size)
-    return image.resize((width, height), resampling)
+        return int(spec.resize * width / shorter), int(spec.resize * height / shorter)
+    target_height, target_width = spec.resize
+    if spec.fit == "stretch":
+        return target_width, target_height
+    ratios = height / target_height, width / target_width
+    ratio = max(ratios) if spec.fit == "contain" else min(ratios)
+    return max(1, round(width / ratio)), max(1, round(height / ratio))
 
 
-def _center_crop(image: Image.Image, crop: tuple[int, int]) -> Image.Image:
-    """Cut (height, width) out of the middle; Pillow fills what lies outside the image with 0."""
-    left, top = _crop_start(image.width, crop[1]), _crop_start(image.height, crop[0])
-    return image.crop((left, top, left + crop[1], top + crop[0]))
+def _center_crop(image: Image.Image, spec: Preprocessing) -> Image.Image:
+    """Cut (height, width) out of the middle; around a smaller image stands the mean if it was contained, else 0."""
+    from PIL import Image
+
+    height, width = spec.crop
+    left, top = _crop_start(image.width, width), _crop_start(image.height, height)
+    if spec.fit != "contain" or (image.width >= width and image.height >= height):
+        return image.crop((left, top, left + width, top + height))
+    mean = tuple(round(255 * value) for value in spec.mean)
+    canvas = Image.new(image.mode, (width, height), mean if len(mean) > 1 else mean[0])
+    canvas.paste(image, (-left, -top))
+    return canvas
 
 
 def _crop_start(length: int, crop: int) -> int:

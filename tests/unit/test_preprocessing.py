@@ -3,7 +3,7 @@ import sys
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -14,6 +14,7 @@ from tests.real_inputs import imagenet_samples
 
 INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "box", "hamming", "lanczos")
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+FITS = {"center": "cover", "squash": "stretch", "border": "contain"}  # by timm's crop_mode
 RGB = Preprocessing(resize=36, crop=(32, 32), interpolation="bicubic", mean=MEAN, std=STD)
 GREY = Preprocessing(resize=28, crop=(28, 28), interpolation="bilinear", mean=(0.2860,), std=(0.3530,))
 
@@ -50,24 +51,31 @@ def by_timm(image, spec, crop_pct, crop_mode):
 @settings(deadline=None, max_examples=100)
 @given(data=st.data())
 def test_pictures_of_any_size_and_mode_give_timms_bits(channels, interpolation, data):
-    size = data.draw(st.integers(5, 65), "crop")
+    edge = st.integers(5, 65)
+    crop = data.draw(edge.map(lambda n: (n, n)) | st.tuples(edge, edge), "crop")
     # Below 1 the crop cuts, above 1 it pads.
     crop_pct = data.draw(st.sampled_from([0.875, 0.9, 0.95, 1.0, 1.15]), "crop_pct")
-    crop_mode = data.draw(st.sampled_from(["center", "squash"]), "crop_mode")
+    crop_mode = data.draw(st.sampled_from(sorted(FITS)), "crop_mode")
     width, height = data.draw(st.tuples(st.integers(1, 150), st.integers(1, 150)), "picture")
     image = picture(width, height, data.draw(st.sampled_from(["RGB", "L", "RGBA", "LA", "P", "1", "CMYK"]), "mode"))
-    scale = int(size / crop_pct)
-    spec = Preprocessing(
-        resize=scale if crop_mode == "center" else (scale, scale),
-        crop=(size, size),
-        interpolation=interpolation,
-        mean=MEAN[:channels],
-        std=STD[:channels],
-    )
+    scaled = int(crop[0] / crop_pct), int(crop[1] / crop_pct)
+    one_edge = crop_mode == "center" and scaled[0] == scaled[1]
+    fit = "stretch" if one_edge else FITS[crop_mode]
+    # timm cannot resize to nothing; we keep one pixel.
+    assume(fit != "contain" or min(width, height) / max(width / scaled[1], height / scaled[0]) > 0.5)
+    spec = Preprocessing(scaled[0] if one_edge else scaled, crop, interpolation, MEAN[:channels], STD[:channels], fit)
     ours = preprocess(image, spec)
-    assert ours.shape == (1, channels, size, size)
+    assert ours.shape == (1, channels, *crop)
     assert ours.dtype == np.float32
     assert np.array_equal(ours[0], by_timm(image, spec, crop_pct, crop_mode))
+
+
+@pytest.mark.parametrize("fit", ["stretch", "cover", "contain"])
+def test_a_picture_that_is_hardly_a_line_keeps_a_pixel(fit):
+    spec = Preprocessing((9, 9), (9, 9), "bilinear", MEAN, (1.0,) * 3, fit)
+    batch = preprocess(np.full((1, 400, 3), 255, np.uint8), spec)
+    white = (batch[0] > 0.4).all(0)
+    assert white.sum() == (9 if fit == "contain" else 81)
 
 
 @pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])

@@ -328,30 +328,24 @@ def test_the_crop_stays_when_the_size_changes() -> None:
     assert (preprocessing.crop, preprocessing.resize) == ((64, 64), 67), "0.95 of the resized edge, as for 160"
 
 
-@given(st.integers(8, 600), st.floats(0.3, 1.0), st.sampled_from(["center", "squash"]))
-def test_resizing_follows_timm(edge: int, crop_pct: float, crop_mode: str) -> None:
+@given(
+    st.integers(8, 600),
+    st.integers(8, 600) | st.none(),
+    st.floats(0.3, 1.0),
+    st.sampled_from(["center", "squash", "border"]),
+)
+def test_resizing_follows_timm(height: int, width: int | None, crop_pct: float, crop_mode: str) -> None:
     module = Net()
-    module.pretrained_cfg = {"input_size": (3, edge, edge), "crop_pct": crop_pct, "crop_mode": crop_mode}  # type: ignore[assignment]
+    size = (3, height, height if width is None else width)
+    module.pretrained_cfg = {"input_size": size, "crop_pct": crop_pct, "crop_mode": crop_mode}  # type: ignore[assignment]
     preprocessing = from_module(module).preprocessing
     config = resolve_data_config(pretrained_cfg=module.pretrained_cfg)  # type: ignore[no-untyped-call]
-    transform = create_transform(**config).transforms
-    size = transform[0].size
-    assert preprocessing.resize == (tuple(size) if isinstance(size, list | tuple) else size)
-    assert preprocessing.crop == tuple(transform[1].size)
-    assert preprocessing.mean == tuple(pytest.approx(value) for value in transform[3].mean.tolist())
-
-
-def test_padding_is_refused() -> None:
-    module = Net()
-    module.pretrained_cfg = {"input_size": (3, 64, 64), "crop_mode": "border"}  # type: ignore[assignment]
-    with pytest.raises(ModelError, match="crop_mode is 'border', which pads pictures; expected 'center' or 'squash'"):
-        from_module(module)
-
-
-def test_an_input_that_is_not_square_says_what_happens_to_pictures(caplog: pytest.LogCaptureFixture) -> None:
-    source = from_module(Net(), input_size=(3, 256, 128), crop_pct=0.5, mean=(0,), std=(1,), interpolation="box")
-    assert source.preprocessing.resize == (512, 256)
-    assert "resized to 512x256" in caplog.text
+    resize, crop, _, normalise = create_transform(**config).transforms
+    assert preprocessing.resize == (tuple(resize.size) if isinstance(resize.size, list | tuple) else resize.size)
+    assert preprocessing.crop == tuple(crop.size)
+    assert preprocessing.mean == tuple(pytest.approx(value) for value in normalise.mean.tolist())
+    longest = getattr(resize, "longest", None)
+    assert preprocessing.fit == {None: "stretch", 0: "cover", 1: "contain"}[longest]
 
 
 @pytest.mark.parametrize(
