@@ -23,6 +23,7 @@ def export(
     data: str | Path | None = None,
     val: str | Path | None = None,
     force: bool = False,
+    tolerance: float = 1e-4,
     **input_description: Any,
 ) -> Export:
     """Split any ``nn.Module`` at the given exits and write a verified bundle.
@@ -35,6 +36,7 @@ def export(
         data: pictures that fit the heads; without them the heads stay untrained.
         val: pictures that the model has never seen; without them they are cut from ``data``.
         force: replace an existing bundle.
+        tolerance: largest relative error against torch that verification accepts.
         **input_description: ``name``, ``mean``, ``std``, ``interpolation``, ``crop_pct``, ``class_names``; see
             :func:`dyce_export.sources.from_module`.
 
@@ -46,4 +48,6 @@ def export(
 
     source = from_module(module, input_size=input_size, **input_description)
     wanted = [str(exit) for exit in exits]
-    return export_source(source, wanted, Path(output), data=data, val=val, options=Options(force=force))
+    return export_source(
+        source, wanted, Path(output), data=data, val=val, options=Options(force=force, tolerance=tolerance)
+    )

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,6 +20,7 @@ class Backbone:
     Attributes:
         points: the chosen exit points.
         layouts: for every exit, the layout of each of its activations.
+        module: the graph as a module, which returns the logits and then the activations of all exits in order.
     """
 
     def __init__(self, program: ExportedProgram, points: Sequence[ExitPoint]) -> None:
@@ -28,12 +30,18 @@ class Backbone:
             tuple(find_layout(nodes[name], shape) for name, shape in zip(point.nodes, point.shapes, strict=True))
             for point in points
         )
-        self._module = expose(program, [name for point in points for name in point.nodes]).module(check_guards=False)
+        self.module = expose(program, [name for point in points for name in point.nodes]).module(check_guards=False)
 
     @torch.inference_mode()
-    def activations(self, images: Tensor) -> tuple[Tensor, list[list[Tensor]]]:
-        """Logits (N, classes) and, for every exit, the activations alive there."""
-        logits, *rest = outputs if isinstance(outputs := self._module(images), tuple) else (outputs,)
+    def activations(
+        self, images: Tensor, run: Callable[[Tensor], Any] | None = None
+    ) -> tuple[Tensor, list[list[Tensor]]]:
+        """Logits (N, classes) and, for every exit, the activations alive there.
+
+        Args:
+            run: another way to run ``module``.
+        """
+        logits, *rest = outputs if isinstance(outputs := (run or self.module)(images), tuple) else (outputs,)
         per_exit = []
         for point in self.points:
             own, rest = rest[: len(point.nodes)], rest[len(point.nodes) :]

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
+import math
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -26,6 +27,7 @@ from dyce_export.onnx_graphs import to_onnx
 from dyce_export.pieces import image_spec, node_names, write_backbone, write_heads
 from dyce_export.probes import FEWEST_PROBES, condition, probe_count, synthetic_images
 from dyce_export.progress import Progress
+from dyce_export.rounding import SAMPLES, explained_by_rounding, rounding_errors
 from dyce_export.sources import Source
 from dyce_export.staging import check_destination, staged
 from dyce_export.verify import TOLERANCE, Reference, compute_reference, probe_configuration, verify
@@ -204,7 +206,8 @@ def write_bundle(prepared: Prepared, output: Path, *, options: Options, progress
         write_document(configurations, folder / CONFIGURATIONS)
         with progress.stage("verify"):
             verification = verify(Bundle(folder, manifest, configurations), reference, probe, options.tolerance)
-            _require_passed(verification)
+            if verification.verdict != "passed":
+                raise _refusal(verification, lambda: rounding_errors(backbone, heads, probes[:SAMPLES]))
         _write_test_vectors(reference, probe, folder)
         hashes = {name: sha256_of(folder / name) for name in files_of(folder)}
         manifest = msgspec.structs.replace(manifest, verification=verification, files=hashes)
@@ -272,17 +275,27 @@ def macs_of(manifest: Manifest) -> Costs:
     return Costs(backbone | {FINAL: float(sum(segments))}, heads)
 
 
-def _require_passed(verification: Verification) -> None:
-    if verification.verdict == "failed":
-        raise VerificationError(
-            f"verification failed: {verification.reason}",
-            hint="The exported pieces do not compute what the model computes; nothing was written. Please report it.",
-        )
+def _refusal(verification: Verification, measure_rounding: Callable[[], Mapping[str, float]]) -> VerificationError:
+    """What did not pass, and whose fault it is."""
     if verification.verdict == "inconclusive":
-        raise VerificationError(
+        return VerificationError(
             f"verification is inconclusive: {verification.reason}",
             hint="Nothing was written, since nothing could be shown. Export trained weights, or pass --data.",
         )
+    rounding = measure_rounding()
+    if explained_by_rounding(verification, rounding):
+        power = math.ceil(math.log10(verification.max_relative_error))
+        return VerificationError(
+            f"verification failed: {verification.reason}. This is rounding: the model amplifies it, torch's own "
+            f"float32 is up to {max(rounding.values()):.1e} from float64",
+            hint=f"--tolerance 1e{power} accepts it, if that is precise enough for you."
+            if power <= -2
+            else "In float32 its answers mean little, in torch as here.",
+        )
+    return VerificationError(
+        f"verification failed: {verification.reason}",
+        hint="The exported pieces do not compute what the model computes; nothing was written. Please report it.",
+    )
 
 
 def _write_test_vectors(reference: Reference, probe: Configuration, folder: Path) -> None:

@@ -50,9 +50,10 @@ class TrainedHead:
     temperature: float = 1.0
 
     def logits(self, pooled: Tensor) -> Tensor:
-        """Unscaled logits (N, classes) of pooled activations (N, features)."""
-        for index, (weight, bias) in enumerate(self.layers):
-            pooled = F.linear(F.relu(pooled) if index else pooled, torch.from_numpy(weight), torch.from_numpy(bias))
+        """Unscaled logits (N, classes) of pooled activations (N, features), computed in the dtype of these."""
+        for index, layer in enumerate(self.layers):
+            weight, bias = (torch.from_numpy(part).to(pooled.dtype) for part in layer)
+            pooled = F.linear(F.relu(pooled) if index else pooled, weight, bias)
         return pooled
 
     @property

@@ -67,6 +67,10 @@ def command(
     ] = None,
     epochs: Annotated[int | None, typer.Option(min=1, help="Epochs of head training.", show_default=False)] = None,
     seed: Annotated[int, typer.Option(help="Of splits and head training.")] = 0,
+    tolerance: Annotated[
+        float | None,
+        typer.Option(min=0, help="Largest relative error against torch; 1e-4 without it.", show_default=False),
+    ] = None,
     trust_pickle: Annotated[
         bool, typer.Option("--trust-pickle", help="Allow a checkpoint or .pt2 file to run code.")
     ] = False,
@@ -97,7 +101,7 @@ def command(
 
     destination = output or Path(f"{_stem(model, factory)}.dyce")
     overrides = _overrides(input_size, mean, std, interpolation, crop_pct)
-    options = Options(force=force, classes_file=classes, seed=seed, **_recipe(epochs))
+    options = Options(force=force, classes_file=classes, seed=seed, **_given(epochs, tolerance))
     with drawn_progress(quiet=quiet) as progress:
         if not list_exits:
             check_destination(destination, force=force)
@@ -134,10 +138,12 @@ def _stem(model: str | None, factory: str | None) -> str:
     return model.removeprefix("timm:") if model.startswith("timm:") else Path(model).stem
 
 
-def _recipe(epochs: int | None) -> dict[str, Any]:
+def _given(epochs: int | None, tolerance: float | None) -> dict[str, Any]:
+    """The options whose defaults stand elsewhere."""
     from dyce_calibration.heads import Recipe
 
-    return {} if epochs is None else {"recipe": Recipe(epochs=epochs)}
+    given: dict[str, Any] = {} if epochs is None else {"recipe": Recipe(epochs=epochs)}
+    return given if tolerance is None else {**given, "tolerance": tolerance}
 
 
 def _overrides(

@@ -119,7 +119,7 @@ class Verification(msgspec.Struct, frozen=True):
 
     Attributes:
         max_relative_error: largest error over seams and logits; see ``dyce_export.verify`` for its definition.
-        seams: the same for each seam and for ``logits``, ``full`` and ``logits (batch 1)``.
+        seams: the same for each seam and head, for ``logits`` of the chain, ``full`` and what was ``routed``.
         control: relative difference between the logits of two different inputs.
         exit_agreement: share of the probe samples, exempt ones left out, that left where torch says.
         exempt: samples too close to a probe threshold to be compared.
