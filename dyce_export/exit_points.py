@@ -10,7 +10,7 @@ modules that end at a possible cut, the *repeated unit* is kept:
 * of two points with no work between them the later one stays.
 
 That is tried first for modules with a numeric name and one live tensor, then for what :data:`_TIERS` lists,
-until three points are found that leave no more than half of the model between two of them.
+until three points are found that leave no more than 60 % of the work between two of them.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ from dyce_runtime.errors import CaptureError, ExitPointError
 
 _LEAST_WORK_BETWEEN = 1e-3
 _LEAST_WORK_OF_A_LIST = 0.1
+_LARGEST_GAP = 0.6
 
 
 @dataclass(frozen=True)
@@ -165,7 +166,7 @@ def find_exit_points(program: ExportedProgram) -> ExitPoints:
         units = _drop_idle(units, cumulative, total)
         if _largest_gap(units, cumulative, total) < _largest_gap(best, cumulative, total):
             best = units
-        if len(best) >= 3 and _largest_gap(best, cumulative, total) <= 0.5:
+        if len(best) >= 3 and _largest_gap(best, cumulative, total) <= _LARGEST_GAP:
             break
     if not best:
         raise CaptureError(
