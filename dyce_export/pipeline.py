@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 from torch.export import ExportedProgram
 
+from dyce_calibration.choose import choose
+from dyce_calibration.costs import macs_of
 from dyce_calibration.heads import DEFAULT_TYPE, Recipe, TrainedHead, untrained_heads
-from dyce_calibration.records import Costs
-from dyce_calibration.search import search
 from dyce_export.backbone import Backbone
 from dyce_export.calibrate import Calibration, calibrate
 from dyce_export.capture import capture, functionalise, output_nodes
@@ -45,7 +45,7 @@ from dyce_runtime.bundle import (
 from dyce_runtime.configuration import FULL, Configuration, Configurations, Entry
 from dyce_runtime.datasets import Dataset, open_dataset
 from dyce_runtime.errors import UsageError, VerificationError
-from dyce_runtime.manifest import FINAL, SCHEMA_VERSION, Manifest, Model, Verification
+from dyce_runtime.manifest import SCHEMA_VERSION, Manifest, Model, Verification
 from dyce_runtime.preprocessing import preprocess
 
 log = logging.getLogger("dyce_export")
@@ -264,15 +264,7 @@ def _configurations(manifest: Manifest, calibration: Calibration | None, probe: 
     """Searched from the records; without data ``full``, and the probe for measurements of speed."""
     if calibration is None:
         return Configurations(named={FULL: Entry(exits={}), probe.name: Entry(exits=probe.exits)})
-    return search(calibration.records, macs_of(manifest))
-
-
-def macs_of(manifest: Manifest) -> Costs:
-    """The cost table in multiply-accumulates."""
-    segments = [piece.macs for piece in manifest.pieces if piece.kind == "segment"]
-    backbone = {exit.id: float(sum(segments[: index + 1])) for index, exit in enumerate(manifest.exits)}
-    heads = {(e.id, h.type): float(manifest.piece(h.piece).macs) for e in manifest.exits for h in e.heads}
-    return Costs(backbone | {FINAL: float(sum(segments))}, heads)
+    return choose(calibration.records, macs_of(manifest))
 
 
 def _refusal(verification: Verification, measure_rounding: Callable[[], Mapping[str, float]]) -> VerificationError:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import zipfile
 import zlib
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -92,21 +91,3 @@ class Records:
         ]:
             if (found := getattr(self, name).shape) != wanted:
                 raise ValueError(f"{name} has shape {found}, expected {wanted}")
-
-
-@dataclass(frozen=True)
-class Costs:
-    """What a sample pays, in one unit (multiply-accumulates here).
-
-    Attributes:
-        backbone: exit id to the cost from the image to that exit; ``final`` is the whole model.
-        heads: (exit id, head type) to the cost of that head.
-    """
-
-    backbone: Mapping[str, float]
-    heads: Mapping[tuple[str, str], float]
-
-
-def exit_order(costs: Costs) -> Sequence[str]:
-    """Exit ids in execution order, ``final`` last."""
-    return list(costs.backbone)

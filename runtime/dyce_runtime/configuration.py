@@ -54,7 +54,7 @@ class Figures(msgspec.Struct, frozen=True):
     Attributes:
         accuracy: share of samples labelled right.
         loss: accuracy of the full model on the same samples minus ``accuracy``.
-        cost: multiply-accumulates relative to the full model.
+        cost: relative to the full model, in the unit of the cost table that the search used.
         share_per_exit: share of the samples that left at each exit, ``final`` last.
     """
 
@@ -65,20 +65,44 @@ class Figures(msgspec.Struct, frozen=True):
     share_per_exit: tuple[float, ...]
 
 
+class Certificate(msgspec.Struct, frozen=True):
+    """With probability at least 1 - ``delta`` the accuracy lost against the full model is at most ``epsilon``.
+
+    Attributes:
+        epsilon: a fraction; 0.01 is one point.
+        samples: how many the statement rests on, of a split that took no part in the search.
+    """
+
+    epsilon: float
+    delta: float
+    samples: int
+    split: str = "certification"
+
+
 class Entry(msgspec.Struct, frozen=True):
     """A configuration with what is known about it. It was chosen on the split named ``search``."""
 
     exits: dict[str, ExitSetting]
     search: Figures | None = None
     test: Figures | None = None
+    certified: Certificate | None = None
 
 
 class Configurations(msgspec.Struct, frozen=True):
-    """``configurations.json``: the named configurations and the front, cheapest first."""
+    """``configurations.json``: the named configurations and the front, cheapest first.
+
+    Attributes:
+        unit: of the costs that the search weighed: ``macs``, ``ms`` or ``joules``.
+        method: how the front was searched for.
+        note: what a user should know about the certificates; empty if there is nothing to say.
+    """
 
     schema_version: str = SCHEMA_VERSION
     named: dict[str, Entry] = msgspec.field(default_factory=dict)
     front: tuple[Entry, ...] = ()
+    unit: str = "macs"
+    method: str = ""
+    note: str = ""
 
     def get(self, name: str) -> Configuration:
         """The configuration of that name. Raises ConfigurationError if there is none."""
@@ -87,6 +111,30 @@ class Configurations(msgspec.Struct, frozen=True):
                 f"there is no configuration {name!r} in this bundle; it has: {', '.join(self.named)}"
             )
         return Configuration(name=name, exits=self.named[name].exits)
+
+    def within(self, budget: float) -> Configuration:
+        """The most accurate configuration of the front, on the search split, that costs no more than ``budget``.
+
+        Args:
+            budget: relative to the full model; over 0.
+
+        Raises:
+            ConfigurationError: nothing is as cheap as that, or nothing was searched.
+        """
+        known = [entry for entry in (*self.front, *self.named.values()) if entry.search is not None]
+        if not known:
+            raise ConfigurationError(
+                "this bundle has no searched configurations, so there is none for a budget",
+                hint="Export with --data.",
+            )
+        cheapest = min(entry.search.cost for entry in known)  # type: ignore[union-attr]
+        fitting = [entry for entry in known if entry.search.cost <= budget]  # type: ignore[union-attr]
+        if not fitting:
+            raise ConfigurationError(
+                f"the budget is {budget:g} of the full model; the cheapest configuration costs {cheapest:.3f}"
+            )
+        best = max(fitting, key=lambda entry: (entry.search.accuracy, -entry.search.cost))  # type: ignore[union-attr]
+        return Configuration(name=f"budget {budget:g}", exits=best.exits)
 
 
 def float32_midpoint(low: float, high: float) -> float:

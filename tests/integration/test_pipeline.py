@@ -17,12 +17,13 @@ from torch import nn
 
 import dyce_export
 from benchmarks.digits import INPUT, make_model, train
-from dyce_calibration.evaluate import evaluate
+from dyce_calibration.costs import macs_of
 from dyce_calibration.heads import Recipe
 from dyce_calibration.records import Records
+from dyce_calibration.search.problem import make_problem
 from dyce_calibration.temperature import fit_temperature, softmax
 from dyce_export import onnx_graphs, pipeline
-from dyce_export.pipeline import Export, Options, export_source, macs_of
+from dyce_export.pipeline import Export, Options, export_source
 from dyce_export.progress import Progress
 from dyce_export.sources import Source, from_module
 from dyce_runtime import Session, load
@@ -206,9 +207,10 @@ def test_the_configurations_are_there_and_say_what_they_cost(digits: Digits):
     assert list(found.named) == ["full", "accurate", "balanced", "fast"]
     assert found.named["full"].exits == {}
     records, costs = Records.load(digits.path / RECORDS), macs_of(digits.export.manifest)
+    problems = {split: make_problem(records.of_split(split), costs) for split in ("search", "test")}
     for entry in (*found.named.values(), *found.front):
-        assert entry.search == evaluate(records.of_split("search"), costs, entry.exits)
-        assert entry.test == evaluate(records.of_split("test"), costs, entry.exits)
+        assert entry.search == problems["search"].evaluate(problems["search"].setting(entry.exits))
+        assert entry.test == problems["test"].evaluate(problems["test"].setting(entry.exits))
         assert entry.search.samples == digits.export.manifest.splits.samples["search"]
 
 

@@ -4,19 +4,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
-from dyce_calibration.evaluate import evaluate
-from dyce_calibration.records import Costs, Records, exit_order
-from dyce_runtime.configuration import ExitSetting
+from dyce_calibration.records import Records
 from dyce_runtime.errors import DataError
 
 HEADS = (("2", "mlp1x1000"), ("5", "mlp1x1000"), ("5", "mlp2x64"))
-COSTS = Costs(
-    {"2": 30.0, "5": 60.0, "final": 100.0},
-    {("2", "mlp1x1000"): 1.0, ("5", "mlp1x1000"): 2.0, ("5", "mlp2x64"): 5.0},
-)
 
 
 def make_records(count: int = 40, seed: int = 0) -> Records:
@@ -137,69 +129,3 @@ def test_a_column_is_found_by_exit_and_head():
     assert [records.column(*head) for head in HEADS] == [0, 1, 2]
     with pytest.raises(KeyError):
         records.column("2", "mlp2x64")
-
-
-def test_exits_are_in_the_order_of_the_costs():
-    assert exit_order(COSTS) == ["2", "5", "final"]
-
-
-# --- evaluation ------------------------------------------------------------------------------------------------------
-
-thresholds = st.integers(0, 16).map(lambda n: n / 16)  # on the confidences and between them
-settings = st.fixed_dictionaries(
-    {},
-    optional={
-        "2": st.builds(ExitSetting, st.just("mlp1x1000"), thresholds),
-        "5": st.builds(ExitSetting, st.sampled_from(["mlp1x1000", "mlp2x64"]), thresholds),
-    },
-)
-
-
-def one_by_one(records: Records, exits: dict[str, ExitSetting]) -> tuple[float, float, list[float]]:
-    """Accuracy, relative cost and exit shares, sample after sample."""
-    right, paid, left = 0, 0.0, dict.fromkeys(COSTS.backbone, 0)
-    for row in range(len(records)):
-        heads = 0.0
-        for exit in ("2", "5", "final"):
-            if exit in exits:
-                heads += COSTS.heads[exit, exits[exit].head]
-                column = HEADS.index((exit, exits[exit].head))
-                if not records.confidences[row, column] > np.float32(exits[exit].threshold):
-                    continue
-            elif exit == "final":
-                column = len(HEADS)
-            else:
-                continue
-            right += int(records.predictions[row, column] == records.labels[row])
-            paid += COSTS.backbone[exit] + heads
-            left[exit] += 1
-            break
-    count = len(records)
-    return right / count, paid / count / 100, [n / count for n in left.values()]
-
-
-@given(settings, st.integers(1, 40), st.integers(0, 1000))
-def test_a_configuration_is_evaluated_as_sample_after_sample(exits, count, seed):
-    records = make_records(count, seed)
-    found = evaluate(records, COSTS, exits)
-    accuracy, cost, shares = one_by_one(records, exits)
-    assert found.accuracy == pytest.approx(accuracy, abs=1e-12)
-    assert found.cost == pytest.approx(cost, abs=1e-12)
-    assert found.share_per_exit == pytest.approx(shares, abs=1e-12)
-    base = (records.predictions[:, -1] == records.labels).mean()
-    assert found.loss == pytest.approx(base - accuracy, abs=1e-12)
-    assert found.samples == count
-
-
-def test_the_full_model_costs_one_and_loses_nothing():
-    found = evaluate(make_records(), COSTS, {})
-    assert (found.cost, found.loss, found.share_per_exit) == (1.0, 0.0, (0.0, 0.0, 1.0))
-
-
-def test_a_confidence_at_the_threshold_stays():
-    records = make_records(1)
-    at = float(records.confidences[0, 0])
-    exits = {"2": ExitSetting("mlp1x1000", at)}
-    assert evaluate(records, COSTS, exits).share_per_exit == (0.0, 0.0, 1.0)
-    below = float(np.nextafter(np.float32(at), np.float32(-1)))
-    assert evaluate(records, COSTS, {"2": ExitSetting("mlp1x1000", below)}).share_per_exit == (1.0, 0.0, 0.0)

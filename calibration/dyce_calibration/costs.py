@@ -1,0 +1,75 @@
+"""Cost tables: what a sample pays for each stretch of backbone and each head, in one unit."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+
+from dyce_runtime.errors import DataError
+from dyce_runtime.manifest import FINAL, SCHEMA_VERSION, Manifest
+
+Unit = Literal["macs", "ms", "joules"]
+
+
+class CostTable(msgspec.Struct, frozen=True):
+    """Costs per sample, as in ``costs.json``.
+
+    Attributes:
+        unit: of every number here.
+        backbone: exit id, in execution order, to the cost from the image to that exit, heads apart; ``final`` is
+            the whole chain of segments.
+        heads: exit id and head type to the cost of that head.
+        full: of the uncut model; measured in time it may be less than the chain.
+        model: sha256 of the manifest of the bundle it belongs to; empty if it belongs to none.
+        measured: where and with what it was measured; empty for multiply-accumulates.
+    """
+
+    unit: Unit
+    backbone: dict[str, float]
+    heads: dict[str, dict[str, float]]
+    full: float
+    model: str = ""
+    measured: dict[str, str] = msgspec.field(default_factory=dict)
+    schema_version: str = SCHEMA_VERSION
+
+    def check(self) -> CostTable:
+        """Return the table. Raises DataError if a cost is missing, negative or falls along the backbone."""
+        if list(self.backbone)[-1:] != [FINAL]:
+            raise DataError(f"the cost table ends in {list(self.backbone)[-1:]}; expected the exit {FINAL!r} last")
+        before = 0.0
+        for exit, cost in self.backbone.items():
+            if not (math.isfinite(cost) and cost >= before):
+                raise DataError(
+                    f"the backbone costs {cost} {self.unit} up to exit {exit}; expected a number of at least {before}, "
+                    "the cost up to the exit before it"
+                )
+            before = cost
+        for exit, types in self.heads.items():
+            for type, cost in types.items():
+                if not (math.isfinite(cost) and cost >= 0):
+                    raise DataError(f"head {type} at exit {exit} costs {cost} {self.unit}; expected 0 or more")
+        if not (math.isfinite(self.full) and self.full > 0):
+            raise DataError(f"the full model costs {self.full} {self.unit}; expected more than 0")
+        return self
+
+
+def macs_of(manifest: Manifest) -> CostTable:
+    """The cost table of a bundle in multiply-accumulates."""
+    segments = [piece.macs for piece in manifest.pieces if piece.kind == "segment"]
+    backbone = {exit.id: float(sum(segments[: index + 1])) for index, exit in enumerate(manifest.exits)}
+    heads = {e.id: {h.type: float(manifest.piece(h.piece).macs) for h in e.heads} for e in manifest.exits if e.heads}
+    return CostTable("macs", backbone, heads, full=float(sum(segments)))
+
+
+def read_costs(path: Path) -> CostTable:
+    """Read a cost table. Raises DataError if the file is not one or its numbers cannot be costs."""
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=CostTable).check()
+    except (OSError, msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise DataError(
+            f"{path} does not hold a cost table: {error}",
+            hint="`dyce bench BUNDLE --data PICTURES --write-cost-table FILE` makes one.",
+        ) from error

@@ -1,0 +1,1 @@
+"""Searches over configurations, on records alone: no model runs."""

@@ -1,0 +1,258 @@
+"""Exact search: along every coordinate the whole line of thresholds at once, until no single change helps.
+
+With all other positions fixed, let the k most confident of the samples that arrive at a position leave there. Right
+answers and cost are then prefix sums over the arriving samples in order of confidence: one pass gives every setting of
+that line, exactly. All of them are offered to one front, which is therefore far denser than one optimum per weight.
+
+The objective is that of DyCE (arXiv 2403.01695): weight * (1 - accuracy / base accuracy) + (1 - weight) * cost.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dyce_calibration.search.front import Front, Line
+from dyce_calibration.search.problem import Head, On, Position, Problem, Setting
+
+# How many confidences a search looks at, at most: one sweep looks at samples x heads of them. First the weights are
+# solved; restarts then get a share of their own.
+_MOST_FOR_WEIGHTS = 1_200_000_000
+_MOST_FOR_RESTARTS = 30_000_000
+_MOST_RESTARTS = 400
+_SWEEPS_OF_A_RESTART = 3
+_CHANGED_BY_A_RESTART = 2
+
+
+@dataclass(frozen=True)
+class Found:
+    """The front, and for how many of the weights no single change of its best setting helps any more."""
+
+    front: Front
+    solved: int
+
+
+def search(problem: Problem, weights: Sequence[float], seed: int = 0) -> Found:
+    """Search with every weight in turn, then around the front.
+
+    Args:
+        weights: of the accuracy, from 0 to 1.
+        seed: of the restarts.
+    """
+    work = len(problem) * max(1, sum(len(position.heads) for position in problem.positions))
+    searcher = _Searcher(problem)
+    solved = searcher.solve(_coarse_to_fine(weights), _MOST_FOR_WEIGHTS // work)
+    left = searcher.expand(_MOST_FOR_RESTARTS // work // 2)
+    searcher.restart(weights, _MOST_FOR_RESTARTS // work // 2 + left, np.random.default_rng(seed))
+    return Found(searcher.front, solved)
+
+
+@dataclass(frozen=True)
+class _Later:
+    """What becomes of every sample that passes a position.
+
+    Attributes:
+        right: (N,) int8.
+        cost: (N,) of backbone and heads, without the heads up to that position.
+    """
+
+    right: NDArray[np.int8]
+    cost: NDArray[np.float64]
+
+
+@dataclass
+class _Arrived:
+    """The samples that arrive at a position, what it cost them, and what those that left before gave and cost."""
+
+    mask: NDArray[np.bool_]
+    count: int
+    heads: float = 0.0
+    right: int = 0
+    cost: float = 0.0
+
+    def leave(self, position: Position, on: On) -> None:
+        head = position.heads[on.head]
+        leave = head.confidence > np.float32(on.threshold)
+        leave &= self.mask
+        count = int(np.count_nonzero(leave))
+        self.heads += head.cost
+        self.right += int(np.count_nonzero(head.correct[leave]))
+        self.cost += count * (position.cost + self.heads)
+        self.mask ^= leave
+        self.count -= count
+
+
+class _Searcher:
+    def __init__(self, problem: Problem) -> None:
+        self.problem = problem
+        self.front = Front(len(problem))
+        self._base = max(problem.right, 1)
+        self._order = [[_falling(head.confidence) for head in position.heads] for position in problem.positions]
+        self._closed: set[Setting] = set()
+        full = Line(problem.off, 0, None)
+        if problem.positions:
+            self.front.add(np.array([problem.right]), np.ones(1), np.zeros(1, np.float32), full)
+
+    def solve(self, weights: Sequence[float], sweeps: int) -> int:
+        """Sweep from the best setting of each weight until it stays the best; return how many were solved."""
+        for solved, weight in enumerate(weights):
+            while (setting := self._best(weight)) not in self._closed:
+                if sweeps <= 0:
+                    return solved
+                sweeps -= 1
+                self.sweep(setting, weight)
+                if self._best(weight) == setting:
+                    self._closed.add(setting)
+        return len(weights)
+
+    def expand(self, sweeps: int) -> int:
+        """Look at all single changes of the settings on the front, spread over it; return the sweeps left."""
+        while sweeps > 0:
+            settings = [s for s in map(self.front.setting, self.front.points()) if s not in self._closed]
+            if not settings:
+                break
+            for index in np.unique(np.linspace(0, len(settings) - 1, min(sweeps, len(settings), 64)).astype(int)):
+                self.sweep(settings[index], None)
+                self._closed.add(settings[index])
+                sweeps -= 1
+        return sweeps
+
+    def restart(self, weights: Sequence[float], sweeps: int, random: np.random.Generator) -> None:
+        """Change a setting of the front at random in a place or two, and descend from there."""
+        for _ in range(min(sweeps // _SWEEPS_OF_A_RESTART, _MOST_RESTARTS)):
+            setting = self._disturbed(self.front.setting(int(random.choice(self.front.points()))), random)
+            weight = float(random.choice(weights))
+            for _ in range(_SWEEPS_OF_A_RESTART):
+                before, setting = setting, self.sweep(setting, weight)
+                if setting == before:
+                    break
+
+    def sweep(self, setting: Setting, weight: float | None) -> Setting:
+        """Offer the lines of all positions to the front, and set each position to its best before the next.
+
+        Without a weight the setting stays as it is: its neighbours are looked at, no more.
+        """
+        later = self._later(setting)
+        arrived = _Arrived(np.ones(len(self.problem), np.bool_), len(self.problem))
+        for index, position in enumerate(self.problem.positions):
+            best = self._walk(setting, index, later[index], arrived, weight)
+            if weight is not None:
+                setting = (*setting[:index], best, *setting[index + 1 :])
+            if (on := setting[index]) is not None:
+                arrived.leave(position, on)
+        return setting
+
+    def _walk(self, setting: Setting, index: int, later: _Later, arrived: _Arrived, weight: float | None) -> On | None:
+        """Walk along all lines of one position; return the best choice there."""
+        position = self.problem.positions[index]
+        right = arrived.right + int(np.count_nonzero(later.right[arrived.mask]))
+        cost = arrived.cost + float(later.cost[arrived.mask].sum()) + arrived.count * arrived.heads
+        off = np.array([right]), np.array([cost / len(self.problem)])
+        alone = not any(on for place, on in enumerate(setting) if place != index)  # the full model, which is there
+        if not alone and len(self.front.improving(*off)):
+            self.front.add(*off, np.zeros(1, np.float32), Line(setting, index, None))
+        choice, lowest = None, float(self._score(np.array(right), np.array(cost), weight or 0))
+        for number, head in enumerate(position.heads):
+            order = self._order[index][number]
+            samples = order if arrived.count == len(order) else order[arrived.mask[order]]
+            if len(samples) == 0:
+                continue
+            rights = np.cumsum(head.correct[samples] - later.right[samples], dtype=np.int64)
+            rights += right
+            costs = np.cumsum(position.cost - later.cost[samples])
+            costs += cost + arrived.count * head.cost
+            self._offer(rights, costs, head, samples, Line(setting, index, number))
+            if weight is None:
+                continue
+            scores = self._score(rights, costs, weight)
+            best = _lowest(scores, head, samples)
+            if best is not None and scores[best] < lowest:
+                lowest = scores[best]
+                choice = On(number, float(_thresholds(head, samples, np.array([best]))[0]))
+        return choice
+
+    def _offer(
+        self, right: NDArray[np.int64], cost: NDArray[np.float64], head: Head, samples: NDArray[np.int32], line: Line
+    ) -> None:
+        cost = cost / len(self.problem)
+        improving = self.front.improving(right, cost)
+        if len(improving) and len(improving := _parting(head, samples, improving)):
+            self.front.add(right[improving], cost[improving], _thresholds(head, samples, improving), line)
+
+    def _score(self, right: NDArray[np.int64], cost: NDArray[np.float64], weight: float) -> NDArray[np.float64]:
+        """The objective, but for what is the same everywhere. ``cost`` is summed over the samples."""
+        return cost * ((1 - weight) / len(self.problem)) - right * (weight / self._base)
+
+    def _best(self, weight: float) -> Setting:
+        points = self.front.points()
+        scores = self._score(points, self.front.bound[points] * len(self.problem), weight)
+        return self.front.setting(int(points[np.argmin(scores)]))
+
+    def _later(self, setting: Setting) -> list[_Later]:
+        """For every position, what becomes of the samples that pass it."""
+        later = _Later(self.problem.correct, np.full(len(self.problem), self.problem.cost))
+        found = [later]
+        for position, on in zip(self.problem.positions[:0:-1], setting[:0:-1], strict=True):
+            if on is not None:
+                head = position.heads[on.head]
+                leave = head.confidence > np.float32(on.threshold)
+                cost = np.where(leave, position.cost, later.cost)
+                cost += head.cost
+                later = _Later(np.where(leave, head.correct, later.right), cost)
+            found.append(later)
+        return found[::-1]
+
+    def _disturbed(self, setting: Setting, random: np.random.Generator) -> Setting:
+        changed = list(setting)
+        places = random.permutation(len(setting))[: random.integers(1, _CHANGED_BY_A_RESTART + 1)]
+        for index in places:
+            heads = self.problem.positions[index].heads
+            number = int(random.integers(-1, len(heads)))
+            changed[index] = None if number < 0 else On(number, float(random.choice(heads[number].confidence)))
+        return tuple(changed)
+
+
+def _coarse_to_fine(weights: Sequence[float]) -> list[float]:
+    """The same weights, every prefix of them spread over the whole range: the order of van der Corput's sequence."""
+    bits = max(1, (len(weights) - 1).bit_length())
+    reverse = [int(f"{index:0{bits}b}"[::-1], 2) for index in range(len(weights))]
+    return [weights[index] for index in np.argsort(reverse)]
+
+
+def _falling(confidence: NDArray[np.float32]) -> NDArray[np.int32]:
+    return np.argsort(-confidence, kind="stable").astype(np.int32)
+
+
+def _parting(head: Head, samples: NDArray[np.int32], indices: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Those of the indices behind which a threshold can part the samples: the next confidence is lower."""
+    here, there = _confidences(head, samples, indices)
+    return indices[here > there]
+
+
+def _thresholds(head: Head, samples: NDArray[np.int32], indices: NDArray[np.int64]) -> NDArray[np.float32]:
+    """float32 midpoints between the confidence at each index and the next lower one."""
+    here, there = _confidences(head, samples, indices)
+    middle = ((here.astype(np.float64) + there) / 2).astype(np.float32)
+    return np.where(middle < here, middle, there)
+
+
+def _confidences(
+    head: Head, samples: NDArray[np.int32], indices: NDArray[np.int64]
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """The confidence at each index and the next; behind the last sample comes 0, which no threshold is below."""
+    last = len(samples) - 1
+    here = head.confidence[samples[indices]]
+    there = head.confidence[samples[np.minimum(indices + 1, last)]]
+    return here, np.where(indices == last, np.float32(0), there)
+
+
+def _lowest(scores: NDArray[np.float64], head: Head, samples: NDArray[np.int32]) -> int | None:
+    """The index of the lowest score behind which the samples can be parted."""
+    least = np.array([np.argmin(scores)])
+    if len(_parting(head, samples, least)):
+        return int(least[0])
+    possible = _parting(head, samples, np.arange(len(samples)))
+    return int(possible[np.argmin(scores[possible])]) if len(possible) else None

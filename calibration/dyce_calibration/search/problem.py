@@ -1,0 +1,175 @@
+"""A search problem: the records of one split and a cost table as arrays, position by position."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dyce_calibration.costs import CostTable
+from dyce_calibration.records import Records
+from dyce_runtime.configuration import ExitSetting, Figures
+from dyce_runtime.errors import DataError
+from dyce_runtime.manifest import FINAL
+
+
+@dataclass(frozen=True)
+class On:
+    """An exit that is on: the index of its head at that position, and its threshold (float32)."""
+
+    head: int
+    threshold: float
+
+
+# For every position in execution order, how its exit is set; None is off.
+Setting = tuple[On | None, ...]
+
+
+@dataclass(frozen=True)
+class Head:
+    """One head at one position, on all samples.
+
+    Attributes:
+        confidence: (N,) float32.
+        correct: (N,) int8, 1 where its prediction is the label.
+        cost: what evaluating it adds, relative to the full model.
+    """
+
+    type: str
+    confidence: NDArray[np.float32]
+    correct: NDArray[np.int8]
+    cost: float
+
+
+@dataclass(frozen=True)
+class Position:
+    """An exit point and its heads. ``cost`` is that of the backbone up to there, relative to the full model."""
+
+    exit: str
+    cost: float
+    heads: tuple[Head, ...]
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What a search looks at.
+
+    Attributes:
+        positions: in execution order.
+        correct: (N,) int8, of the model's own classifier.
+        cost: of the whole chain of segments relative to the uncut model.
+    """
+
+    positions: tuple[Position, ...]
+    correct: NDArray[np.int8]
+    cost: float
+
+    def __len__(self) -> int:
+        """Number of samples."""
+        return len(self.correct)
+
+    @property
+    def off(self) -> Setting:
+        """All exits off: the full model."""
+        return (None,) * len(self.positions)
+
+    @property
+    def right(self) -> int:
+        """Samples that the full model labels right."""
+        return int(np.count_nonzero(self.correct))
+
+    def exits(self, setting: Setting) -> dict[str, ExitSetting]:
+        """A setting as a configuration holds it."""
+        return {
+            position.exit: ExitSetting(position.heads[on.head].type, on.threshold)
+            for position, on in zip(self.positions, setting, strict=True)
+            if on is not None
+        }
+
+    def setting(self, exits: Mapping[str, ExitSetting]) -> Setting:
+        """The inverse of :meth:`exits`. Raises KeyError if a head was not recorded."""
+        known = {position.exit: [head.type for head in position.heads] for position in self.positions}
+        for exit, on in exits.items():
+            if on.head not in known.get(exit, []):
+                raise KeyError((exit, on.head))
+        return tuple(
+            On(known[p.exit].index(exits[p.exit].head), exits[p.exit].threshold) if p.exit in exits else None
+            for p in self.positions
+        )
+
+    def evaluate(self, setting: Setting) -> Figures:
+        """Accuracy, loss, cost and exit shares of a setting.
+
+        A sample leaves at the first exit that is on and whose confidence is strictly above its threshold (both
+        float32). It pays the backbone up to there and every head that is on up to there.
+        """
+        count, right, cost, heads = len(self), 0, 0.0, 0.0
+        waiting, left = np.ones(count, np.bool_), []
+        for position, on in zip(self.positions, setting, strict=True):
+            if on is None:
+                left.append(0)
+                continue
+            head = position.heads[on.head]
+            leave = head.confidence > np.float32(on.threshold)
+            leave &= waiting
+            waiting ^= leave
+            heads += head.cost
+            left.append(int(np.count_nonzero(leave)))
+            right += int(np.count_nonzero(head.correct[leave]))
+            cost += left[-1] * (position.cost + heads)
+        left.append(int(np.count_nonzero(waiting)))
+        right += int(np.count_nonzero(self.correct[waiting]))
+        cost += left[-1] * (self.cost + heads if any(setting) else 1.0)
+        return Figures(
+            accuracy=right / count,
+            loss=(self.right - right) / count,
+            cost=cost / count,
+            samples=count,
+            share_per_exit=tuple(number / count for number in left),
+        )
+
+    def outcomes(self, setting: Setting) -> NDArray[np.int8]:
+        """(N,) 1 where the setting labels a sample right."""
+        correct = self.correct
+        for position, on in zip(self.positions[::-1], setting[::-1], strict=True):
+            if on is not None:
+                head = position.heads[on.head]
+                correct = np.where(head.confidence > np.float32(on.threshold), head.correct, correct)
+        return correct
+
+
+def make_problem(records: Records, costs: CostTable) -> Problem:
+    """Arrange records, all of them, for a search.
+
+    Raises:
+        DataError: no samples, or a head without a cost.
+    """
+    if len(records) == 0:
+        raise DataError("there are no records to search in; expected at least one sample")
+    correct = (records.predictions == records.labels[:, None]).astype(np.int8)
+    columns: dict[str, list[int]] = {}
+    for column, (exit, type) in enumerate(records.heads):
+        if exit not in costs.backbone or type not in costs.heads.get(exit, {}):
+            raise DataError(
+                f"the cost table has no cost for head {type} at exit {exit}, which was recorded",
+                hint="Use a cost table of the same bundle.",
+            )
+        columns.setdefault(exit, []).append(column)
+
+    def head(column: int) -> Head:
+        exit, type = records.heads[column]
+        return Head(
+            type,
+            np.ascontiguousarray(records.confidences[:, column]),
+            np.ascontiguousarray(correct[:, column]),
+            costs.heads[exit][type] / costs.full,
+        )
+
+    exits = [exit for exit in costs.backbone if exit != FINAL]
+    return Problem(
+        tuple(Position(e, costs.backbone[e] / costs.full, tuple(map(head, columns.get(e, [])))) for e in exits),
+        np.ascontiguousarray(correct[:, -1]),
+        costs.backbone[FINAL] / costs.full,
+    )

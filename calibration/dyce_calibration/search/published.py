@@ -1,0 +1,103 @@
+"""The searches that were published with DyCE (arXiv 2403.01695), for comparison: one weight at a time, every threshold
+by a bounded scalar minimiser over [0, 1].
+
+Both use one objective throughout, J = weight * (1 - accuracy / base accuracy) + (1 - weight) * cost; the released
+circular search compares normalised with other costs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from dyce_calibration.search.problem import On, Problem, Setting
+from dyce_runtime.errors import UsageError
+
+_SAME_THRESHOLDS = 1000
+
+
+def onepass(problem: Problem, weights: Iterable[float]) -> list[Setting]:
+    """Positions first to last; at each the best head and threshold, with later positions off; never revisited."""
+    minimise = _minimiser()
+    found = []
+    for weight in weights:
+        score = _objective(problem, weight)
+        setting = problem.off
+        for index in range(len(setting)):
+            setting = _best_at(problem, setting, index, score, minimise)[1]
+        found.append(setting)
+    return found
+
+
+def circular(problem: Problem, weights: Iterable[float]) -> list[Setting]:
+    """Apply the single change of any position that lowers the objective most, until none does."""
+    minimise = _minimiser()
+    found = []
+    for weight in weights:
+        score = _objective(problem, weight)
+        setting = problem.off
+        while True:
+            changes = [_best_at(problem, setting, index, score, minimise) for index in range(len(setting))]
+            value, changed = min(changes, key=lambda change: change[0])
+            if value >= score(setting):
+                break
+            setting = changed
+        found.append(setting)
+    return found
+
+
+def samethres(problem: Problem) -> list[Setting]:
+    """One threshold for all exits, every exit on with its first head: the baseline without a search."""
+    confidences = np.unique(np.concatenate([position.heads[0].confidence for position in problem.positions]))
+    chosen = np.unique(np.linspace(0, len(confidences) - 1, _SAME_THRESHOLDS).astype(int))
+    return [tuple(On(0, float(confidences[index])) for _ in problem.positions) for index in chosen]
+
+
+def _best_at(
+    problem: Problem, setting: Setting, index: int, score: Callable[[Setting], float], minimise: Any
+) -> tuple[float, Setting]:
+    """The lowest objective, and the setting, that changing one position can reach."""
+    options = list(_options(problem, setting, index, score, minimise))
+    return min(options, key=lambda option: option[0])
+
+
+def _options(
+    problem: Problem, setting: Setting, index: int, score: Callable[[Setting], float], minimise: Any
+) -> Iterator[tuple[float, Setting]]:
+    def changed(on: On | None) -> Setting:
+        return (*setting[:index], on, *setting[index + 1 :])
+
+    yield score(changed(None)), changed(None)
+    for number in range(len(problem.positions[index].heads)):
+        best = minimise(partial(_at_threshold, score, changed, number))
+        yield float(best.fun), changed(On(number, float(np.float32(best.x))))
+
+
+def _at_threshold(
+    score: Callable[[Setting], float], changed: Callable[[On], Setting], head: int, threshold: float
+) -> float:
+    return score(changed(On(head, float(np.float32(threshold)))))
+
+
+def _objective(problem: Problem, weight: float) -> Callable[[Setting], float]:
+    base = max(problem.right, 1) / len(problem)
+
+    def score(setting: Setting) -> float:
+        figures = problem.evaluate(setting)
+        return weight * (1 - figures.accuracy / base) + (1 - weight) * figures.cost
+
+    return score
+
+
+def _minimiser() -> Callable[[Callable[[float], float]], Any]:
+    try:
+        from scipy.optimize import minimize_scalar
+    except ImportError:
+        raise UsageError(
+            "the published searches need SciPy, which is not installed",
+            hint="pip install scipy, or use --method exact.",
+        ) from None
+    return lambda function: minimize_scalar(function, bounds=(0, 1), method="bounded")
