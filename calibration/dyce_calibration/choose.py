@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import msgspec
 import numpy as np
+from numpy.typing import NDArray
 
 from dyce_calibration.certify import certified, check_promise, samples_needed
 from dyce_calibration.costs import CostTable
@@ -20,6 +21,9 @@ from dyce_runtime.errors import DataError, UsageError
 ALLOWED_LOSS = {"accurate": 0.005, "balanced": 0.01, "fast": 0.02}
 # A bundle keeps at most that much of the front.
 MOST_KEPT = 64
+CHOSEN = "chosen"
+CERTIFIED = "certified"
+_QUANTILE = 0.1
 METHODS = ("exact", "onepass", "circular", "samethres")
 
 
@@ -31,6 +35,9 @@ class Search:
         method: one of :data:`METHODS`.
         weights: how many weights of accuracy against cost are solved.
         epsilon, delta: a certificate promises a loss of at most epsilon with probability at least 1 - delta.
+        conservative: count on the 10 % quantile of each exit's accuracy instead of the accuracy; needs SciPy.
+        max_loss: the cheapest configuration that loses at most this is named ``chosen``.
+        max_cost: the most accurate configuration that costs at most this is named ``chosen``.
     """
 
     method: str = "exact"
@@ -38,6 +45,9 @@ class Search:
     epsilon: float = 0.01
     delta: float = 0.05
     seed: int = 0
+    conservative: bool = False
+    max_loss: float | None = None
+    max_cost: float | None = None
 
     def __post_init__(self) -> None:
         """Check the numbers."""
@@ -46,32 +56,62 @@ class Search:
             raise UsageError(f"there is no search method {self.method!r}; expected one of {', '.join(METHODS)}")
         if self.weights < 1:
             raise UsageError(f"{self.weights} weights were asked for; expected at least 1")
+        if self.max_loss is not None and not 0 <= self.max_loss < 1:
+            raise UsageError(f"the largest loss is {self.max_loss:g}; expected a fraction, such as 0.003")
+        if self.max_cost is not None and not self.max_cost > 0:
+            raise UsageError(f"the largest cost is {self.max_cost:g}; expected a share of the full model, such as 0.6")
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a search found: the whole front, cheapest first, and how many weights were solved."""
+    """What a search found.
+
+    Attributes:
+        front: the whole of it, cheapest first.
+        accuracies: what is counted on for each of them: the accuracy on the search split or, on request, less.
+        base: the same for the full model.
+        solved: for how many weights.
+    """
 
     front: tuple[Entry, ...]
+    accuracies: tuple[float, ...]
+    base: float
     solved: int
+
+    def cheapest(self, loss: float) -> Entry | None:
+        """The cheapest configuration that loses at most ``loss``; None if there is none."""
+        # A loss of exactly the allowance is allowed in floating point, too.
+        fitting = [e for e, a in zip(self.front, self.accuracies, strict=True) if self.base - a <= loss + 1e-12]
+        return min(fitting, key=lambda entry: _on_search(entry).cost, default=None)
+
+    def most_accurate(self, cost: float) -> Entry | None:
+        """The most accurate configuration that costs at most ``cost``; None if there is none."""
+        fitting = [pair for pair in zip(self.accuracies, self.front, strict=True) if _on_search(pair[1]).cost <= cost]
+        return max(fitting, key=lambda pair: pair[0])[1] if fitting else None
 
 
 def choose(records: Records, costs: CostTable, how: Search = Search()) -> Configurations:
     """The configurations of a bundle: chosen on the split ``search``, reported on ``test``, certified on its own split.
 
     For every name of :data:`ALLOWED_LOSS` the cheapest within the allowed loss; ``full`` where none is cheaper.
+    ``certified`` is the cheapest with a certificate, if any has one.
 
     Raises:
         DataError: a split has no samples, splits share samples, or a head has no cost.
     """
     _check_splits(records)
+    _check_size(records.of_split("search"))
     parts = {name: make_problem(records.of_split(name), costs) for name in ("search", "certification", "test")}
     found = search_front(parts["search"], parts["test"], how)
     named = {FULL: _entry(parts["search"], parts["test"], parts["search"].off)}
     for name, loss in ALLOWED_LOSS.items():
-        named[name] = cheapest(found.front, loss) or named[FULL]
+        named[name] = found.cheapest(loss) or named[FULL]
+    named |= _chosen(found, how)
     front = _thin(found.front)
     certificates, note = _certify(parts["certification"], [*named.values(), *front], how)
+    promised = [entry for entry in front if entry.exits and _key(entry) in certificates]
+    if promised:
+        named[CERTIFIED] = promised[0]
 
     def with_certificate(entry: Entry) -> Entry:
         return msgspec.structs.replace(entry, certified=certificates.get(_key(entry)))
@@ -100,19 +140,25 @@ def search_front(chosen_on: Problem, reported_on: Problem | None, how: Search) -
     else:
         method = published.onepass if how.method == "onepass" else published.circular
         settings = method(chosen_on, np.linspace(0.5, 1.05, how.weights).tolist())
-    entries = [_entry(chosen_on, reported_on, setting) for setting in {chosen_on.off, *settings}]
-    return Outcome(_undominated(entries), solved)
+    front, accuracies = _undominated(chosen_on, {chosen_on.off, *settings}, _accuracy(how))
+    entries = tuple(_entry(chosen_on, reported_on, setting) for setting in front)
+    return Outcome(entries, tuple(accuracies), _accuracy(how)(*chosen_on.counts(chosen_on.off)), solved)
 
 
-def cheapest(front: Sequence[Entry], loss: float) -> Entry | None:
-    """The cheapest configuration that loses at most ``loss`` on the search split; None if there is none."""
-    # Counted in samples, so that a loss of exactly the allowance is allowed in floating point, too.
-    fitting = [
-        entry
-        for entry in front
-        if round(_on_search(entry).loss * _on_search(entry).samples) <= round(loss * _on_search(entry).samples, 9)
-    ]
-    return min(fitting, key=lambda entry: _on_search(entry).cost, default=None)
+def _chosen(found: Outcome, how: Search) -> dict[str, Entry]:
+    """The configuration that was asked for by its loss or its cost."""
+    if how.max_loss is not None:
+        entry = found.cheapest(how.max_loss)
+    elif how.max_cost is not None:
+        entry = found.most_accurate(how.max_cost)
+    else:
+        return {}
+    if entry is None:
+        raise UsageError(
+            f"no configuration meets the limit; the cheapest costs {_on_search(found.front[0]).cost:.3f} of the full "
+            f"model and loses {100 * _on_search(found.front[0]).loss:.2f} points"
+        )
+    return {CHOSEN: entry}
 
 
 def _entry(chosen_on: Problem, reported_on: Problem | None, setting: Setting) -> Entry:
@@ -125,13 +171,44 @@ def _on_search(entry: Entry) -> Figures:
     return entry.search
 
 
-def _undominated(entries: list[Entry]) -> tuple[Entry, ...]:
-    """The entries that no other beats in both cost and accuracy on the search split, cheapest first."""
-    front: list[Entry] = []
-    for entry in sorted(entries, key=lambda e: (_on_search(e).cost, -_on_search(e).accuracy)):
-        if not front or _on_search(entry).accuracy > _on_search(front[-1]).accuracy:
-            front.append(entry)
-    return tuple(front)
+Counts = NDArray[np.int64]
+
+
+def _undominated(
+    problem: Problem, settings: Iterable[Setting], accuracy_of: Callable[[Counts, Counts], float]
+) -> tuple[list[Setting], list[float]]:
+    """The settings that no other beats in both cost and accuracy, cheapest first, and their accuracies."""
+    rated = []
+    for setting in settings:
+        left, right = problem.counts(setting)
+        rated.append((float(left @ problem.paid(setting)), -accuracy_of(left, right), setting))
+    front: list[Setting] = []
+    accuracies: list[float] = []
+    for _, negative, setting in sorted(rated, key=lambda item: item[:2]):
+        if not front or -negative > accuracies[-1]:
+            front.append(setting)
+            accuracies.append(-negative)
+    return front, accuracies
+
+
+def _accuracy(how: Search) -> Callable[[Counts, Counts], float]:
+    """From the samples that leave at each exit, and those of them that are right, to the accuracy to count on."""
+    if not how.conservative:
+        return lambda left, right: int(right.sum()) / int(left.sum())
+    try:
+        from scipy.stats import beta
+    except ImportError:
+        raise UsageError(
+            "conservative accuracies need SciPy, which is not installed",
+            hint="pip install scipy, or search without --conservative; certificates need nothing.",
+        ) from None
+
+    def quantile(left: Counts, right: Counts) -> float:
+        some = left > 0
+        lower = beta.ppf(_QUANTILE, 1 + right[some], 1 + left[some] - right[some])
+        return float(lower @ left[some] / left.sum())
+
+    return quantile
 
 
 def _thin(front: Sequence[Entry]) -> list[Entry]:
@@ -163,6 +240,15 @@ def _certify(
         f"nothing but the full model can be certified to lose at most {100 * how.epsilon:g} points with probability "
         f"{1 - how.delta:g} from the {len(problem)} certification samples; {wanted}"
     )
+
+
+def _check_size(records: Records) -> None:
+    classes = int(max(records.labels.max(), records.predictions.max())) + 1
+    if len(records) < classes:
+        raise DataError(
+            f"there are {len(records)} samples to search on and {classes} classes; expected at least one of each",
+            hint="Thresholds that are chosen on so few samples mean nothing. Give more samples.",
+        )
 
 
 def _check_splits(records: Records) -> None:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from itertools import accumulate
 from pathlib import Path
 from typing import Literal
 
 import msgspec
 
-from dyce_runtime.errors import DataError
+from dyce_runtime.errors import DataError, DestinationError
 from dyce_runtime.manifest import FINAL, SCHEMA_VERSION, Manifest
+from dyce_runtime.piece_times import PieceTimes
 
 Unit = Literal["macs", "ms", "joules"]
 
@@ -62,6 +65,28 @@ def macs_of(manifest: Manifest) -> CostTable:
     backbone = {exit.id: float(sum(segments[: index + 1])) for index, exit in enumerate(manifest.exits)}
     heads = {e.id: {h.type: float(manifest.piece(h.piece).macs) for h in e.heads} for e in manifest.exits if e.heads}
     return CostTable("macs", backbone, heads, full=float(sum(segments)))
+
+
+def costs_in_ms(times: PieceTimes, model: str, measured: Mapping[str, str]) -> CostTable:
+    """The cost table in milliseconds on one machine.
+
+    Args:
+        model: fingerprint of the bundle.
+        measured: the machine and the versions.
+    """
+    backbone = dict(zip(times.segments, accumulate(times.segments.values()), strict=True))
+    heads: dict[str, dict[str, float]] = {}
+    for (exit, type), ms in times.heads.items():
+        heads.setdefault(exit, {})[type] = ms
+    return CostTable("ms", backbone, heads, times.uncut, model, dict(measured))
+
+
+def write_costs(costs: CostTable, path: Path) -> None:
+    """Write a cost table. Raises DestinationError if the file cannot be written."""
+    try:
+        path.write_bytes(msgspec.json.format(msgspec.json.encode(costs), indent=2) + b"\n")
+    except OSError as error:
+        raise DestinationError(f"{path} cannot be written: {error.strerror}") from error
 
 
 def read_costs(path: Path) -> CostTable:

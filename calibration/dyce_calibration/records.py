@@ -78,16 +78,24 @@ class Records:
                 records = Records(
                     heads, file["predictions"], file["confidences"], file["labels"], file["hashes"], file["split"]
                 )
-            records._check_shapes()
-        except (OSError, KeyError, ValueError, TypeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+            return records.check()
+        except (OSError, KeyError, ValueError, TypeError, EOFError, zipfile.BadZipFile, zlib.error, DataError) as error:
             raise DataError(f"{path} does not hold records: {error}") from error
-        return records
 
-    def _check_shapes(self) -> None:
+    def check(self) -> Records:
+        """Return the records. Raises DataError if shapes do not fit, or a confidence is not from 0 to 1."""
         count = len(self.labels)
         for name, wanted in [
             *((name, (count, len(self.heads) + 1)) for name in ("predictions", "confidences")),
             *((name, (count,)) for name in ("labels", "hashes", "split")),
         ]:
             if (found := getattr(self, name).shape) != wanted:
-                raise ValueError(f"{name} has shape {found}, expected {wanted}")
+                raise DataError(f"the records' {name} have shape {found}; expected {wanted}")
+        strange = ~((self.confidences >= 0) & (self.confidences <= 1))
+        if strange.any():
+            row, column = np.argwhere(strange)[0]
+            raise DataError(
+                f"the records' confidence of sample {row} in column {column} is {self.confidences[row, column]}; "
+                "expected a number from 0 to 1"
+            )
+        return self

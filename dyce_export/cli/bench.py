@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from dyce_export.cli.console import Json, Quiet, Threads, Verbose, out, print_json, print_table, progress_bar, set_up
+
+if TYPE_CHECKING:
+    from dyce_runtime.datasets import Dataset
+    from dyce_runtime.session import Session
 
 HELP = "Measure every configuration next to the uncut model, on real pictures."
 
@@ -22,6 +26,10 @@ def command(
     ] = None,
     batch: Annotated[int, typer.Option(min=1, help="Pictures per call.")] = 1,
     limit: Annotated[int, typer.Option(min=1, help="At most that many pictures, spread over the data.")] = 1000,
+    write_cost_table: Annotated[
+        Path | None,
+        typer.Option(help="Measure every piece instead and write what `dyce search` reads.", show_default=False),
+    ] = None,
     classes: Annotated[Path | None, typer.Option(help="File that maps class folders to the model's classes.")] = None,
     target: Annotated[str | None, typer.Option(help="Target; the first available one without it.")] = None,
     threads: Threads = None,
@@ -40,6 +48,9 @@ def command(
         dataset = open_dataset(
             data, class_names=model.class_names, num_classes=model.num_classes, classes_file=classes
         ).check()
+        if write_cost_table is not None:
+            _write_cost_table(session, dataset, write_cost_table, batch=batch, limit=limit, json=json)
+            return
         names = config or list(session.bundle.configurations.named)
         with progress_bar(quiet=quiet) as track:
             document = benchmark(
@@ -49,6 +60,33 @@ def command(
         print_json("bench", {"bundle": str(bundle), "data": dataset.source, **document})
     else:
         _show(bundle, dataset.source, document)
+
+
+def _write_cost_table(session: Session, dataset: Dataset, path: Path, *, batch: int, limit: int, json: bool) -> None:
+    import msgspec
+    import numpy as np
+
+    from dyce_calibration.costs import costs_in_ms, write_costs
+    from dyce_runtime.bench import environment
+    from dyce_runtime.piece_times import measure_pieces
+
+    rows = np.unique(np.linspace(0, len(dataset) - 1, min(limit, len(dataset))).astype(int))
+    batches = (
+        session.preprocess(dataset.images(rows[start : start + batch]))
+        for start in range(0, len(rows) - len(rows) % batch, batch)
+    )
+    times = measure_pieces(session, batches)
+    costs = costs_in_ms(times, session.bundle.fingerprint, environment(session))
+    write_costs(costs, path)
+    if json:
+        print_json("bench", {"cost_table": str(path), **msgspec.to_builtins(costs)})
+        return
+    table = [
+        (exit, f"{ms:.3f}", ", ".join(f"{head} {cost:.3f}" for head, cost in costs.heads.get(exit, {}).items()))
+        for exit, ms in costs.backbone.items()
+    ]
+    columns = ("exit", "backbone to here, ms", "heads, ms")
+    print_table(f"{path}: the uncut model takes {costs.full:.3f} ms", columns, table)
 
 
 def _show(bundle: Path, source: str, document: dict[str, Any]) -> None:

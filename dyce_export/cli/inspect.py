@@ -12,6 +12,9 @@ from dyce_export.cli.console import Json, Quiet, Verbose, out, print_json, print
 HELP = "Show what a bundle holds; without one, the targets of this machine."
 
 
+_UNITS = {"macs": "MACs", "ms": "time", "joules": "energy"}
+
+
 def command(
     bundle: Annotated[Path | None, typer.Argument(help="The bundle.", show_default=False)] = None,
     json: Json = False,
@@ -83,12 +86,13 @@ def show_configurations(configurations: Any, exits: list[str]) -> None:
     for name, entry in searched.items():
         losses = [(f"{100 * split.loss:+.2f}", f"{split.cost:.0%}") for split in (entry.search, entry.test)]
         shares = [f"{share:.0%}" for share in entry.test.share_per_exit]
-        rows.append((name, *losses[0], *losses[1], f"{entry.test.accuracy:.1%}", *shares))
+        rows.append((name, *losses[0], *losses[1], f"{entry.test.accuracy:.1%}", _promise(entry.certified), *shares))
     if rows:
         print_table(
             "configurations on the search split | the test split, with the share of samples per exit\n"
-            "(loss: points against full; cost: share of its MACs)",
-            ("name", "loss", "cost", "| loss", "cost", "accuracy", *exits),
+            f"(loss: points against full; cost: share of its {_UNITS[configurations.unit]};\n"
+            "certified: a loss, and the probability that it is exceeded)",
+            ("name", "loss", "cost", "| loss", "cost", "accuracy", "certified", *exits),
             rows,
         )
     thresholds = [
@@ -96,6 +100,12 @@ def show_configurations(configurations: Any, exits: list[str]) -> None:
         for name, entry in configurations.named.items()
     ]
     print_table("a sample leaves if its confidence is above", ("name", *exits[:-1]), thresholds)
+    if configurations.note:
+        out.print(configurations.note, highlight=False)
+
+
+def _promise(certificate: Any) -> str:
+    return "" if certificate is None else f"{100 * certificate.epsilon:g}, {certificate.delta:g}"
 
 
 def _preprocessing(p: Any) -> str:

@@ -7,7 +7,7 @@ from typing import NoReturn
 
 import typer
 
-from dyce_export.cli import bench, console, export, inspect, run
+from dyce_export.cli import bench, console, export, inspect, run, search
 
 app = typer.Typer(
     help="Early-exit image classifiers: export, run, measure.",
@@ -18,6 +18,7 @@ app = typer.Typer(
 app.command("export", help=export.HELP)(export.command)
 app.command("run", help=run.HELP)(run.command)
 app.command("bench", help=bench.HELP)(bench.command)
+app.command("search", help=search.HELP)(search.command)
 app.command("inspect", help=inspect.HELP)(inspect.command)
 
 export_app = typer.Typer(add_completion=True, pretty_exceptions_enable=False)

@@ -39,6 +39,11 @@ class Bundle:
         self.manifest = manifest
         self.configurations = configurations
 
+    @property
+    def fingerprint(self) -> str:
+        """The sha256 of the manifest, which lists that of every other file."""
+        return sha256_of(self.path / MANIFEST)
+
     def file(self, name: str) -> Path:
         """The path of a file inside the bundle, by its name in the manifest."""
         return self.path / name

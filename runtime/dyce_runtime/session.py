@@ -68,6 +68,11 @@ class Session:
     """An open bundle with an active configuration.
 
     Every call reads the active configuration once: turning the knob from another thread affects the next call.
+
+    Attributes:
+        bundle: what is open.
+        target, spec: the engine, and how it was asked to open the pieces.
+        device: the open pieces.
     """
 
     def __init__(self, bundle: Bundle, target: str | None, spec: TargetSpec, *, allow_untrained: bool = False) -> None:
@@ -75,8 +80,9 @@ class Session:
         self.spec = spec
         self._allow_untrained = allow_untrained
         self.target = targets.find(target)
-        self._device: Device = self.target.open(bundle.piece_specs([p.id for p in bundle.manifest.pieces]), spec)
+        self.device: Device = self.target.open(bundle.piece_specs([p.id for p in bundle.manifest.pieces]), spec)
         self._closed = False
+        self._budget: float | None = None
         usable = bundle.manifest.heads == "trained" and "balanced" in bundle.configurations.named
         self._plan = self._resolve("balanced" if usable else FULL)
 
@@ -96,7 +102,23 @@ class Session:
         Raises:
             ConfigurationError: unknown, not of this bundle, or with untrained heads that were not allowed.
         """
-        self._plan = self._resolve(configuration)
+        self._plan, self._budget = self._resolve(configuration), None
+
+    @property
+    def budget(self) -> float | None:
+        """The share of the full model's cost that was last set as the limit; None after :meth:`use`.
+
+        Setting it turns the knob to the most accurate configuration within it. Costs are means over the search
+        split, in the unit of the search.
+
+        Raises:
+            ConfigurationError: nothing costs as little as that, or the bundle has no searched configurations.
+        """
+        return self._budget
+
+    @budget.setter
+    def budget(self, share: float) -> None:
+        self._plan, self._budget = self._resolve(self.bundle.configurations.within(share)), share
 
     def preprocess(self, images: Picture | Iterable[Picture]) -> npt.NDArray[np.float32]:
         """Pictures (paths, PIL images or uint8 HWC arrays) to the float32 (N, C, H, W) that a call takes."""
@@ -119,14 +141,14 @@ class Session:
     def run_uncut(self, images: npt.NDArray[np.float32]) -> npt.NDArray[np.int64]:
         """Labels (N,) int64 of the uncut model, in one engine call and nothing else: the baseline of a benchmark."""
         self._check_input(images)
-        outputs = self._device.run(UNCUT, [self._device.put(images)])
-        labels: npt.NDArray[np.int64] = self._device.fetch(outputs[2])
+        outputs = self.device.run(UNCUT, [self.device.put(images)])
+        labels: npt.NDArray[np.int64] = self.device.fetch(outputs[2])
         return labels
 
     def close(self) -> None:
         """Release the device."""
         self._closed = True
-        self._device.close()
+        self.device.close()
 
     def __enter__(self) -> Session:
         return self
@@ -165,7 +187,7 @@ class Session:
             raise RuntimeInputError(f"sample {bad[0]} holds NaN or infinity; expected finite numbers")
 
     def _run(self, plan: Plan, images: npt.NDArray[np.float32]) -> Result:
-        device, count = self._device, len(images)
+        device, count = self.device, len(images)
         result = Result(
             logits=np.empty((count, self.manifest.model.num_classes), np.float32),
             label=np.empty(count, np.int64),
@@ -199,14 +221,14 @@ class Session:
         decision: Sequence[Handle],
     ) -> None:
         leaving = rows[leave]
-        result.logits[leaving] = self._device.fetch(decision[0])[leave]
-        result.label[leaving] = self._device.fetch(decision[2])[leave]
+        result.logits[leaving] = self.device.fetch(decision[0])[leave]
+        result.label[leaving] = self.device.fetch(decision[2])[leave]
         result.confidence[leaving] = confidence[leave]
         result.exit[leaving] = step.exit
 
     def _piece(self, piece: str, inputs: Sequence[Handle]) -> list[Any]:
         try:
-            return self._device.run(piece, inputs)
+            return self.device.run(piece, inputs)
         except DyceError:
             raise
         except Exception as error:  # an engine's own exception types are not ours to know

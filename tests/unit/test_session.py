@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from random import Random
@@ -13,6 +14,7 @@ from hypothesis import strategies as st
 
 import dyce_runtime.session
 from dyce_runtime import Configuration, Session, load
+from dyce_runtime.configuration import Configurations, Entry, Figures
 from dyce_runtime.errors import ConfigurationError, PieceError, RuntimeInputError
 from tests.bundles import CLASSES, NAMED, Spy, all_heads, expected, make_images, near_threshold, on
 
@@ -286,3 +288,43 @@ def test_a_piece_that_fails_is_named_and_the_session_stays_usable(spied: Session
         spied(make_images(8))
     spy.before = lambda piece: None
     np.testing.assert_array_equal(spied(make_images(8)).logits, expected(make_images(8), spied.configuration).logits)
+
+
+# --- the budget ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def priced(tiny_bundle: Path) -> Iterator[Session]:
+    """A session whose front says what it costs."""
+    with load(tiny_bundle, threads=1) as session:
+        entries = [
+            Entry(exits=NAMED[name], search=Figures(accuracy, 0.9 - accuracy, cost, 100, ()))
+            for name, accuracy, cost in (("fast", 0.7, 0.4), ("balanced", 0.85, 0.6), ("full", 0.9, 1.0))
+        ]
+        session.bundle.configurations = Configurations(named={"full": Entry(exits={})}, front=tuple(entries))
+        yield session
+
+
+@pytest.mark.parametrize(
+    ("budget", "name"), [(0.4, "fast"), (0.59, "fast"), (0.6, "balanced"), (0.99, "balanced"), (2, "full")]
+)
+def test_a_budget_picks_the_most_accurate_configuration_within_it(priced: Session, budget: float, name: str) -> None:
+    priced.budget = budget
+    assert priced.configuration.exits == NAMED[name]
+    assert priced.budget == budget
+    priced.use("full")
+    assert priced.budget is None
+
+
+@pytest.mark.parametrize("budget", [0.39, 0, -1, float("nan")])
+def test_a_budget_that_nothing_meets_leaves_the_knob_alone(priced: Session, budget: float) -> None:
+    priced.budget = 0.6
+    with pytest.raises(ConfigurationError, match=r"the cheapest configuration costs 0\.400"):
+        priced.budget = budget
+    assert priced.configuration.exits == NAMED["balanced"]
+    assert priced.budget == 0.6
+
+
+def test_a_budget_needs_a_search(tiny_bundle: Path) -> None:
+    with load(tiny_bundle, threads=1) as session, pytest.raises(ConfigurationError, match="no searched configurations"):
+        session.budget = 0.5

@@ -99,35 +99,44 @@ class Problem:
             for p in self.positions
         )
 
-    def evaluate(self, setting: Setting) -> Figures:
-        """Accuracy, loss, cost and exit shares of a setting.
+    def counts(self, setting: Setting) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """How many samples leave at each position and at the end, and how many of these are labelled right.
 
         A sample leaves at the first exit that is on and whose confidence is strictly above its threshold (both
-        float32). It pays the backbone up to there and every head that is on up to there.
+        float32).
         """
-        count, right, cost, heads = len(self), 0, 0.0, 0.0
-        waiting, left = np.ones(count, np.bool_), []
-        for position, on in zip(self.positions, setting, strict=True):
-            if on is None:
-                left.append(0)
-                continue
-            head = position.heads[on.head]
-            leave = head.confidence > np.float32(on.threshold)
-            leave &= waiting
-            waiting ^= leave
-            heads += head.cost
-            left.append(int(np.count_nonzero(leave)))
-            right += int(np.count_nonzero(head.correct[leave]))
-            cost += left[-1] * (position.cost + heads)
-        left.append(int(np.count_nonzero(waiting)))
-        right += int(np.count_nonzero(self.correct[waiting]))
-        cost += left[-1] * (self.cost + heads if any(setting) else 1.0)
+        left = np.zeros(len(setting) + 1, np.int64)
+        right = np.zeros(len(setting) + 1, np.int64)
+        waiting = np.ones(len(self), np.bool_)
+        for index, (position, on) in enumerate(zip(self.positions, setting, strict=True)):
+            if on is not None:
+                head = position.heads[on.head]
+                leave = head.confidence > np.float32(on.threshold)
+                leave &= waiting
+                waiting ^= leave
+                left[index], right[index] = np.count_nonzero(leave), np.count_nonzero(head.correct[leave])
+        left[-1], right[-1] = np.count_nonzero(waiting), np.count_nonzero(self.correct[waiting])
+        return left, right
+
+    def paid(self, setting: Setting) -> NDArray[np.float64]:
+        """What a sample pays that leaves at each position or at the end: the backbone and every head on the way."""
+        if not any(setting):
+            return np.ones(len(setting) + 1)
+        heads = [0.0 if on is None else p.heads[on.head].cost for p, on in zip(self.positions, setting, strict=True)]
+        backbone = np.array([*(position.cost for position in self.positions), self.cost])
+        total: NDArray[np.float64] = backbone + np.cumsum([*heads, 0.0])
+        return total
+
+    def evaluate(self, setting: Setting) -> Figures:
+        """Accuracy, loss, cost and exit shares of a setting."""
+        left, right = self.counts(setting)
+        accuracy = int(right.sum()) / len(self)
         return Figures(
-            accuracy=right / count,
-            loss=(self.right - right) / count,
-            cost=cost / count,
-            samples=count,
-            share_per_exit=tuple(number / count for number in left),
+            accuracy=accuracy,
+            loss=(self.right - int(right.sum())) / len(self),
+            cost=float(left @ self.paid(setting)) / len(self),
+            samples=len(self),
+            share_per_exit=tuple((left / len(self)).tolist()),
         )
 
     def outcomes(self, setting: Setting) -> NDArray[np.int8]:

@@ -1,0 +1,178 @@
+"""``dyce search``: from records and costs to configurations, on any machine, without data and torch."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from dyce_export.cli.console import Json, Quiet, Verbose, print_json, print_table, set_up
+from dyce_export.cli.inspect import show_configurations
+from dyce_runtime.errors import BundleError, DataError, DestinationError, UsageError
+
+if TYPE_CHECKING:
+    from dyce_calibration.choose import Outcome, Search
+    from dyce_calibration.costs import CostTable
+    from dyce_calibration.records import Records
+    from dyce_runtime.bundle import Bundle
+    from dyce_runtime.configuration import Configurations, Entry
+
+_ROWS = 20
+HELP = "Choose configurations again from the records in a bundle, such as with costs measured on this machine."
+
+
+def command(
+    bundle: Annotated[Path | None, typer.Argument(help="The bundle; it gets the result.", show_default=False)] = None,
+    costs: Annotated[
+        Path | None, typer.Option(help="Cost table; multiply-accumulates without it.", show_default=False)
+    ] = None,
+    records: Annotated[
+        Path | None, typer.Option(help="Records (.npz) instead of a bundle; needs --costs.", show_default=False)
+    ] = None,
+    test: Annotated[
+        Path | None, typer.Option(help="Further records, to report the result on.", show_default=False)
+    ] = None,
+    method: Annotated[str, typer.Option(help="exact, onepass, circular or samethres.")] = "exact",
+    points: Annotated[int, typer.Option(min=1, help="Weights of accuracy against cost to solve.")] = 500,
+    epsilon: Annotated[float, typer.Option(help="Loss of accuracy that a certificate promises.")] = 0.01,
+    delta: Annotated[float, typer.Option(help="Probability that the promise may fail.")] = 0.05,
+    max_loss: Annotated[
+        float | None, typer.Option(help="Name the cheapest one that loses at most this `chosen`.", show_default=False)
+    ] = None,
+    max_cost: Annotated[
+        float | None, typer.Option(help="Name the most accurate one within this cost `chosen`.", show_default=False)
+    ] = None,
+    conservative: Annotated[
+        bool, typer.Option("--conservative", help="Count on 10 % quantiles of the accuracies: for few samples.")
+    ] = False,
+    json: Json = False,
+    verbose: Verbose = False,
+    quiet: Quiet = False,
+) -> None:
+    """Search, store and print."""
+    set_up(verbose=verbose, quiet=quiet)
+    from dyce_calibration.choose import Search
+
+    if (bundle is None) == (records is None):
+        raise UsageError("expected a bundle or --records, one of them", hint="`dyce search --help`")
+    if max_loss is not None and max_cost is not None:
+        raise UsageError("--max-loss and --max-cost do not go together", hint="Give one of them.")
+    how = Search(method, points, epsilon, delta, conservative=conservative, max_loss=max_loss, max_cost=max_cost)
+    if bundle is not None:
+        if test is not None:
+            raise UsageError("--test goes with --records; a bundle has a test split of its own")
+        _search_bundle(bundle, costs, how, json)
+    else:
+        assert records is not None
+        if costs is None:
+            raise UsageError("--records needs --costs, what each head and each stretch of backbone costs")
+        _search_records(records, costs, test, how, json)
+
+
+def _search_bundle(path: Path, costs_path: Path | None, how: Search, json: bool) -> None:
+    from dyce_calibration.choose import choose
+    from dyce_calibration.records import Records
+    from dyce_runtime.bundle import CONFIGURATIONS, RECORDS, open_bundle, write_document
+
+    opened = open_bundle(path, check_hashes=False)
+    if not opened.file(RECORDS).is_file():
+        raise BundleError(f"{path} has no records to search in", hint="Export with --data; heads are then trained.")
+    costs = _costs_of(opened, costs_path)
+    start = time.perf_counter()
+    configurations = choose(Records.load(opened.file(RECORDS)), costs, how)
+    seconds = time.perf_counter() - start
+    try:
+        write_document(configurations, path / CONFIGURATIONS)
+    except OSError as error:
+        raise DestinationError(f"{path / CONFIGURATIONS} cannot be written: {error}") from error
+    if json:
+        print_json("search", {"bundle": str(path), **_document(how, seconds, configurations)})
+    else:
+        show_configurations(configurations, [exit.id for exit in opened.manifest.exits])
+
+
+def _costs_of(opened: Bundle, path: Path | None) -> CostTable:
+    from dyce_calibration.costs import macs_of, read_costs
+
+    if path is None:
+        return macs_of(opened.manifest)
+    costs = read_costs(path)
+    if costs.model and costs.model != opened.fingerprint:
+        raise DataError(
+            f"{path} was measured on another bundle than {opened.path}",
+            hint="`dyce bench BUNDLE --data PICTURES --write-cost-table FILE` measures this one.",
+        )
+    return costs
+
+
+def _document(how: Search, seconds: float, configurations: Configurations) -> dict[str, Any]:
+    import msgspec
+
+    return {"method": how.method, "seconds": seconds, "configurations": msgspec.to_builtins(configurations)}
+
+
+def _search_records(path: Path, costs_path: Path, test: Path | None, how: Search, json: bool) -> None:
+    from dyce_calibration.choose import search_front
+    from dyce_calibration.search.problem import make_problem
+
+    costs, found = _read(path, costs_path, "search")
+    chosen_on = make_problem(found, costs)
+    reported_on = None if test is None else make_problem(_read(test, costs_path, "test")[1], costs)
+    start = time.perf_counter()
+    outcome = search_front(chosen_on, reported_on, how)
+    seconds = time.perf_counter() - start
+    base = {"search": {"accuracy": chosen_on.right / len(chosen_on), "samples": len(chosen_on)}}
+    if reported_on is not None:
+        base["test"] = {"accuracy": reported_on.right / len(reported_on), "samples": len(reported_on)}
+    if json:
+        front = [_point(entry) for entry in outcome.front]
+        facts = {"method": how.method, "points": outcome.solved, "seconds": seconds, "base": base}
+        print_json("search", {**facts, "front": front})
+    else:
+        _show(outcome, how, seconds)
+
+
+def _read(path: Path, costs_path: Path, split: str) -> tuple[CostTable, Records]:
+    """Records and costs, both in our format or both in that of the DyCE release."""
+    import numpy as np
+
+    from dyce_calibration.costs import read_costs
+    from dyce_calibration.records import Records
+    from dyce_calibration.released import read_released_costs, read_released_records
+
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            released = "preds" in file
+    except (OSError, ValueError, EOFError, TypeError) as error:
+        raise DataError(f"{path} does not hold records: {error}") from error
+    if released:
+        costs = read_released_costs(costs_path)
+        return costs, read_released_records(path, costs, split)
+    records = Records.load(path)
+    return read_costs(costs_path), records.of_split(split)
+
+
+def _point(entry: Entry) -> dict[str, Any]:
+    import msgspec
+
+    found: dict[str, Any] = msgspec.to_builtins(entry)
+    found["exits"] = {exit: {"head": on.head, "threshold": on.threshold} for exit, on in entry.exits.items()}
+    return found
+
+
+def _show(outcome: Outcome, how: Search, seconds: float) -> None:
+    shown = outcome.front[:: max(1, len(outcome.front) // _ROWS)]
+    rows = []
+    for entry in shown:
+        figures = [f for f in (entry.search, entry.test) if f is not None]
+        rows.append([text for f in figures for text in (f"{f.cost:.1%}", f"{f.accuracy:.2%}", f"{100 * f.loss:+.2f}")])
+    marks = ("", "| ")[: len(rows[0]) // 3]
+    print_table(
+        f"{len(shown)} of the {len(outcome.front)} points of the front, on the search samples"
+        f"{' | on the test samples' if len(marks) > 1 else ''}\n"
+        f"({how.method}, {outcome.solved} weights, {seconds:.2f} s; --json prints them all, with thresholds)",
+        tuple(mark + name for mark in marks for name in ("cost", "accuracy", "loss")),
+        rows,
+    )
