@@ -12,8 +12,9 @@ import torch
 from numpy.typing import NDArray
 
 from dyce_calibration.features import Features, extract_features
-from dyce_calibration.heads import DEFAULT_TYPE, Recipe, TrainedHead, train_heads
+from dyce_calibration.heads import Recipe, TrainedHead, train_heads
 from dyce_calibration.records import Records
+from dyce_calibration.select import restrict_records
 from dyce_calibration.splits import HOLD_OUT, VAL_SHARES, divide
 from dyce_calibration.temperature import fit_temperature, softmax
 from dyce_export.backbone import Backbone
@@ -26,16 +27,27 @@ log = logging.getLogger("dyce_export")
 
 @dataclass(frozen=True)
 class Calibration:
-    """What data gave: heads, the temperature of the final head, records and how the data was divided.
+    """What data gave: heads exit by exit, the temperature of the final head, records and how the data was divided.
 
     ``hashes`` holds the content hashes of the samples of each split, ``heads`` among them.
     """
 
-    heads: list[TrainedHead]
+    heads: list[list[TrainedHead]]
     final_temperature: float
     records: Records
     splits: Splits
     hashes: dict[str, NDArray[np.uint64]]
+
+    def restricted(self, kept: set[tuple[str, str]]) -> Calibration:
+        """The same with some of the heads (exit, type); exits without any are left out."""
+        exits = list(dict.fromkeys(exit for exit, _ in self.records.heads))
+        heads = [
+            [head for head in of_exit if (exit, head.type) in kept]
+            for exit, of_exit in zip(exits, self.heads, strict=True)
+        ]
+        return replace(
+            self, heads=[of_exit for of_exit in heads if of_exit], records=restrict_records(self.records, kept)
+        )
 
 
 def calibrate(
@@ -44,6 +56,7 @@ def calibrate(
     val: Dataset | None,
     preprocessing: Preprocessing,
     folder: Path,
+    types: Sequence[str],
     recipe: Recipe,
     *,
     seed: int,
@@ -54,6 +67,7 @@ def calibrate(
     Args:
         val: samples that the base model has never seen; None cuts them from ``data``, with a warning.
         folder: where the features are kept meanwhile.
+        types: of the heads at every exit.
 
     Raises:
         DataError: too few samples for the splits, or a single class.
@@ -71,7 +85,7 @@ def calibrate(
     _warn_about_overlap(fit, held_out)
     with progress.stage("heads"):
         heads = train_heads(
-            fit, DEFAULT_TYPE, recipe, seed=seed, progress=lambda epochs: progress.track(epochs, "training heads")
+            fit, types, recipe, seed=seed, progress=lambda epochs: progress.track(epochs, "training heads")
         )
         heads, final_temperature, records = _record(backbone, heads, held_out, parts)
     _warn_about_chance(records)
@@ -115,29 +129,39 @@ def _take(features: Features, rows: NDArray[np.int64]) -> Features:
 
 
 def _record(
-    backbone: Backbone, heads: Sequence[TrainedHead], features: Features, parts: dict[str, NDArray[np.int64]]
-) -> tuple[list[TrainedHead], float, Records]:
+    backbone: Backbone,
+    heads: Sequence[Sequence[TrainedHead]],
+    features: Features,
+    parts: dict[str, NDArray[np.int64]],
+) -> tuple[list[list[TrainedHead]], float, Records]:
     """Fit every temperature on its split, and write down what each head says of all held-out samples."""
-    logits = [
-        head.logits(torch.from_numpy(np.asarray(store))).numpy()
-        for head, store in zip(heads, features.exits, strict=True)
-    ]
-    logits.append(np.asarray(features.logits))
-    rows = parts["temperature"]
-    temperatures = [fit_temperature(part[rows], features.labels[rows]) for part in logits]
+    rows, labels = parts["temperature"], features.labels
+    calibrated: list[list[TrainedHead]] = []
+    names, predictions, confidences = [], [], []
+
+    def record(logits: NDArray[np.float32]) -> float:
+        temperature = fit_temperature(logits[rows], labels[rows])
+        predictions.append(logits.argmax(axis=1))
+        confidences.append(softmax(logits, temperature).max(axis=1))
+        return temperature
+
+    for point, of_exit, store in zip(backbone.points, heads, features.exits, strict=True):
+        pooled = torch.from_numpy(np.asarray(store))
+        names += [(str(point.number), head.type) for head in of_exit]
+        calibrated.append([replace(head, temperature=record(head.logits(pooled).numpy())) for head in of_exit])
+    final_temperature = record(np.asarray(features.logits))
     split = np.empty(len(features), dtype="<U16")
     for name, members in parts.items():
         split[members] = name
     records = Records(
-        heads=tuple((str(point.number), head.type) for point, head in zip(backbone.points, heads, strict=True)),
-        predictions=np.stack([part.argmax(axis=1) for part in logits], axis=1).astype(np.int64),
-        confidences=np.stack([softmax(p, t).max(axis=1) for p, t in zip(logits, temperatures, strict=True)], axis=1),
-        labels=features.labels,
+        heads=tuple(names),
+        predictions=np.stack(predictions, axis=1).astype(np.int64),
+        confidences=np.stack(confidences, axis=1),
+        labels=labels,
         hashes=features.hashes,
         split=split,
     )
-    calibrated = [replace(head, temperature=t) for head, t in zip(heads, temperatures[:-1], strict=True)]
-    return calibrated, temperatures[-1], records
+    return calibrated, final_temperature, records
 
 
 def _warn_about_overlap(fit: Features, held_out: Features) -> None:

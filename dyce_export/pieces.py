@@ -11,6 +11,7 @@ from dyce_calibration.heads import TrainedHead
 from dyce_export import onnx_graphs
 from dyce_export.backbone import Backbone
 from dyce_export.exit_points import ExitPoint
+from dyce_export.layout import Layout
 from dyce_export.onnx_graphs import BATCH, IMAGE, LOGITS
 from dyce_runtime.manifest import DECISION, FINAL, UNCUT, Exit, Head, Piece, TensorSpec
 
@@ -89,25 +90,33 @@ def write_backbone(
 
 
 def write_heads(
-    backbone: Backbone, heads: Sequence[TrainedHead], *, trained: bool, folder: Path
+    backbone: Backbone, heads: Sequence[Sequence[TrainedHead]], *, trained: bool, folder: Path
 ) -> tuple[list[Piece], list[Exit]]:
-    """Write one head per exit; returns their pieces and the list of exits, ``final`` last."""
-    pieces, exits = [], []
-    for index, (point, head, layouts) in enumerate(zip(backbone.points, heads, backbone.layouts, strict=True)):
-        id, inputs = f"exit_{point.number:02d}_{head.type}", seam_specs(point)
-        graph = onnx_graphs.mlp_head(inputs, [layout.pooled for layout in layouts], head.layers)
-        onnx_graphs.append_decision(graph, head.temperature)
-        file = f"heads/{id}.onnx"
-        data = _write(graph, folder, file, {"piece": id, "exit": str(point.number)})
-        outputs = decision_specs(len(head.layers[-1][1]))
-        pieces.append(Piece(id, "head", file, index, index, inputs, outputs, head.macs, data))
+    """Write the heads of every exit; returns their pieces and the list of exits, ``final`` last."""
+    pieces: list[Piece] = []
+    exits = []
+    for index, (point, of_exit, layouts) in enumerate(zip(backbone.points, heads, backbone.layouts, strict=True)):
         pooled = tuple(
             f"axes {list(layout.pooled)} of {spec.name}, channels {layout.reason}"
-            for layout, spec in zip(layouts, inputs, strict=True)
+            for layout, spec in zip(layouts, seam_specs(point), strict=True)
         )
-        entry = Head(type=head.type, piece=id, trained=trained, temperature=head.temperature, pooled=pooled)
-        exits.append(Exit(str(point.number), point.module, point.number, (entry,)))
+        pieces += [_write_head(point, index, head, layouts, folder) for head in of_exit]
+        entries = [
+            Head(type=head.type, piece=piece.id, trained=trained, temperature=head.temperature, pooled=pooled)
+            for head, piece in zip(of_exit, pieces[-len(of_exit) :], strict=True)
+        ]
+        exits.append(Exit(str(point.number), point.module, point.number, tuple(entries)))
     return pieces, [*exits, Exit(FINAL, "the model's own classifier")]
+
+
+def _write_head(point: ExitPoint, index: int, head: TrainedHead, layouts: Sequence[Layout], folder: Path) -> Piece:
+    id, inputs = f"exit_{point.number:02d}_{head.type}", seam_specs(point)
+    graph = onnx_graphs.mlp_head(inputs, [layout.pooled for layout in layouts], head.layers)
+    onnx_graphs.append_decision(graph, head.temperature)
+    file = f"heads/{id}.onnx"
+    data = _write(graph, folder, file, {"piece": id, "exit": str(point.number)})
+    outputs = decision_specs(len(head.layers[-1][1]))
+    return Piece(id, "head", file, index, index, inputs, outputs, head.macs, data)
 
 
 def _write(graph: ir.Model, folder: Path, file: str, metadata: dict[str, str]) -> tuple[str, ...]:

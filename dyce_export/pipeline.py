@@ -6,7 +6,7 @@ import logging
 import math
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -17,8 +17,9 @@ from torch import Tensor
 from torch.export import ExportedProgram
 
 from dyce_calibration.choose import choose
-from dyce_calibration.costs import macs_of
-from dyce_calibration.heads import DEFAULT_TYPE, Recipe, TrainedHead, untrained_heads
+from dyce_calibration.costs import CostTable, macs_of
+from dyce_calibration.heads import DEFAULT_TYPE, Recipe, TrainedHead, parse_type, untrained_heads
+from dyce_calibration.select import select_exits, used_heads
 from dyce_export.backbone import Backbone
 from dyce_export.calibrate import Calibration, calibrate
 from dyce_export.capture import capture, functionalise, output_nodes
@@ -44,12 +45,13 @@ from dyce_runtime.bundle import (
 )
 from dyce_runtime.configuration import FULL, Configuration, Configurations, Entry
 from dyce_runtime.datasets import Dataset, open_dataset
-from dyce_runtime.errors import UsageError, VerificationError
-from dyce_runtime.manifest import SCHEMA_VERSION, Manifest, Model, Verification
+from dyce_runtime.errors import ExitPointError, UsageError, VerificationError
+from dyce_runtime.manifest import FINAL, SCHEMA_VERSION, Manifest, Model, Verification
 from dyce_runtime.preprocessing import preprocess
 
 log = logging.getLogger("dyce_export")
 
+AUTO = "auto"
 _TEST_VECTORS = 8
 _PACKAGES = ("dyce-export", "torch", "timm", "onnx", "onnx-ir", "onnxscript", "onnxruntime")
 
@@ -61,15 +63,28 @@ class Options:
     Attributes:
         force: replace an existing bundle.
         classes_file: maps class folders to the model's classes.
+        types: of the heads at every exit.
+        max_exits: how many exits ``auto`` chooses at most.
         seed: of splits, head initialisation and training.
         tolerance: largest relative error that verification accepts.
     """
 
     force: bool = False
     classes_file: Path | None = None
+    types: tuple[str, ...] = (DEFAULT_TYPE,)
+    max_exits: int = 4
     recipe: Recipe = field(default_factory=Recipe)
     seed: int = 0
     tolerance: float = TOLERANCE
+
+    def __post_init__(self) -> None:
+        """Check what can be checked without a model."""
+        for type in self.types:
+            parse_type(type)
+        if not self.types or len(set(self.types)) < len(self.types):
+            raise UsageError(f"the head types are {list(self.types)}; expected at least one, each once")
+        if self.max_exits < 1:
+            raise UsageError(f"at most {self.max_exits} exits were asked for; expected at least 1")
 
 
 @dataclass(frozen=True)
@@ -93,11 +108,16 @@ class Captured:
 
 @dataclass(frozen=True)
 class Prepared:
-    """A captured model, its chosen exits and opened data: everything that can be checked at once was."""
+    """A captured model, its chosen exits and opened data: everything that can be checked at once was.
+
+    Attributes:
+        backbone: cut at the chosen exits; at all candidates if these are still to be chosen (``auto``).
+    """
 
     source: Source
     program: ExportedProgram
     backbone: Backbone
+    auto: bool
     total_macs: int
     classes: int
     data: Dataset | None
@@ -117,7 +137,7 @@ def export_source(
     """Split a model at the given exits and write a verified bundle.
 
     Args:
-        exits: numbers or module names of exit points, in ascending order.
+        exits: numbers or module names of exit points, in ascending order; or ``["auto"]``.
         output: the bundle's folder.
         data: fits the heads; without it they stay untrained. See :func:`dyce_runtime.datasets.open_dataset`.
         val: samples unseen by the model, from which configurations are chosen; None cuts them from ``data``.
@@ -155,14 +175,19 @@ def prepare(
     """Choose exits and open the data; writes nothing.
 
     Raises:
-        UsageError: ``val`` without ``data``.
+        UsageError: ``val`` without ``data``, or ``auto`` without.
         ExitPointError, DataError: what is wrong with the exits or the data.
     """
     if val is not None and data is None:
         raise UsageError("val was given without data; data fits the heads, val then chooses configurations")
+    auto = list(exits) == [AUTO]
+    if auto and data is None:
+        raise UsageError(
+            "exits are to be chosen from data, and there are none", hint="Give --data, or numbers to --exits."
+        )
     source, program, points = captured.source, captured.program, captured.points
     classes = int(output_nodes(program)[0].meta["val"].shape[1])
-    backbone = Backbone(program, points.select(exits))
+    backbone = Backbone(program, points.points if auto else points.select(exits))
 
     def opened(place: str | Path | None) -> Dataset | None:
         if place is None:
@@ -170,7 +195,7 @@ def prepare(
         names = source.class_names
         return open_dataset(place, class_names=names, num_classes=classes, classes_file=options.classes_file).check()
 
-    return Prepared(source, program, backbone, points.total_macs, classes, opened(data), opened(val))
+    return Prepared(source, program, backbone, auto, points.total_macs, classes, opened(data), opened(val))
 
 
 def write_bundle(prepared: Prepared, output: Path, *, options: Options, progress: Progress) -> Export:
@@ -187,15 +212,20 @@ def write_bundle(prepared: Prepared, output: Path, *, options: Options, progress
                 prepared.val,
                 source.preprocessing,
                 work,
+                options.types,
                 options.recipe,
                 seed=options.seed,
                 progress=progress,
             )
             shutil.rmtree(work)
+            if prepared.auto:
+                with progress.stage("exits"):
+                    prepared, calibration = _select(prepared, calibration, options, progress)
+                backbone = prepared.backbone
             heads = calibration.heads
         else:
             few = probes[:FEWEST_PROBES]
-            heads = untrained_heads(backbone(few)[1], prepared.classes, DEFAULT_TYPE, seed=options.seed)
+            heads = untrained_heads(backbone(few)[1], prepared.classes, options.types, seed=options.seed)
         with progress.stage("reference"):
             model = source.module or (lambda images: backbone(images)[0])
             reference = compute_reference(model, backbone, heads, probes)
@@ -215,6 +245,31 @@ def write_bundle(prepared: Prepared, output: Path, *, options: Options, progress
     return Export(output, manifest, configurations, progress.seconds)
 
 
+def _select(
+    prepared: Prepared, calibration: Calibration, options: Options, progress: Progress
+) -> tuple[Prepared, Calibration]:
+    """Keep the exits and heads that are worth it."""
+    points = prepared.backbone.points
+    heads = {
+        str(point.number): {head.type: float(head.macs) for head in of_exit}
+        for point, of_exit in zip(points, calibration.heads, strict=True)
+    }
+    total = float(prepared.total_macs)
+    costs = CostTable("macs", {**{str(p.number): float(p.macs) for p in points}, FINAL: total}, heads, total)
+    exits = select_exits(
+        calibration.records, costs, options.max_exits, lambda rounds: progress.track(rounds, "choosing exits")
+    )
+    kept = used_heads(calibration.records, costs, exits)
+    if not kept:
+        raise ExitPointError(
+            "no exit pays off on these data: no head is good enough for what it costs",
+            hint="Check the accuracy of the model on --val, or choose exits with --exits to see what they do.",
+        )
+    chosen = [point for point in points if str(point.number) in {exit for exit, _ in kept}]
+    log.info("exits %s, heads %s", ", ".join(str(p.number) for p in chosen), sorted({type for _, type in kept}))
+    return replace(prepared, backbone=Backbone(prepared.program, chosen), auto=False), calibration.restricted(kept)
+
+
 def _probe_images(source: Source, data: Dataset | None, count: int) -> Tensor:
     """Real pictures where there are any, spread over the data set; synthetic ones otherwise."""
     if data is None:
@@ -224,7 +279,7 @@ def _probe_images(source: Source, data: Dataset | None, count: int) -> Tensor:
 
 
 def _write_pieces(
-    prepared: Prepared, heads: Sequence[TrainedHead], calibration: Calibration | None, folder: Path
+    prepared: Prepared, heads: Sequence[Sequence[TrainedHead]], calibration: Calibration | None, folder: Path
 ) -> Manifest:
     source, backbone, program = prepared.source, prepared.backbone, prepared.program
     graph = to_onnx(program, node_names(backbone.points))

@@ -21,7 +21,7 @@ SAMPLES = 3
 _MARGIN = 4.0
 
 
-def rounding_errors(backbone: Backbone, heads: Sequence[TrainedHead], images: Tensor) -> dict[str, float]:
+def rounding_errors(backbone: Backbone, heads: Sequence[Sequence[TrainedHead]], images: Tensor) -> dict[str, float]:
     """How far torch's float32 is from float64, relative as in :mod:`dyce_export.verify` and by the same names.
 
     Both run the captured graph, so that what differs is rounding and nothing else.
@@ -36,17 +36,18 @@ def rounding_errors(backbone: Backbone, heads: Sequence[TrainedHead], images: Te
 
 
 def _outputs(
-    backbone: Backbone, heads: Sequence[TrainedHead], images: Tensor, run: Callable[[Tensor], Any]
+    backbone: Backbone, heads: Sequence[Sequence[TrainedHead]], images: Tensor, run: Callable[[Tensor], Any]
 ) -> dict[str, list[NDArray[Any]]]:
     """What is compared at every seam, every head and the end."""
     with torch.inference_mode():
         logits, activations = backbone.activations(images, run)
         outputs = {"logits": [logits.numpy()]}
-        for point, head, seam, pooled in zip(
+        for point, of_exit, seam, pooled in zip(
             backbone.points, heads, activations, backbone.pool(activations), strict=True
         ):
             outputs[f"exit {point.number}"] = [tensor.numpy() for tensor in seam]
-            outputs[f"exit {point.number} {head.type}"] = [head.logits(pooled).numpy()]
+            for head in of_exit:
+                outputs[f"exit {point.number} {head.type}"] = [head.logits(pooled).numpy()]
     return outputs
 
 

@@ -44,38 +44,45 @@ class Reference:
         images: (N, C, H, W).
         logits: (N, classes), of the model as it was handed over.
         seams: for every exit, its activations for the first eight images.
-        head_logits: for every exit, (N, classes).
-        confidences: for every exit, (N,).
+        head_logits: for every exit and each of its heads, (N, classes).
+        confidences: for every exit, (N,) of its first head.
     """
 
     images: Floats
     logits: Floats
     seams: list[list[Floats]]
-    head_logits: list[Floats]
+    head_logits: list[list[Floats]]
     confidences: list[Floats]
 
 
 def compute_reference(
-    model: Callable[[Tensor], Tensor], backbone: Backbone, heads: Sequence[TrainedHead], images: Tensor
+    model: Callable[[Tensor], Tensor],
+    backbone: Backbone,
+    heads: Sequence[Sequence[TrainedHead]],
+    images: Tensor,
 ) -> Reference:
     """Run the original model, the captured backbone and the heads in torch, in batches of eight."""
-    logits, head_logits, seams = [], [], None
+    logits, seams = [], None
+    of_heads: list[list[list[Floats]]] = [[[] for _ in of_exit] for of_exit in heads]
     with torch.inference_mode():
         for start in range(0, len(images), _SEAM_SAMPLES):
             batch = images[start : start + _SEAM_SAMPLES]
             logits.append(model(batch).numpy())
             _, activations = backbone.activations(batch)
-            pooled = backbone.pool(activations)
-            head_logits.append([head.logits(tensor).numpy() for head, tensor in zip(heads, pooled, strict=True)])
+            for of_exit, parts, pooled in zip(heads, of_heads, backbone.pool(activations), strict=True):
+                for head, part in zip(of_exit, parts, strict=True):
+                    part.append(head.logits(pooled).numpy())
             if seams is None:
                 seams = [[tensor.numpy() for tensor in tensors] for tensors in activations]
-    per_exit = [np.concatenate(parts) for parts in zip(*head_logits, strict=True)]
-    confidences = [softmax(part, head.temperature).max(axis=1) for part, head in zip(per_exit, heads, strict=True)]
-    return Reference(images.numpy(), np.concatenate(logits), seams or [], per_exit, confidences)
+    joined = [[np.concatenate(part) for part in parts] for parts in of_heads]
+    confidences = [
+        softmax(parts[0], of_exit[0].temperature).max(axis=1) for parts, of_exit in zip(joined, heads, strict=True)
+    ]
+    return Reference(images.numpy(), np.concatenate(logits), seams or [], joined, confidences)
 
 
 def probe_configuration(manifest: Manifest, reference: Reference) -> Configuration:
-    """Every exit on, at its median confidence: about half of the samples leave at each.
+    """Every exit on with its first head, at the median confidence of that: about half of the samples leave at each.
 
     The threshold stands in the gap nearest to the median that is wide enough to tell which side a sample is on.
     """
@@ -135,8 +142,7 @@ def _seam_errors(manifest: Manifest, device: Device, reference: Reference, batch
             name = f"exit {exit.id}"
             error = relative_error(expected[:batch], device.fetch(handle), expected)
             errors[name] = max(error, errors.get(name, 0.0))
-        for head in exit.heads:
-            expected = reference.head_logits[index]
+        for head, expected in zip(exit.heads, reference.head_logits[index], strict=True):
             found = device.fetch(device.run(head.piece, live)[0])
             errors[f"exit {exit.id} {head.type}"] = relative_error(expected[:batch], found, expected)
     final = device.run(f"segment_{len(manifest.exits) - 1:02d}", live)
@@ -163,7 +169,7 @@ def _exit_agreement(session: Session, reference: Reference, plan: Plan) -> tuple
         waiting &= ~leave
     equal = exits == expected
     routed = 0.0
-    for index, of_exit in enumerate([*reference.head_logits, reference.logits]):
+    for index, of_exit in enumerate([*(first for first, *_ in reference.head_logits), reference.logits]):
         rows = equal & (exits == index)
         if rows.any():
             routed = max(routed, relative_error(of_exit[rows], logits[rows], of_exit))

@@ -17,14 +17,24 @@ from dyce_calibration.features import Features
 from dyce_runtime.errors import UsageError
 
 DEFAULT_TYPE = "mlp1x1000"
+#: The types that were published with DyCE (arXiv 2403.01695).
+TYPES = ("mlp1x1000", "mlp3x500", "mlp3x1000", "mlp5x500", "mlp5x1000")
 
 
 @dataclass(frozen=True)
 class Recipe:
     """How heads are trained: AdamW, cosine schedule with warm-up, label smoothing.
 
-    With labels the loss is cross-entropy; without, soft distillation from the base:
-    T^2 KL(softmax(base / T) || softmax(head / T)) with T = ``distillation_temperature``.
+    The loss is (1 - distillation) * cross-entropy + distillation * T^2 KL(softmax(base / T) || softmax(head / T)) with
+    T = ``distillation_temperature``; without labels it is all distillation.
+
+    Attributes:
+        warmup: share of the steps with a rising learning rate.
+        distillation: share of the soft targets in the loss, 0 to 1.
+        hard_first: weigh every sample by 2 * (1 - confidence of the first exit), so that samples that leave there
+            count less at the later ones; the first exit itself sees all alike.
+        average: decay of the moving average of the weights that is kept in the end; 0 keeps the last weights. It
+            rises from 0.1 as (1 + step) / (10 + step), or few steps would keep the initial weights.
     """
 
     epochs: int = 30
@@ -33,7 +43,14 @@ class Recipe:
     weight_decay: float = 0.05
     warmup: float = 0.1
     label_smoothing: float = 0.1
+    distillation: float = 0.0
     distillation_temperature: float = 2.0
+    hard_first: bool = False
+    average: float = 0.0
+
+
+#: The recipe of the DyCE release.
+PUBLISHED = Recipe(epochs=50, learning_rate=6.25e-4, hard_first=True, average=0.9999)
 
 
 @dataclass(frozen=True)
@@ -62,15 +79,20 @@ class TrainedHead:
         return sum(weight.size for weight, _ in self.layers)
 
 
+def parse_type(type: str) -> tuple[int, int]:
+    """Layers and hidden width of a head type. Raises UsageError if it is none."""
+    match = re.fullmatch(r"mlp([1-9]\d*)x([1-9]\d*)", type)
+    if match is None:
+        raise UsageError(f"there is no head type {type!r}; expected mlp<layers>x<width>, such as {DEFAULT_TYPE}")
+    return int(match[1]), int(match[2])
+
+
 def make_mlp(type: str, features: int, classes: int) -> nn.Sequential:
     """A head of the given type, ``mlp<layers>x<hidden width>``: truncated normal weights, zero biases.
 
     ``mlp1x1000`` is a single linear layer: the width is that of hidden layers, of which it has none.
     """
-    match = re.fullmatch(r"mlp([1-9]\d*)x([1-9]\d*)", type)
-    if match is None:
-        raise UsageError(f"there is no head type {type!r}; expected mlp<layers>x<width>, such as {DEFAULT_TYPE}")
-    depth, width = map(int, match.groups())
+    depth, width = parse_type(type)
     sizes = [features, *[width] * (depth - 1), classes]
     modules: list[nn.Module] = []
     for index in range(depth):
@@ -83,13 +105,13 @@ def make_mlp(type: str, features: int, classes: int) -> nn.Sequential:
 
 def train_heads(
     features: Features,
-    type: str,
+    types: Sequence[str],
     recipe: Recipe,
     *,
     seed: int,
     progress: Callable[[Iterable[int]], Iterable[int]] = lambda epochs: epochs,
-) -> list[TrainedHead]:
-    """Train one head per exit, all together, on the same batches.
+) -> list[list[TrainedHead]]:
+    """Train a head of every type at every exit, all together, on the same batches; returns them exit by exit.
 
     Features are standardised for training (mean 0, variance 1 over the data set); the exported first layer takes
     the raw ones, with the standardisation folded in.
@@ -98,29 +120,78 @@ def train_heads(
         torch.manual_seed(seed)
         classes = features.logits.shape[1]
         moments = [_moments(store) for store in features.exits]
-        heads = [make_mlp(type, store.shape[1], classes) for store in features.exits]
-        parameters = [p for head in heads for p in head.parameters()]
-        optimiser = torch.optim.AdamW(parameters, lr=recipe.learning_rate, weight_decay=recipe.weight_decay)
-        steps = recipe.epochs * math.ceil(len(features) / recipe.batch)
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, _cosine(steps, recipe.warmup))
-        for _ in progress(range(recipe.epochs)):
-            for rows in _batches(len(features), recipe.batch):
-                targets = _Targets.of(features, rows)
-                loss = torch.stack(
-                    [
-                        targets.loss(head((torch.from_numpy(store[rows]) - mean) / std), recipe)
-                        for head, store, (mean, std) in zip(heads, features.exits, moments, strict=True)
-                    ]
-                ).sum()
-                optimiser.zero_grad()
-                loss.backward()  # type: ignore[no-untyped-call]
-                optimiser.step()
-                schedule.step()
-    return [_fold(type, head, *moment) for head, moment in zip(heads, moments, strict=True)]
+        heads = [[make_mlp(type, store.shape[1], classes) for type in types] for store in features.exits]
+        _fit(heads, features, moments, recipe, progress)
+    return [
+        [_fold(type, head, *moment) for type, head in zip(types, of_exit, strict=True)]
+        for of_exit, moment in zip(heads, moments, strict=True)
+    ]
 
 
-def untrained_heads(pooled: Sequence[Tensor], classes: int, type: str, *, seed: int) -> list[TrainedHead]:
-    """Heads with random weights, for structure and speed.
+def _fit(
+    heads: Sequence[Sequence[nn.Sequential]],
+    features: Features,
+    moments: Sequence[tuple[Tensor, Tensor]],
+    recipe: Recipe,
+    progress: Callable[[Iterable[int]], Iterable[int]],
+) -> None:
+    parameters = [parameter for of_exit in heads for head in of_exit for parameter in head.parameters()]
+    optimiser = torch.optim.AdamW(parameters, lr=recipe.learning_rate, weight_decay=recipe.weight_decay)
+    steps = recipe.epochs * math.ceil(len(features) / recipe.batch)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, _cosine(steps, recipe.warmup))
+    average = _Average(parameters, recipe.average)
+    for _ in progress(range(recipe.epochs)):
+        for rows in _batches(len(features), recipe.batch):
+            inputs = [
+                (torch.from_numpy(store[rows]) - mean) / std
+                for store, (mean, std) in zip(features.exits, moments, strict=True)
+            ]
+            loss = _loss(heads, inputs, _Targets.of(features, rows), recipe)
+            optimiser.zero_grad()
+            loss.backward()  # type: ignore[no-untyped-call]
+            optimiser.step()
+            schedule.step()
+            average.update()
+    average.keep()
+
+
+def _loss(
+    heads: Sequence[Sequence[nn.Sequential]], inputs: Sequence[Tensor], targets: _Targets, recipe: Recipe
+) -> Tensor:
+    """The sum over all heads of the mean over the batch."""
+    weight = torch.ones(len(inputs[0]))
+    losses = []
+    for number, (of_exit, tensor) in enumerate(zip(heads, inputs, strict=True)):
+        logits = [head(tensor) for head in of_exit]
+        losses += [(weight * targets.losses(found, recipe)).mean() for found in logits]
+        if number == 0 and recipe.hard_first:
+            weight = 2 * (1 - F.softmax(logits[0].detach(), dim=1).amax(dim=1))
+    return torch.stack(losses).sum()
+
+
+class _Average:
+    """A moving average of parameters beside the parameters that are trained."""
+
+    def __init__(self, parameters: Sequence[nn.Parameter], decay: float) -> None:
+        self._parameters, self._decay, self._step = parameters, decay, 0
+        self._average = [parameter.detach().clone() for parameter in parameters] if decay else []
+
+    def update(self) -> None:
+        if self._average:
+            self._step += 1
+            decay = min(self._decay, (1 + self._step) / (10 + self._step))
+            torch._foreach_lerp_(self._average, [parameter.detach() for parameter in self._parameters], 1 - decay)
+
+    def keep(self) -> None:
+        """Put the average in the place of the parameters."""
+        for parameter, average in zip(self._parameters, self._average, strict=False):
+            parameter.data.copy_(average)
+
+
+def untrained_heads(
+    pooled: Sequence[Tensor], classes: int, types: Sequence[str], *, seed: int
+) -> list[list[TrainedHead]]:
+    """Heads with random weights, for structure and speed, exit by exit.
 
     Their logits are scaled so that confidences differ between inputs: otherwise no exit decision could be
     verified. ``pooled`` holds, per exit, pooled activations (N, features) of a few inputs.
@@ -130,11 +201,15 @@ def untrained_heads(pooled: Sequence[Tensor], classes: int, type: str, *, seed: 
         torch.manual_seed(seed)
         for tensor in pooled:
             mean, std = tensor.mean(0), tensor.std(0).clamp_min(1e-6 * float(tensor.abs().max()) + 1e-12)
-            mlp = make_mlp(type, tensor.shape[1], classes)
-            with torch.no_grad():
-                spread = mlp((tensor - mean) / std).std()
-            heads.append(_fold(type, mlp, mean, std, temperature=float(spread) / 3 or 1.0))
+            heads.append([_untrained(type, tensor, mean, std, classes) for type in types])
     return heads
+
+
+def _untrained(type: str, pooled: Tensor, mean: Tensor, std: Tensor, classes: int) -> TrainedHead:
+    mlp = make_mlp(type, pooled.shape[1], classes)
+    with torch.no_grad():
+        spread = mlp((pooled - mean) / std).std()
+    return _fold(type, mlp, mean, std, temperature=float(spread) / 3 or 1.0)
 
 
 @dataclass(frozen=True)
@@ -147,12 +222,19 @@ class _Targets:
         labels = torch.from_numpy(features.labels[rows]) if features.label_source == "data" else None
         return _Targets(labels, torch.from_numpy(features.logits[rows]))
 
-    def loss(self, logits: Tensor, recipe: Recipe) -> Tensor:
-        if self.labels is not None:
-            return F.cross_entropy(logits, self.labels, label_smoothing=recipe.label_smoothing)
-        scale = recipe.distillation_temperature
-        base = F.softmax(self.base_logits / scale, dim=1)
-        return scale**2 * F.kl_div(F.log_softmax(logits / scale, dim=1), base, reduction="batchmean")
+    def losses(self, logits: Tensor, recipe: Recipe) -> Tensor:
+        """(N,) the loss of every sample."""
+        soft = recipe.distillation if self.labels is not None else 1.0
+        total = torch.zeros(len(logits))
+        if self.labels is not None and soft < 1:
+            hard = F.cross_entropy(logits, self.labels, label_smoothing=recipe.label_smoothing, reduction="none")
+            total = total + (1 - soft) * hard
+        if soft > 0:
+            scale = recipe.distillation_temperature
+            base = F.softmax(self.base_logits / scale, dim=1)
+            divergence = F.kl_div(F.log_softmax(logits / scale, dim=1), base, reduction="none").sum(1)
+            total = total + soft * scale**2 * divergence
+        return total
 
 
 def _batches(count: int, size: int) -> Iterator[slice]:

@@ -28,8 +28,13 @@ def command(
         str | None, typer.Argument(help="Checkpoint (.pt, .pth, .safetensors), .pt2 or timm:NAME.", show_default=False)
     ] = None,
     exits: Annotated[
-        str | None, typer.Option(help="Exit points: numbers or module names, such as 3,7,12.", show_default=False)
+        str | None,
+        typer.Option(help="Exit points: numbers or module names, such as 3,7,12; or auto.", show_default=False),
     ] = None,
+    max_exits: Annotated[int, typer.Option(min=1, help="How many exits auto chooses at most.")] = 4,
+    heads: Annotated[
+        str, typer.Option(help="Types of heads at every exit, such as mlp1x1000,mlp3x500; or all.")
+    ] = "mlp1x1000",
     list_exits: Annotated[
         bool, typer.Option("--list-exits", help="Print the exit points of the model and stop.")
     ] = False,
@@ -95,13 +100,22 @@ def command(
             "--val was given without --data", hint="--data fits the heads; --val then chooses configurations."
         )
     _require_extra()
+    from dyce_calibration.heads import TYPES
     from dyce_export.pipeline import Options, capture_source, prepare, write_bundle
     from dyce_export.sources import load_source
     from dyce_export.staging import check_destination
 
     destination = output or Path(f"{_stem(model, factory)}.dyce")
     overrides = _overrides(input_size, mean, std, interpolation, crop_pct)
-    options = Options(force=force, classes_file=classes, seed=seed, **_given(epochs, tolerance))
+    types = TYPES if heads == "all" else tuple(word.strip() for word in heads.split(","))
+    options = Options(
+        force=force,
+        classes_file=classes,
+        types=types,
+        max_exits=max_exits,
+        seed=seed,
+        **_given(epochs, tolerance),
+    )
     with drawn_progress(quiet=quiet) as progress:
         if not list_exits:
             check_destination(destination, force=force)

@@ -95,13 +95,20 @@ def show_configurations(configurations: Any, exits: list[str]) -> None:
             ("name", "loss", "cost", "| loss", "cost", "accuracy", "certified", *exits),
             rows,
         )
+    several = len({on.head for entry in configurations.named.values() for on in entry.exits.values()}) > 1
     thresholds = [
-        (name, *(f"{entry.exits[id].threshold:.4f}" if id in entry.exits else "off" for id in exits[:-1]))
+        (name, *(_setting(entry.exits.get(id), several) for id in exits[:-1]))
         for name, entry in configurations.named.items()
     ]
     print_table("a sample leaves if its confidence is above", ("name", *exits[:-1]), thresholds)
     if configurations.note:
         out.print(configurations.note, highlight=False)
+
+
+def _setting(on: Any, name_head: bool) -> str:
+    if on is None:
+        return "off"
+    return f"{on.head} {on.threshold:.4f}" if name_head else f"{on.threshold:.4f}"
 
 
 def _promise(certificate: Any) -> str:

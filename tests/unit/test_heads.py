@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -14,6 +16,7 @@ from dyce_runtime.errors import UsageError
 
 CLASSES = 4
 SHORT = Recipe(epochs=8, batch=64)
+LONG = replace(SHORT, epochs=30)
 
 
 def features(count: int = 600, *, source: str = "data", seed: int = 0) -> Features:
@@ -39,10 +42,10 @@ def accuracy(head: TrainedHead, of: Features, exit: int) -> float:
 @pytest.mark.parametrize("type", ["mlp1x1000", "mlp2x32"])
 def test_an_easy_problem_is_learnt_at_every_exit(source, type):
     """From labels, or without them by imitating the base model."""
-    trained = train_heads(features(source=source), type, SHORT, seed=0)
+    trained = train_heads(features(source=source), [type], SHORT, seed=0)
     unseen = features(seed=1)
-    assert [accuracy(head, unseen, exit) > 0.97 for exit, head in enumerate(trained)] == [True, True]
-    assert all(head.type == type and head.temperature == 1.0 for head in trained)
+    assert [accuracy(head, unseen, exit) > 0.97 for exit, (head,) in enumerate(trained)] == [True, True]
+    assert all(head.type == type and head.temperature == 1.0 for (head,) in trained)
 
 
 def test_exported_layers_on_raw_features_equal_the_trained_module_on_standardised_ones(monkeypatch: pytest.MonkeyPatch):
@@ -54,8 +57,8 @@ def test_exported_layers_on_raw_features_equal_the_trained_module_on_standardise
 
     monkeypatch.setattr(heads_module, "make_mlp", remember)
     data = features()
-    trained = train_heads(data, "mlp2x32", Recipe(epochs=2), seed=0)
-    for head, module, store in zip(trained, modules, data.exits, strict=True):
+    trained = train_heads(data, ["mlp2x32"], Recipe(epochs=2), seed=0)
+    for (head,), module, store in zip(trained, modules, data.exits, strict=True):
         std = store.astype(np.float64).std(0)
         std = np.maximum(std, 1e-4 * std.max())
         standardised = ((store - store.astype(np.float64).mean(0)) / std).astype(np.float32)
@@ -65,34 +68,64 @@ def test_exported_layers_on_raw_features_equal_the_trained_module_on_standardise
 
 
 def test_the_same_seed_gives_the_same_heads_and_another_seed_others():
-    first, again, other = (train_heads(features(), "mlp2x8", SHORT, seed=seed) for seed in (3, 3, 4))
-    for layers, same, different in zip(first[0].layers, again[0].layers, other[0].layers, strict=True):
+    first, again, other = (train_heads(features(), ["mlp2x8"], SHORT, seed=seed) for seed in (3, 3, 4))
+    for layers, same, different in zip(first[0][0].layers, again[0][0].layers, other[0][0].layers, strict=True):
         np.testing.assert_array_equal(layers[0], same[0])
         assert not np.array_equal(layers[0], different[0])
 
 
 def test_training_leaves_the_callers_random_numbers_alone():
     state, numpy_state = torch.get_rng_state(), np.random.get_state()[1].copy()
-    train_heads(features(), "mlp1x1000", Recipe(epochs=1), seed=0)
-    untrained_heads([torch.randn(8, 6, generator=torch.Generator().manual_seed(0))], CLASSES, "mlp1x1000", seed=0)
+    train_heads(features(), ["mlp1x1000"], Recipe(epochs=1), seed=0)
+    untrained_heads([torch.randn(8, 6, generator=torch.Generator().manual_seed(0))], CLASSES, ["mlp1x1000"], seed=0)
     assert torch.equal(torch.get_rng_state(), state)
     np.testing.assert_array_equal(np.random.get_state()[1], numpy_state)
 
 
 def test_fewer_samples_than_a_batch_are_enough():
-    (head, _) = train_heads(features(10), "mlp1x1000", SHORT, seed=0)
+    ((head,), _) = train_heads(features(10), ["mlp1x1000"], SHORT, seed=0)
     assert np.isfinite(head.layers[0][0]).all()
+
+
+def test_all_types_are_trained_at_once_and_stand_in_their_order():
+    types = ["mlp1x1000", "mlp2x16", "mlp3x8"]
+    trained = train_heads(features(), types, LONG, seed=0)
+    assert [[head.type for head in of_exit] for of_exit in trained] == [types, types]
+    unseen = features(seed=1)
+    assert all(accuracy(head, unseen, exit) > 0.95 for exit, of_exit in enumerate(trained) for head in of_exit)
+
+
+@pytest.mark.parametrize(
+    "change", [{"distillation": 0.5}, {"hard_first": True}, {"average": 0.99}, {"distillation": 1.0, "average": 0.9}]
+)
+def test_every_part_of_the_recipe_changes_the_heads_and_still_learns(change):
+    plain = train_heads(features(), ["mlp2x16"], LONG, seed=0)
+    other = train_heads(features(), ["mlp2x16"], replace(LONG, **change), seed=0)
+    unseen = features(seed=1)
+    for exit, ((a,), (b,)) in enumerate(zip(plain, other, strict=True)):
+        same = np.array_equal(a.layers[0][0], b.layers[0][0])
+        assert same == (exit == 0 and "hard_first" in change), "the first exit sees all samples alike"
+        assert accuracy(b, unseen, exit) > 0.9
+
+
+def test_a_long_average_keeps_no_initial_weights():
+    """With a decay of 0.9999 and few steps a plain average would be the initial weights, which know nothing."""
+    unseen = features(seed=1)
+    ((head,), _) = train_heads(features(), ["mlp2x16"], replace(LONG, average=0.9999), seed=0)
+    assert accuracy(head, unseen, 0) > 0.9
 
 
 def test_progress_sees_every_epoch():
     seen: list[int] = []
-    train_heads(features(), "mlp1x1000", Recipe(epochs=3), seed=0, progress=lambda e: (seen.append(i) or i for i in e))
+    train_heads(
+        features(), ["mlp1x1000"], Recipe(epochs=3), seed=0, progress=lambda e: (seen.append(i) or i for i in e)
+    )
     assert seen == [0, 1, 2]
 
 
 @pytest.mark.parametrize(("type", "macs"), [("mlp1x1000", 24), ("mlp2x32", 6 * 32 + 32 * 4), ("mlp3x5", 30 + 25 + 20)])
 def test_work_is_counted_as_the_products_of_the_layers(type, macs):
-    (head,) = untrained_heads([torch.randn(8, 6)], CLASSES, type, seed=0)
+    ((head,),) = untrained_heads([torch.randn(8, 6)], CLASSES, [type], seed=0)
     assert head.macs == macs
     assert [weight.dtype for weight, _ in head.layers] == [np.float32] * len(head.layers)
 
@@ -107,7 +140,7 @@ def test_an_unknown_type_is_refused_with_what_is_expected(type):
 @pytest.mark.parametrize("type", ["mlp1x1000", "mlp3x16"])
 def test_untrained_heads_are_of_different_minds_about_different_inputs(scale, type):
     pooled = scale * (torch.randn(16, 8, generator=torch.Generator().manual_seed(0)) + 20)
-    (head,) = untrained_heads([pooled], 10, type, seed=0)
+    ((head,),) = untrained_heads([pooled], 10, [type], seed=0)
     confidences = softmax(head.logits(pooled).numpy(), head.temperature).max(1)
     assert np.ptp(confidences) > 0.1
     assert 0.15 < np.median(confidences) < 0.999

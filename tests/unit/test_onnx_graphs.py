@@ -78,7 +78,7 @@ class Written:
 
     def __init__(self, cut: Cut, folder: Path) -> None:
         self.folder, self.backbone = folder, cut.backbone
-        self.heads = untrained_heads(cut.backbone(images(8))[1], CLASSES, "mlp2x16", seed=0)
+        self.heads = untrained_heads(cut.backbone(images(8))[1], CLASSES, ["mlp2x16", "mlp1x1000"], seed=0)
         bodies = write_backbone(cut.graph, cut.backbone, INPUT_SIZE, CLASSES, cut.found.total_macs, 0.5, folder)
         heads, self.exits = write_heads(cut.backbone, self.heads, trained=False, folder=folder)
         self.pieces: list[Piece] = [*bodies, *heads]
@@ -199,14 +199,16 @@ def test_no_path_of_this_machine_is_written_into_a_file(written: Written):
 def test_heads_see_what_they_see_in_torch(written: Written):
     pixels = images(5)
     _, activations = written.backbone.activations(pixels)
-    for head, exit, tensors in zip(written.heads, written.exits, activations, strict=False):
-        piece = next(p for p in written.pieces if p.id == exit.heads[0].piece)
-        feeds = {spec.name: tensor.numpy() for spec, tensor in zip(piece.inputs, tensors, strict=True)}
-        logits, confidence, label = session(written.folder / piece.file).run(list(DECISION), feeds)
-        expected = head.logits(written.backbone.pool(activations)[written.exits.index(exit)]).numpy()
-        np.testing.assert_allclose(logits, expected, rtol=1e-4, atol=1e-6)
-        np.testing.assert_allclose(confidence, softmax(logits, head.temperature).max(1), rtol=1e-5)
-        np.testing.assert_array_equal(label, logits.argmax(1))
+    pooled = written.backbone.pool(activations)
+    for index, (of_exit, exit) in enumerate(zip(written.heads, written.exits, strict=False)):
+        for head, entry in zip(of_exit, exit.heads, strict=True):
+            piece = written.piece(entry.piece)
+            feeds = {spec.name: t.numpy() for spec, t in zip(piece.inputs, activations[index], strict=True)}
+            logits, confidence, label = session(written.folder / piece.file).run(list(DECISION), feeds)
+            assert entry.type == head.type
+            np.testing.assert_allclose(logits, head.logits(pooled[index]).numpy(), rtol=1e-4, atol=1e-6)
+            np.testing.assert_allclose(confidence, softmax(logits, head.temperature).max(1), rtol=1e-5)
+            np.testing.assert_array_equal(label, logits.argmax(1))
 
 
 def test_work_of_the_segments_adds_up_to_the_work_of_the_uncut_model(written: Written):

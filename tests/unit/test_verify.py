@@ -43,7 +43,7 @@ class Exported:
     probe: Configuration
     model: Callable[..., Any]
     backbone: Backbone
-    heads: list[TrainedHead]
+    heads: list[list[TrainedHead]]
 
 
 @pytest.fixture(scope="module")
@@ -237,7 +237,7 @@ def test_the_reference_is_what_torch_computes(exported: Exported):
         expected = exported.model(torch.from_numpy(found.images)).numpy()
     np.testing.assert_allclose(found.logits, expected, rtol=1e-4, atol=1e-6)
     assert [[seam.shape for seam in seams] for seams in found.seams] == [[(8, 8, 16, 16)]] * 2
-    assert all(logits.shape == (len(found.images), 5) for logits in found.head_logits)
+    assert [[part.shape for part in of_exit] for of_exit in found.head_logits] == [[(len(found.images), 5)]] * 2
 
 
 # --- relative error --------------------------------------------------------------------------------------------------

@@ -35,16 +35,19 @@ class Found:
     solved: int
 
 
-def search(problem: Problem, weights: Sequence[float], seed: int = 0) -> Found:
+def search(problem: Problem, weights: Sequence[float], seed: int = 0, *, around: bool = True) -> Found:
     """Search with every weight in turn, then around the front.
 
     Args:
         weights: of the accuracy, from 0 to 1.
         seed: of the restarts.
+        around: False leaves out the second part.
     """
     work = len(problem) * max(1, sum(len(position.heads) for position in problem.positions))
     searcher = _Searcher(problem)
     solved = searcher.solve(_coarse_to_fine(weights), _MOST_FOR_WEIGHTS // work)
+    if not around:
+        return Found(searcher.front, solved)
     left = searcher.expand(_MOST_FOR_RESTARTS // work // 2)
     searcher.restart(weights, _MOST_FOR_RESTARTS // work // 2 + left, np.random.default_rng(seed))
     return Found(searcher.front, solved)
