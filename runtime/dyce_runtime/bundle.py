@@ -21,6 +21,7 @@ CONFIGURATIONS = "configurations.json"
 RECORDS = "calibration/records.npz"
 SPLITS = "calibration/splits.npz"
 TEST_VECTORS = "testvectors/vectors.npz"
+REPORT = "report.html"
 
 _Document = TypeVar("_Document", Manifest, Configurations)
 
@@ -105,10 +106,10 @@ def sha256_of(path: Path) -> str:
 
 
 def files_of(folder: Path) -> Iterator[str]:
-    """Every file of a bundle that the manifest has to list, relative and sorted."""
+    """Every file of a bundle that the manifest has to list, relative and sorted; a search rewrites the others."""
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder).as_posix()
-        if path.is_file() and name not in (MANIFEST, CONFIGURATIONS):
+        if path.is_file() and name not in (MANIFEST, CONFIGURATIONS, REPORT):
             yield name
 
 

@@ -8,11 +8,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dyce_calibration.choose import ALLOWED_LOSS, METHODS, MOST_KEPT, Search, choose, search_front
+from dyce_calibration.choose import ALLOWED_LOSS, MOST_KEPT, choose
 from dyce_calibration.costs import CostTable
 from dyce_calibration.records import Records
 from dyce_calibration.search.problem import make_problem
 from dyce_calibration.search.published import samethres
+from dyce_calibration.search.run import METHODS, Search, run
 from dyce_runtime.configuration import Configurations
 from dyce_runtime.errors import DataError, UsageError
 from tests.unit.test_problem import evaluate
@@ -134,14 +135,11 @@ def test_a_configuration_can_be_chosen_by_its_loss_or_its_cost(limit):
     records = make_records(2000)
     found = choose(records, COSTS, Search(weights=40, **limit))
     chosen = found.named["chosen"].search
-    whole = search_front(
-        *(make_problem(records.of_split(s), COSTS) for s in ("search", "test")), Search(weights=40)
-    ).front
-    figures = [entry.search for entry in whole]
+    whole = run(make_problem(records.of_split("search"), COSTS), None, Search(weights=40))
     if "max_loss" in limit:
-        assert chosen.cost == min(f.cost for f in figures if f.loss <= 0.03)
+        assert chosen.cost == pytest.approx(whole.cost[whole.base - whole.accuracy <= 0.03].min())
     else:
-        assert chosen.accuracy == max(f.accuracy for f in figures if f.cost <= 0.5)
+        assert chosen.accuracy == pytest.approx(whole.accuracy[whole.cost <= 0.5].max())
 
 
 def test_a_limit_that_nothing_meets_is_refused_with_what_there_is():
@@ -153,11 +151,10 @@ def test_conservative_figures_are_lower_and_the_fewer_samples_the_lower():
     pytest.importorskip("scipy", reason="SciPy is not installed")
     few, many = (make_problem(make_records(count).of_split("search"), COSTS) for count in (100, 10_000))
     for problem, gap in ((few, 0.01), (many, 0.001)):
-        plain, careful = (search_front(problem, None, Search(weights=8, conservative=c)) for c in (False, True))
+        plain, careful = (run(problem, None, Search(weights=8, conservative=c)) for c in (False, True))
         assert careful.base < plain.base - gap / 3
         assert plain.base - careful.base < 10 * gap
-        for entry, accuracy in zip(careful.front, careful.accuracies, strict=True):
-            assert accuracy < entry.search.accuracy
+        assert (careful.counted < careful.accuracy).all()
 
 
 # --- certificates ----------------------------------------------------------------------------------------------------
@@ -217,3 +214,20 @@ def test_a_missing_split_is_refused():
 def test_a_search_that_makes_no_sense_is_refused(wrong, message):
     with pytest.raises(UsageError, match=message):
         Search(**wrong)
+
+
+# --- other samples ---------------------------------------------------------------------------------------------------
+
+
+@settings(max_examples=20, deadline=None)
+@given(many, st.sampled_from(METHODS))
+def test_what_test_samples_say_is_what_running_them_says(records, method):
+    """The front is replayed on them line by line; one by one it has to be the same."""
+    chosen_on, reported_on = (make_problem(records.of_split(split), COSTS) for split in ("search", "test"))
+    found = run(chosen_on, reported_on, Search(method=method, weights=3))
+    for index, setting in enumerate(found.settings):
+        on_search, on_test = chosen_on.evaluate(setting), reported_on.evaluate(setting)
+        assert found.accuracy[index] == pytest.approx(on_search.accuracy, abs=1e-12)
+        assert found.cost[index] == pytest.approx(on_search.cost, abs=1e-9)
+        assert found.test_accuracy[index] == pytest.approx(on_test.accuracy, abs=1e-12)
+        assert found.test_cost[index] == pytest.approx(on_test.cost, abs=1e-9)

@@ -74,6 +74,8 @@ with dyce_runtime.load(sys.argv[2]) as session:
     without(tuple(name for name in WORKSTATION if name != "PIL"), code, tiny_bundle)
 
 
-@pytest.mark.parametrize("name", ["records", "costs", "choose", "search.exact", "certify", "splits", "temperature"])
+@pytest.mark.parametrize(
+    "name", ["records", "costs", "choose", "search.exact", "certify", "report", "splits", "temperature"]
+)
 def test_a_device_can_search_without_torch(name):
     without(WORKSTATION, f"import dyce_calibration.{name}")

@@ -15,8 +15,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from dyce_calibration.search.front import Front, Line
-from dyce_calibration.search.problem import Head, On, Position, Problem, Setting
+from dyce_calibration.search.front import Front
+from dyce_calibration.search.line import Arrived, Later, Line
+from dyce_calibration.search.problem import Head, On, Problem, Setting
 
 # How many confidences a search looks at, at most: one sweep looks at samples x heads of them. First the weights are
 # solved; restarts then get a share of their own.
@@ -51,41 +52,6 @@ def search(problem: Problem, weights: Sequence[float], seed: int = 0, *, around:
     left = searcher.expand(_MOST_FOR_RESTARTS // work // 2)
     searcher.restart(weights, _MOST_FOR_RESTARTS // work // 2 + left, np.random.default_rng(seed))
     return Found(searcher.front, solved)
-
-
-@dataclass(frozen=True)
-class _Later:
-    """What becomes of every sample that passes a position.
-
-    Attributes:
-        right: (N,) int8.
-        cost: (N,) of backbone and heads, without the heads up to that position.
-    """
-
-    right: NDArray[np.int8]
-    cost: NDArray[np.float64]
-
-
-@dataclass
-class _Arrived:
-    """The samples that arrive at a position, what it cost them, and what those that left before gave and cost."""
-
-    mask: NDArray[np.bool_]
-    count: int
-    heads: float = 0.0
-    right: int = 0
-    cost: float = 0.0
-
-    def leave(self, position: Position, on: On) -> None:
-        head = position.heads[on.head]
-        leave = head.confidence > np.float32(on.threshold)
-        leave &= self.mask
-        count = int(np.count_nonzero(leave))
-        self.heads += head.cost
-        self.right += int(np.count_nonzero(head.correct[leave]))
-        self.cost += count * (position.cost + self.heads)
-        self.mask ^= leave
-        self.count -= count
 
 
 class _Searcher:
@@ -139,7 +105,7 @@ class _Searcher:
         Without a weight the setting stays as it is: its neighbours are looked at, no more.
         """
         later = self._later(setting)
-        arrived = _Arrived(np.ones(len(self.problem), np.bool_), len(self.problem))
+        arrived = Arrived.at_start(self.problem)
         for index, position in enumerate(self.problem.positions):
             best = self._walk(setting, index, later[index], arrived, weight)
             if weight is not None:
@@ -148,7 +114,7 @@ class _Searcher:
                 arrived.leave(position, on)
         return setting
 
-    def _walk(self, setting: Setting, index: int, later: _Later, arrived: _Arrived, weight: float | None) -> On | None:
+    def _walk(self, setting: Setting, index: int, later: Later, arrived: Arrived, weight: float | None) -> On | None:
         """Walk along all lines of one position; return the best choice there."""
         position = self.problem.positions[index]
         right = arrived.right + int(np.count_nonzero(later.right[arrived.mask]))
@@ -194,17 +160,13 @@ class _Searcher:
         scores = self._score(points, self.front.bound[points] * len(self.problem), weight)
         return self.front.setting(int(points[np.argmin(scores)]))
 
-    def _later(self, setting: Setting) -> list[_Later]:
+    def _later(self, setting: Setting) -> list[Later]:
         """For every position, what becomes of the samples that pass it."""
-        later = _Later(self.problem.correct, np.full(len(self.problem), self.problem.cost))
+        later = Later.at_end(self.problem)
         found = [later]
         for position, on in zip(self.problem.positions[:0:-1], setting[:0:-1], strict=True):
             if on is not None:
-                head = position.heads[on.head]
-                leave = head.confidence > np.float32(on.threshold)
-                cost = np.where(leave, position.cost, later.cost)
-                cost += head.cost
-                later = _Later(np.where(leave, head.correct, later.right), cost)
+                later = later.before(position, on)
             found.append(later)
         return found[::-1]
 

@@ -2,23 +2,16 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Iterator
 
 import numpy as np
 from numpy.typing import NDArray
 
+from dyce_calibration.search.line import Line
 from dyce_calibration.search.problem import On, Setting
 
 # Sums of costs in another order differ in their last bits; that is no improvement.
 _SAME = 1e-11
-
-
-class Line(NamedTuple):
-    """All settings that differ from one another in one position only; ``head`` None turns it off."""
-
-    setting: Setting
-    position: int
-    head: int | None
 
 
 class Front:
@@ -64,3 +57,10 @@ class Front:
     def settings(self) -> list[Setting]:
         """The settings of all points, cheapest first."""
         return [self.setting(point) for point in self.points().tolist()]
+
+    def lines(self) -> Iterator[tuple[Line, NDArray[np.int64], NDArray[np.float32]]]:
+        """The points of the front line by line: (line, points, thresholds)."""
+        points = self.points()
+        order = np.argsort(self._line[points], kind="stable")
+        for group in np.split(points[order], np.flatnonzero(np.diff(self._line[points[order]])) + 1):
+            yield self._lines[self._line[group[0]]], group, self._threshold[group]

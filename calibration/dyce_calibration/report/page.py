@@ -1,0 +1,119 @@
+"""From contents to one HTML file that needs nothing else: no network, no other file."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import os
+import tempfile
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from dyce_calibration.report.contents import Contents
+from dyce_calibration.report.examples import Example
+from dyce_calibration.report.reliability import EDGES
+from dyce_calibration.report.views import UNITS, exit_name, front_views, named_views, percent
+from dyce_runtime.configuration import FULL
+from dyce_runtime.errors import DestinationError, UsageError
+from dyce_runtime.manifest import FINAL
+
+_START = "balanced"
+
+
+def write_report(path: Path, contents: Contents) -> None:
+    """Write the report of a bundle; readers see the old file or the new one, never a part.
+
+    Raises:
+        UsageError: Bokeh, which draws the plots, is not installed.
+        DestinationError: the file cannot be written.
+    """
+    text = render(contents).encode()
+    try:
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    except OSError as error:
+        raise DestinationError(f"{path} cannot be written: {error.strerror}") from error
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(text)
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except BaseException as error:
+        os.unlink(temporary)
+        if isinstance(error, OSError):
+            raise DestinationError(f"{path} cannot be written: {error.strerror}") from error
+        raise
+
+
+def render(contents: Contents) -> str:
+    """The page. Raises UsageError if Bokeh is not installed."""
+    try:
+        from bokeh.resources import Resources
+        from jinja2 import Environment, StrictUndefined
+
+        from dyce_calibration.report import figures
+    except ImportError as error:
+        raise UsageError(
+            f"the report needs Bokeh, which is not installed ({error})", hint="pip install 'dyce-export[report]'"
+        ) from None
+    front = front_views(contents)
+    scripts = [Resources(mode="inline", components=["bokeh"], minified=True).js_raw[0], _file("report.js")]
+    data = {
+        "front": front,
+        "named": named_views(contents, front),
+        "start": _START if _START in contents.configurations.named else FULL,
+        "plots": {
+            "front-plot": figures.as_json(figures.front_plot(contents, front)),
+            **{
+                f"head-{number}": figures.as_json(figures.reliability_plot(head))
+                for number, head in enumerate(contents.reliability)
+            },
+        },
+    }
+    page = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    return page.from_string(_file("template.html")).render(
+        contents=contents,
+        front=front,
+        data=_embedded(data),
+        scripts=scripts,
+        hashes=[_hash(script) for script in scripts],
+        style=_file("report.css"),
+        colours=figures.COLOURS,
+        few=figures.FEW,
+        unit=UNITS.get(contents.costs.unit, contents.costs.unit),
+        edges=EDGES.tolist(),
+        early=[example for example in contents.examples if example.exit != FINAL],
+        late=[example for example in contents.examples if example.exit == FINAL],
+        class_name=lambda index: _class_name(contents, index),
+        picture=_picture,
+        percent=percent,
+        exit_name=exit_name,
+    )
+
+
+def _file(name: str) -> str:
+    return resources.files(__package__).joinpath(name).read_text("utf-8")
+
+
+def _embedded(data: Any) -> str:
+    """JSON that is safe inside a script element, and that every JavaScript reads."""
+    text = msgspec.json.encode(data).decode()
+    for character in "<>&\u2028\u2029":
+        text = text.replace(character, f"\\u{ord(character):04x}")
+    return text
+
+
+def _hash(script: str) -> str:
+    """How the page's policy names a script that may run."""
+    return "sha256-" + base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+
+
+def _picture(example: Example) -> str:
+    return "data:image/png;base64," + base64.b64encode(example.png).decode()
+
+
+def _class_name(contents: Contents, index: int) -> str:
+    names = contents.class_names
+    return names[index] if names is not None and 0 <= index < len(names) else f"class {index}"

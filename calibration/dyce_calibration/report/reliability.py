@@ -1,0 +1,53 @@
+"""Reliability: how often a head is right where it says that it is so sure."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dyce_calibration.records import Records
+from dyce_runtime.manifest import FINAL
+
+BINS = 15
+# Bin i holds the confidences over EDGES[i], up to and including EDGES[i + 1]; the first one holds 0, too.
+EDGES: NDArray[np.float64] = np.linspace(0, 1, BINS + 1)
+
+
+@dataclass(frozen=True, eq=False)
+class Reliability:
+    """One head on all samples of a split, whether or not they would have left before it.
+
+    Attributes:
+        exit, head: which head; ``final`` and an empty string for the final head.
+        counts: (15,) int64, samples per bin.
+        accuracy: (15,) float64, share of them labelled right; NaN where there are none.
+        confidence: (15,) float64, their mean confidence; NaN where there are none.
+        error: expected calibration error, the mean distance of the two over the samples.
+    """
+
+    exit: str
+    head: str
+    counts: NDArray[np.int64]
+    accuracy: NDArray[np.float64]
+    confidence: NDArray[np.float64]
+    error: float
+
+
+def reliability(records: Records) -> tuple[Reliability, ...]:
+    """The reliability of every head on all the given records, the final head last."""
+    names = (*records.heads, (FINAL, ""))
+    right = records.predictions == records.labels[:, None]
+    return tuple(_of_head(*name, records.confidences[:, i], right[:, i]) for i, name in enumerate(names))
+
+
+def _of_head(exit: str, head: str, confidences: NDArray[np.float32], right: NDArray[np.bool_]) -> Reliability:
+    sure = confidences.astype(np.float64)
+    bins = np.digitize(sure, EDGES[1:-1], right=True)
+    counts = np.bincount(bins, minlength=BINS)
+    with np.errstate(invalid="ignore"):  # 0 / 0 in an empty bin
+        accuracy = np.bincount(bins, right, BINS) / counts
+        confidence = np.bincount(bins, sure, BINS) / counts
+    error = np.nansum(np.abs(accuracy - confidence) * counts) / max(len(sure), 1)
+    return Reliability(exit, head, counts, accuracy, confidence, float(error))
