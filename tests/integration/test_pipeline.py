@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import errno
 import shutil
+import sys
 from collections import namedtuple
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -120,10 +121,29 @@ def test_the_bundle_opens_and_its_verification_passed(digits: Digits):
 def test_nothing_stands_beside_the_bundle_and_nothing_unlisted_inside(digits: Digits):
     assert [path.name for path in digits.parent.iterdir()] == ["digits.dyce"]
     files = {path.relative_to(digits.path).as_posix() for path in digits.path.rglob("*") if path.is_file()}
-    assert files == {*digits.export.manifest.files, "manifest.json", "configurations.json"}
+    assert files == {*digits.export.manifest.files, "manifest.json", "configurations.json", "report.html"}
     heads = {f"heads/exit_{int(exit):02d}_mlp1x1000.onnx" for exit in EXITS}
     segments = {f"segments/segment_{n:02d}.onnx" for n in range(4)}
     assert set(digits.export.manifest.files) == heads | segments | {"spans/full.onnx", RECORDS, SPLITS, TEST_VECTORS}
+
+
+def test_the_report_shows_the_configurations_and_pictures(digits: Digits):
+    page = (digits.path / "report.html").read_text()
+    assert all(name in page for name in digits.export.configurations.named)
+    assert page.count("data:image/png") > 0
+
+
+def test_without_its_extra_a_bundle_has_no_report_and_says_so(
+    digits: Digits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    monkeypatch.setitem(sys.modules, "bokeh", None)
+    for name in [name for name in sys.modules if name.startswith("bokeh.")]:
+        monkeypatch.setitem(sys.modules, name, None)
+    data = labelled(tmp_path / "data.npz")
+    exported = export_source(tiny(), ["2"], tmp_path / "b.dyce", data=data, options=Options(recipe=Recipe(epochs=1)))
+    assert not (exported.path / "report.html").exists()
+    assert "no report.html" in caplog.text
+    assert "dyce-export[report]" in caplog.text
 
 
 def test_the_model_that_was_handed_over_is_unchanged(digits: Digits):
@@ -135,7 +155,7 @@ def test_the_model_that_was_handed_over_is_unchanged(digits: Digits):
 
 
 def test_every_stage_is_timed(digits: Digits):
-    assert set(digits.export.seconds) == {"capture", "features", "heads", "reference", "onnx", "verify"}
+    assert set(digits.export.seconds) == {"capture", "features", "heads", "reference", "onnx", "verify", "report"}
 
 
 # --- data ------------------------------------------------------------------------------------------------------------
@@ -200,11 +220,11 @@ def test_heads_learn_and_later_exits_know_more(digits: Digits):
 
 
 @pytest.fixture(scope="module")
-def automatic(digits: Digits) -> Export:
+def automatic(digits: Digits, tmp_path_factory: pytest.TempPathFactory) -> Export:
     """Exits and heads chosen from data, of two types at every exit point."""
     source = from_module(digits.model, input_size=(1, 16, 16), mean=INPUT.mean, std=INPUT.std, crop_pct=1.0)
     options = Options(recipe=Recipe(epochs=5), types=("mlp1x1000", "mlp2x32"), max_exits=2)
-    path = digits.parent / "auto.dyce"
+    path = tmp_path_factory.mktemp("automatic") / "auto.dyce"
     return export_source(source, ["auto"], path, data="digits#train", val="digits#test", options=options)
 
 
