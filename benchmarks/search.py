@@ -1,0 +1,204 @@
+"""The exact search next to the published ones: fronts on the same records and costs, and the time of whole commands.
+
+``python -m benchmarks.search`` needs the records of ``python -m benchmarks.fashion_nine`` (9 positions x 5 head types);
+records of ImageNet's size are made up (``benchmarks.synthetic_records``). One core. It writes ``results/search.json``
+and ``docs/search.md``.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks import fashion_nine, machine, synthetic_records
+from dyce_calibration.costs import CostTable, read_costs
+from dyce_calibration.records import Records
+from dyce_calibration.released import read_released_costs, read_released_records, write_released
+from dyce_calibration.search.problem import Problem, make_problem
+from dyce_calibration.search.run import Outcome, Search, run
+from dyce_calibration.select import restrict_costs, restrict_records
+
+HERE = Path(__file__).parent
+RESULTS = HERE / "results" / "search.json"
+PAGE = HERE.parent / "docs" / "search.md"
+CACHE = Path("benchmarks/.cache/search")
+# Hypervolume: the area over this accuracy and under a cost of 1.
+REFERENCE = 0.80
+
+
+def hypervolume(cost: np.ndarray, accuracy: np.ndarray) -> float:
+    """The area between accuracy 0.80, cost 1 and the best accuracy at each cost."""
+    order = np.argsort(cost)
+    best, area = REFERENCE, 0.0
+    for c, a in zip(cost[order], accuracy[order], strict=True):
+        if a > best and c < 1:
+            area += (a - best) * (1 - c)
+            best = a
+    return float(area)
+
+
+def compare(chosen_on: Problem, reported_on: Problem, methods: dict[str, int]) -> dict[str, Any]:
+    """Fronts of several methods: hypervolume on both sample sets, and which points the exact front does not reach."""
+    found: dict[str, Outcome] = {}
+    rows: dict[str, Any] = {}
+    for method, weights in methods.items():
+        start = time.perf_counter()
+        found[method] = run(chosen_on, reported_on, Search(method=method, weights=weights))
+        rows[method] = {"weights": weights, "solved": found[method].solved, "seconds": time.perf_counter() - start}
+    exact = found["exact"]
+    for method, outcome in found.items():
+        assert outcome.test_cost is not None
+        assert outcome.test_accuracy is not None
+        worst = max(shortfall(exact, c, a) for c, a in zip(outcome.cost, outcome.accuracy, strict=True))
+        rows[method] |= {
+            "points": len(outcome.settings),
+            "hypervolume_search": hypervolume(outcome.cost, outcome.accuracy),
+            "hypervolume_test": hypervolume(outcome.test_cost, outcome.test_accuracy),
+            "largest_cost_saved_on_exact": worst,
+        }
+    return rows
+
+
+def shortfall(exact: Outcome, cost: float, accuracy: float) -> float:
+    """How much more than a point the exact front costs at that accuracy; 0 or less where it dominates or equals."""
+    at_least = exact.cost[exact.accuracy >= accuracy - 1e-12]
+    return float(at_least.min() - cost) if len(at_least) else float("inf")
+
+
+def command(folder: Path, *words: str) -> dict[str, Any]:
+    """The whole command on one core, from process start; its JSON, seconds and peak memory."""
+    arguments = ["search", "--records", "search.npz", "--costs", "macs.json", "--test", "test.npz", *words, "--json"]
+    script = "from dyce_export.cli.main import dyce; dyce()"
+    one_core = {**os.environ, "OMP_NUM_THREADS": "1"}
+    core = min(os.sched_getaffinity(0))
+    start = time.perf_counter()
+    done = subprocess.run(
+        [sys.executable, "-c", script, *arguments],
+        cwd=folder,
+        env=one_core,
+        stdout=subprocess.PIPE,
+        check=True,
+        preexec_fn=lambda: os.sched_setaffinity(0, {core}),
+    )
+    seconds = time.perf_counter() - start
+    document = json.loads(done.stdout)
+    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**20
+    return {
+        "command_seconds": seconds,
+        "search_seconds": document["seconds"],
+        "weights": document["points"],
+        "points": len(document["front"]),
+        "peak_gib": peak,
+    }
+
+
+def fashion_files(records: Records, costs: CostTable, folder: Path) -> None:
+    """9 positions x 2 types x 10,000 samples in the release's files: what nothing was trained on, and test."""
+    heads = {head for head in records.heads if head[1] in ("mlp1x1000", "mlp3x500")}
+    folder.mkdir(parents=True, exist_ok=True)
+    fewer, cheaper = restrict_records(records, heads), restrict_costs(costs, heads)
+    for name, rows in (("search", fewer.split != "test"), ("test", fewer.split == "test")):
+        part = Records(
+            fewer.heads,
+            fewer.predictions[rows],
+            fewer.confidences[rows],
+            fewer.labels[rows],
+            fewer.hashes[rows],
+            fewer.split[rows],
+        )
+        write_released(part, cheaper, folder / f"{name}.npz", folder / "macs.json")
+
+
+def speed(folder: Path, published: int, repeats: int) -> dict[str, Any]:
+    """The exact search and, in turn, the published one-pass search with SciPy's bounded minimiser."""
+    exact, onepass = [], []
+    for _ in range(repeats):
+        exact.append(command(folder))
+        onepass.append(command(folder, "--method", "onepass", "--points", str(published)))
+    middle = [sorted(runs, key=lambda r: r["command_seconds"])[len(runs) // 2] for runs in (exact, onepass)]
+    per_weight = [r["search_seconds"] / r["weights"] for r in middle]
+    return {"exact": middle[0], "onepass": middle[1], "ratio_per_weight": per_weight[1] / per_weight[0]}
+
+
+def page(results: dict[str, Any]) -> str:
+    """``docs/search.md``."""
+    facts = ", ".join(f"{key} {value}" for key, value in results["environment"].items())
+    lines = [
+        "# The exact search next to the published ones",
+        "",
+        "The same records and costs for all, one core. Hypervolume is the area over accuracy 0.80 and under cost 1. "
+        "The last column is the most that any point of a front saves against the exact front at the same accuracy or "
+        "better on the search samples: 0 or less says that the exact front dominates or equals all of them. Made by "
+        f"`python -m benchmarks.search`; {facts}.",
+    ]
+    for name, rows in results["fronts"].items():
+        lines += [
+            "",
+            f"## {name}",
+            "",
+            "| method | weights | solved | points | hypervolume, search | hypervolume, test | seconds | saves on exact |",
+            "|---|---|---|---|---|---|---|---|",
+        ]
+        lines += [
+            f"| {method} | {r['weights']} | {r['solved']} | {r['points']} | {r['hypervolume_search']:.4f} | "
+            f"{r['hypervolume_test']:.4f} | {r['seconds']:.1f} | {r['largest_cost_saved_on_exact']:.1e} |"
+            for method, r in rows.items()
+        ]
+    lines += [
+        "",
+        "## Whole commands, from process start",
+        "",
+        "| records | method | weights solved | command, s | search, s | peak GiB | one-pass : exact, per weight |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for name, rows in results["speed"].items():
+        for method in ("exact", "onepass"):
+            r = rows[method]
+            ratio = f"{rows['ratio_per_weight']:.0f}" if method == "onepass" else ""
+            lines.append(
+                f"| {name} | {method} | {r['weights']} | {r['command_seconds']:.1f} | {r['search_seconds']:.1f} | "
+                f"{r['peak_gib']:.2f} | {ratio} |"
+            )
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    records, costs = Records.load(fashion_nine.CACHE / "records.npz"), read_costs(fashion_nine.CACHE / "costs.json")
+    small, large = CACHE / "fashion", CACHE / "imagenet"
+    fashion_files(records, costs, small)
+    large.mkdir(parents=True, exist_ok=True)
+    for seed, split in enumerate(("search", "test")):
+        synthetic_records.write(large, split, seed)
+    # Children's peak memory is the largest so far: the smaller records go first.
+    speeds = {
+        "Fashion-MNIST, 9 x 2 x 10,000": speed(small, published=20, repeats=3),
+        "ImageNet's size, 50 x 5 x 50,000": speed(large, published=1, repeats=1),
+    }
+    fashion = [make_problem(records.of_split(split), costs) for split in ("search", "test")]
+    released = read_released_costs(large / "macs.json")
+    synthetic = [
+        make_problem(read_released_records(large / f"{s}.npz", released, s), released) for s in ("search", "test")
+    ]
+    fronts = {
+        "Fashion-MNIST, 9 positions x 5 types": compare(
+            fashion[0], fashion[1], {"exact": 500, "onepass": 550, "circular": 110}
+        ),
+        "ImageNet's size (made up), 50 positions x 5 types x 50,000": compare(
+            synthetic[0], synthetic[1], {"exact": 500, "onepass": 20}
+        ),
+    }
+    results = {"environment": machine.describe("numpy", "scipy"), "fronts": fronts, "speed": speeds}
+    RESULTS.write_text(json.dumps(results, indent=1) + "\n")
+    PAGE.write_text(page(results))
+
+
+if __name__ == "__main__":
+    main()
