@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,6 +27,8 @@ _MOST_FOR_RESTARTS = 30_000_000
 _MOST_RESTARTS = 400
 _SWEEPS_OF_A_RESTART = 3
 _CHANGED_BY_A_RESTART = 2
+# Sums in another order differ in their last bits; that is no improvement. More than the front's own measure for it.
+_SAME_SCORE = 1e-9
 
 
 @dataclass(frozen=True)
@@ -54,6 +57,22 @@ def search(problem: Problem, weights: Sequence[float], seed: int = 0, *, around:
     return Found(searcher.front, solved)
 
 
+@dataclass
+class _Best:
+    """The lowest objective in a sweep so far, and the choice at the present position that reaches it.
+
+    Without a weight nothing is better than what is there.
+    """
+
+    weight: float | None
+    score: float
+    choice: On | None = None
+
+    def offer(self, score: float, choice: On | None) -> None:
+        if score < self.score - _SAME_SCORE:
+            self.score, self.choice = score, choice
+
+
 class _Searcher:
     def __init__(self, problem: Problem) -> None:
         self.problem = problem
@@ -72,8 +91,7 @@ class _Searcher:
                 if sweeps <= 0:
                     return solved
                 sweeps -= 1
-                self.sweep(setting, weight)
-                if self._best(weight) == setting:
+                if self.sweep(setting, weight) == setting:  # then every line was one of this setting
                     self._closed.add(setting)
         return len(weights)
 
@@ -106,16 +124,17 @@ class _Searcher:
         """
         later = self._later(setting)
         arrived = Arrived.at_start(self.problem)
+        best = _Best(weight, self._score_of(setting, weight or 0))
         for index, position in enumerate(self.problem.positions):
-            best = self._walk(setting, index, later[index], arrived, weight)
-            if weight is not None:
-                setting = (*setting[:index], best, *setting[index + 1 :])
-            if (on := setting[index]) is not None:
-                arrived.leave(position, on)
+            best.choice = setting[index]
+            self._walk(setting, index, later[index], arrived, best)
+            setting = (*setting[:index], best.choice, *setting[index + 1 :])
+            if best.choice is not None:
+                arrived.leave(position, best.choice)
         return setting
 
-    def _walk(self, setting: Setting, index: int, later: Later, arrived: Arrived, weight: float | None) -> On | None:
-        """Walk along all lines of one position; return the best choice there."""
+    def _walk(self, setting: Setting, index: int, later: Later, arrived: Arrived, best: _Best) -> None:
+        """Walk along all lines of one position, and note what is better than what is there."""
         position = self.problem.positions[index]
         right = arrived.right + int(np.count_nonzero(later.right[arrived.mask]))
         cost = arrived.cost + float(later.cost[arrived.mask].sum()) + arrived.count * arrived.heads
@@ -123,7 +142,8 @@ class _Searcher:
         alone = not any(on for place, on in enumerate(setting) if place != index)  # the full model, which is there
         if not alone and len(self.front.improving(*off)):
             self.front.add(*off, np.zeros(1, np.float32), Line(setting, index, None))
-        choice, lowest = None, float(self._score(np.array(right), np.array(cost), weight or 0))
+        if best.weight is not None:
+            best.offer(float(self._score(right, len(self.problem) if alone else cost, best.weight)), None)
         for number, head in enumerate(position.heads):
             order = self._order[index][number]
             samples = order if arrived.count == len(order) else order[arrived.mask[order]]
@@ -134,14 +154,11 @@ class _Searcher:
             costs = np.cumsum(position.cost - later.cost[samples])
             costs += cost + arrived.count * head.cost
             self._offer(rights, costs, head, samples, Line(setting, index, number))
-            if weight is None:
-                continue
-            scores = self._score(rights, costs, weight)
-            best = _lowest(scores, head, samples)
-            if best is not None and scores[best] < lowest:
-                lowest = scores[best]
-                choice = On(number, float(_thresholds(head, samples, np.array([best]))[0]))
-        return choice
+            if best.weight is not None:
+                scores = self._score(rights, costs, best.weight)
+                at = _lowest(scores, head, samples)
+                if at is not None and scores[at] < best.score:
+                    best.offer(scores[at], On(number, float(_thresholds(head, samples, np.array([at]))[0])))
 
     def _offer(
         self, right: NDArray[np.int64], cost: NDArray[np.float64], head: Head, samples: NDArray[np.int32], line: Line
@@ -151,9 +168,14 @@ class _Searcher:
         if len(improving) and len(improving := _parting(head, samples, improving)):
             self.front.add(right[improving], cost[improving], _thresholds(head, samples, improving), line)
 
-    def _score(self, right: NDArray[np.int64], cost: NDArray[np.float64], weight: float) -> NDArray[np.float64]:
-        """The objective, but for what is the same everywhere. ``cost`` is summed over the samples."""
+    def _score(self, right: Any, cost: Any, weight: float) -> Any:
+        """The objective, but for what is the same everywhere; of arrays or numbers. ``cost`` is summed over samples."""
         return cost * ((1 - weight) / len(self.problem)) - right * (weight / self._base)
+
+    def _score_of(self, setting: Setting, weight: float) -> float:
+        left, right = self.problem.counts(setting)
+        cost = left @ self.problem.paid(setting)
+        return float(self._score(right.sum(), cost, weight))
 
     def _best(self, weight: float) -> Setting:
         points = self.front.points()
