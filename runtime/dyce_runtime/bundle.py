@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
-import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import TypeVar
@@ -84,6 +82,8 @@ def open_bundle(path: str | os.PathLike[str], *, check_hashes: bool = True) -> B
 
 def write_document(document: Manifest | Configurations, path: Path) -> None:
     """Write a JSON document; readers see the old one or the new one, never a part."""
+    import tempfile  # with hashlib a sixth of what importing this package takes, and seldom needed
+
     text = msgspec.json.format(msgspec.json.encode(document), indent=2) + b"\n"
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
@@ -98,6 +98,8 @@ def write_document(document: Manifest | Configurations, path: Path) -> None:
 
 def sha256_of(path: Path) -> str:
     """The sha256 of a file, in hexadecimal."""
+    import hashlib
+
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while chunk := file.read(1 << 20):
