@@ -142,6 +142,8 @@ def _search_records(path: Path, costs_path: Path, test: Path | None, how: Search
     costs, found = _read(path, costs_path, "search")
     chosen_on = make_problem(found, costs)
     reported_on = None if test is None else make_problem(_read(test, costs_path, "test")[1], costs)
+    if reported_on is not None:
+        _warn_about_flattery(chosen_on, reported_on)
     start = time.perf_counter()
     outcome = run(chosen_on, reported_on, how)
     seconds = time.perf_counter() - start
@@ -154,6 +156,20 @@ def _search_records(path: Path, costs_path: Path, test: Path | None, how: Search
         print_json("search", {**facts, "front": front})
     else:
         _show(outcome, how, seconds)
+
+
+def _warn_about_flattery(chosen_on: Problem, reported_on: Problem) -> None:
+    """A model that was trained on the samples that choose does better there than it should."""
+    shares = [problem.right / len(problem) for problem in (chosen_on, reported_on)]
+    pooled = (chosen_on.right + reported_on.right) / (len(chosen_on) + len(reported_on))
+    error = (pooled * (1 - pooled) * (1 / len(chosen_on) + 1 / len(reported_on))) ** 0.5
+    if shares[0] - shares[1] > 3 * error:
+        log.warning(
+            "the model is right on %.1f %% of the samples to search on and on %.1f %% of the test samples, more than "
+            "chance explains: it was probably trained on the former. What is chosen there loses more than it says",
+            100 * shares[0],
+            100 * shares[1],
+        )
 
 
 def _read(path: Path, costs_path: Path, split: str) -> tuple[CostTable, Records]:

@@ -302,4 +302,18 @@ def test_released_records_are_searched_with_their_costs_and_reported_on_test(tmp
     for point in document["front"]:
         assert {"accuracy", "cost", "loss"} <= set(point["search"]) & set(point["test"])
         assert point["certified"] is None
-    assert "points of the front" in dyce(*words, "--points", "20", cwd=tmp_path).stdout
+    done = dyce(*words, "--points", "20", cwd=tmp_path)
+    assert "points of the front" in done.stdout
+    assert "probably trained" not in done.stderr
+
+
+def test_a_model_that_knows_the_samples_to_search_on_is_noticed(tmp_path: Path) -> None:
+    for name, quality in (("search", 0.99), ("test", 0.85)):
+        records = make_records(300, quality=(0.7, 0.8, quality))
+        renamed = replace(records, heads=(("1", "mlp1x1000"), ("2", "mlp1x1000")))
+        costs = CostTable(
+            "macs", {"1": 25.0, "2": 60.0, "final": 100.0}, {"1": COSTS.heads["2"], "2": COSTS.heads["5"]}, full=100.0
+        )
+        write_released(renamed, costs, tmp_path / f"{name}.npz", tmp_path / "macs.json")
+    words = ("search", "--records", "search.npz", "--costs", "macs.json", "--test", "test.npz", "--points", "5")
+    assert "it was probably trained on the former" in " ".join(dyce(*words, cwd=tmp_path).stderr.split())

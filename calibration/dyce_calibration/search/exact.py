@@ -23,7 +23,7 @@ from dyce_calibration.search.problem import Head, On, Problem, Setting
 # How many confidences a search looks at, at most: one sweep looks at samples x heads of them. First the weights are
 # solved; restarts then get a share of their own.
 _MOST_FOR_WEIGHTS = 1_200_000_000
-_MOST_FOR_RESTARTS = 30_000_000
+_MOST_FOR_RESTARTS = 8_000_000
 _MOST_RESTARTS = 400
 _SWEEPS_OF_A_RESTART = 3
 _CHANGED_BY_A_RESTART = 2
@@ -161,7 +161,7 @@ class _Searcher:
                     best.offer(scores[at], On(number, float(_thresholds(head, samples, np.array([at]))[0])))
 
     def _offer(
-        self, right: NDArray[np.int64], cost: NDArray[np.float64], head: Head, samples: NDArray[np.int32], line: Line
+        self, right: NDArray[np.int64], cost: NDArray[np.float64], head: Head, samples: NDArray[np.int64], line: Line
     ) -> None:
         cost = cost / len(self.problem)
         improving = self.front.improving(right, cost)
@@ -209,17 +209,18 @@ def _coarse_to_fine(weights: Sequence[float]) -> list[float]:
     return [weights[index] for index in np.argsort(reverse)]
 
 
-def _falling(confidence: NDArray[np.float32]) -> NDArray[np.int32]:
-    return np.argsort(-confidence, kind="stable").astype(np.int32)
+def _falling(confidence: NDArray[np.float32]) -> NDArray[np.int64]:
+    # int64: numpy converts indices of any other type at every use.
+    return np.argsort(-confidence, kind="stable")
 
 
-def _parting(head: Head, samples: NDArray[np.int32], indices: NDArray[np.int64]) -> NDArray[np.int64]:
+def _parting(head: Head, samples: NDArray[np.int64], indices: NDArray[np.int64]) -> NDArray[np.int64]:
     """Those of the indices behind which a threshold can part the samples: the next confidence is lower."""
     here, there = _confidences(head, samples, indices)
     return indices[here > there]
 
 
-def _thresholds(head: Head, samples: NDArray[np.int32], indices: NDArray[np.int64]) -> NDArray[np.float32]:
+def _thresholds(head: Head, samples: NDArray[np.int64], indices: NDArray[np.int64]) -> NDArray[np.float32]:
     """float32 midpoints between the confidence at each index and the next lower one."""
     here, there = _confidences(head, samples, indices)
     middle = ((here.astype(np.float64) + there) / 2).astype(np.float32)
@@ -227,7 +228,7 @@ def _thresholds(head: Head, samples: NDArray[np.int32], indices: NDArray[np.int6
 
 
 def _confidences(
-    head: Head, samples: NDArray[np.int32], indices: NDArray[np.int64]
+    head: Head, samples: NDArray[np.int64], indices: NDArray[np.int64]
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """The confidence at each index and the next; behind the last sample comes 0, which no threshold is below."""
     last = len(samples) - 1
@@ -236,7 +237,7 @@ def _confidences(
     return here, np.where(indices == last, np.float32(0), there)
 
 
-def _lowest(scores: NDArray[np.float64], head: Head, samples: NDArray[np.int32]) -> int | None:
+def _lowest(scores: NDArray[np.float64], head: Head, samples: NDArray[np.int64]) -> int | None:
     """The index of the lowest score behind which the samples can be parted."""
     least = np.array([np.argmin(scores)])
     if len(_parting(head, samples, least)):
