@@ -22,6 +22,8 @@ HEADS = (("2", "mlp1x1000"), ("5", "mlp1x1000"))
 COSTS = CostTable(
     "macs", {"2": 25.0, "5": 60.0, "final": 100.0}, {"2": {"mlp1x1000": 1.0}, "5": {"mlp1x1000": 2.0}}, full=100.0
 )
+# Measured in time the uncut model is cheaper than the chain of its segments.
+MS = CostTable("ms", {**COSTS.backbone, "final": 104.0}, COSTS.heads, full=100.0)
 QUICK = Search(weights=8)
 
 
@@ -223,7 +225,7 @@ def test_a_search_that_makes_no_sense_is_refused(wrong, message):
 @given(many, st.sampled_from(METHODS))
 def test_what_test_samples_say_is_what_running_them_says(records, method):
     """The front is replayed on them line by line; one by one it has to be the same."""
-    chosen_on, reported_on = (make_problem(records.of_split(split), COSTS) for split in ("search", "test"))
+    chosen_on, reported_on = (make_problem(records.of_split(split), MS) for split in ("search", "test"))
     found = run(chosen_on, reported_on, Search(method=method, weights=3))
     for index, setting in enumerate(found.settings):
         on_search, on_test = chosen_on.evaluate(setting), reported_on.evaluate(setting)
@@ -231,3 +233,13 @@ def test_what_test_samples_say_is_what_running_them_says(records, method):
         assert found.cost[index] == pytest.approx(on_search.cost, abs=1e-9)
         assert found.test_accuracy[index] == pytest.approx(on_test.accuracy, abs=1e-12)
         assert found.test_cost[index] == pytest.approx(on_test.cost, abs=1e-9)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_full_model_costs_one_on_other_samples_too(method):
+    """It runs uncut: what the chain would cost is not paid."""
+    records = make_records(400, quality=(0.0, 0.0, 0.99))
+    chosen_on, reported_on = (make_problem(records.of_split(split), MS) for split in ("search", "test"))
+    found = run(chosen_on, reported_on, Search(method=method, weights=3))
+    full = found.settings.index((None, None))
+    assert (found.cost[full], found.test_cost[full]) == (1.0, 1.0)

@@ -108,6 +108,22 @@ def test_every_part_of_the_recipe_changes_the_heads_and_still_learns(change):
         assert accuracy(b, unseen, exit) > 0.9
 
 
+def test_soft_targets_are_weighed_as_hinton_does():
+    """T^2 KL(softmax(base / T) || softmax(head / T)), sample by sample."""
+    generator = torch.Generator().manual_seed(0)
+    base, logits = (torch.randn(5, 4, generator=generator, dtype=torch.float64) for _ in range(2))
+    temperature = 3.0
+    recipe = Recipe(distillation=0.25, distillation_temperature=temperature, label_smoothing=0.0)
+    labels = torch.tensor([0, 1, 2, 3, 0])
+    p, q = (torch.softmax(x / temperature, 1) for x in (base, logits))
+    soft = temperature**2 * (p * (p / q).log()).sum(1)
+    hard = -torch.log_softmax(logits, 1)[torch.arange(5), labels]
+    targets = heads_module._Targets(labels, base)
+    torch.testing.assert_close(targets.losses(logits, recipe), 0.75 * hard + 0.25 * soft, check_dtype=False)
+    unlabelled = heads_module._Targets(None, base)
+    torch.testing.assert_close(unlabelled.losses(logits, recipe), soft, check_dtype=False)
+
+
 def test_a_long_average_keeps_no_initial_weights():
     """With a decay of 0.9999 and few steps a plain average would be the initial weights, which know nothing."""
     unseen = features(seed=1)

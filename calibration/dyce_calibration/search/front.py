@@ -46,7 +46,8 @@ class Front:
 
     def points(self) -> NDArray[np.int64]:
         """The numbers of right answers on the front, ascending; the cost rises with them."""
-        return np.flatnonzero((self._cost <= self.bound) & np.isfinite(self._cost))
+        more_right = np.append(self.bound[1:], np.inf)
+        return np.flatnonzero((self._cost < more_right) & np.isfinite(self._cost))
 
     def setting(self, point: int) -> Setting:
         """The setting of a point of the front."""
