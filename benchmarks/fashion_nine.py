@@ -18,13 +18,14 @@ import torch
 
 from benchmarks.digits import ResidualNet, train
 from benchmarks.fashion_mnist import DEBIAN, INPUT, UNSEEN
-from dyce_calibration.costs import CostTable, write_costs
+from dyce_calibration.costs import write_costs
 from dyce_calibration.features import Features, extract_features
 from dyce_calibration.heads import TYPES, Recipe, TrainedHead, train_heads
 from dyce_calibration.records import Records
 from dyce_calibration.splits import divide
 from dyce_calibration.temperature import fit_temperature, softmax
 from dyce_export.backbone import Backbone
+from dyce_export.calibrate import macs_of_heads
 from dyce_export.capture import capture
 from dyce_export.exit_points import ExitPoints, find_exit_points
 from dyce_runtime.datasets import open_dataset
@@ -122,16 +123,7 @@ def main() -> None:
     backbone, points = backbone_of(trained_base(data))
     fit, unseen, test = features_of(backbone, data)
     heads = train_heads(fit, TYPES, RECIPE, seed=0)
-    costs = CostTable(
-        "macs",
-        {**{str(p.number): float(p.macs) for p in points.points}, "final": float(points.total_macs)},
-        {
-            str(p.number): {head.type: float(head.macs) for head in of_exit}
-            for p, of_exit in zip(points.points, heads, strict=True)
-        },
-        float(points.total_macs),
-    )
-    write_costs(costs, CACHE / "costs.json")
+    write_costs(macs_of_heads(points.points, heads, points.total_macs), CACHE / "costs.json")
     record(heads, unseen, test, points).save(CACHE / "records.npz")
 
 

@@ -17,7 +17,7 @@ import numpy as np
 
 from benchmarks import fashion_nine, machine
 from dyce_calibration.certify import certified
-from dyce_calibration.choose import MOST_KEPT
+from dyce_calibration.choose import thin
 from dyce_calibration.costs import read_costs
 from dyce_calibration.records import Records
 from dyce_calibration.search.problem import make_problem
@@ -86,20 +86,8 @@ def page(results: dict[str, Any]) -> str:
 def main() -> None:
     records, costs = Records.load(fashion_nine.CACHE / "records.npz"), read_costs(fashion_nine.CACHE / "costs.json")
     found = run(make_problem(records.of_split("search"), costs), None, Search())
-    kept = np.unique(np.linspace(0, len(found.settings) - 1, min(len(found.settings), MOST_KEPT)).round().astype(int))
-    settings = [found.settings[index] for index in kept[::-1] if any(found.settings[index])]
-    pool = np.isin(records.split, ["certification", "test"])
-    population = make_problem(
-        Records(
-            records.heads,
-            records.predictions[pool],
-            records.confidences[pool],
-            records.labels[pool],
-            records.hashes[pool],
-            records.split[pool],
-        ),
-        costs,
-    )
+    settings = [setting for setting in thin(found.settings)[::-1] if any(setting)]
+    population = make_problem(records.take(np.isin(records.split, ["certification", "test"])), costs)
     losses = np.stack([population.correct - population.outcomes(setting) for setting in settings])
     paid = np.array([population.evaluate(setting).cost for setting in settings])
     rows = [measure(losses, paid, size, *promise) for size in SIZES for promise in PROMISES]

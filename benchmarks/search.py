@@ -106,15 +106,7 @@ def fashion_files(records: Records, costs: CostTable, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     fewer, cheaper = restrict_records(records, heads), restrict_costs(costs, heads)
     for name, rows in (("search", fewer.split != "test"), ("test", fewer.split == "test")):
-        part = Records(
-            fewer.heads,
-            fewer.predictions[rows],
-            fewer.confidences[rows],
-            fewer.labels[rows],
-            fewer.hashes[rows],
-            fewer.split[rows],
-        )
-        write_released(part, cheaper, folder / f"{name}.npz", folder / "macs.json")
+        write_released(fewer.take(rows), cheaper, folder / f"{name}.npz", folder / "macs.json")
 
 
 def speed(folder: Path, published: int, repeats: int) -> dict[str, Any]:

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from dyce_calibration.costs import CostTable
 from dyce_calibration.features import Features, extract_features
 from dyce_calibration.heads import Recipe, TrainedHead, train_heads
 from dyce_calibration.records import Records
@@ -18,9 +19,10 @@ from dyce_calibration.select import restrict_records
 from dyce_calibration.splits import HOLD_OUT, VAL_SHARES, divide
 from dyce_calibration.temperature import fit_temperature, softmax
 from dyce_export.backbone import Backbone
+from dyce_export.exit_points import ExitPoint
 from dyce_export.progress import Progress
 from dyce_runtime.datasets import Dataset, require_classes
-from dyce_runtime.manifest import Preprocessing, Splits
+from dyce_runtime.manifest import FINAL, Preprocessing, Splits
 
 log = logging.getLogger("dyce_export")
 
@@ -48,6 +50,16 @@ class Calibration:
         return replace(
             self, heads=[of_exit for of_exit in heads if of_exit], records=restrict_records(self.records, kept)
         )
+
+
+def macs_of_heads(points: Sequence[ExitPoint], heads: Sequence[Sequence[TrainedHead]], total_macs: int) -> CostTable:
+    """The cost table of exit points and their heads, before anything is written."""
+    backbone = {str(point.number): float(point.macs) for point in points}
+    of_heads = {
+        str(point.number): {head.type: float(head.macs) for head in of_exit}
+        for point, of_exit in zip(points, heads, strict=True)
+    }
+    return CostTable("macs", {**backbone, FINAL: float(total_macs)}, of_heads, float(total_macs))
 
 
 def calibrate(

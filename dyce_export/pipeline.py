@@ -17,12 +17,12 @@ from torch import Tensor
 from torch.export import ExportedProgram
 
 from dyce_calibration.choose import choose
-from dyce_calibration.costs import CostTable, macs_of
+from dyce_calibration.costs import macs_of
 from dyce_calibration.heads import DEFAULT_TYPE, Recipe, TrainedHead, parse_type, untrained_heads
 from dyce_calibration.report import choose_examples, make_contents, write_report
 from dyce_calibration.select import select_exits, used_heads
 from dyce_export.backbone import Backbone
-from dyce_export.calibrate import Calibration, calibrate
+from dyce_export.calibrate import Calibration, calibrate, macs_of_heads
 from dyce_export.capture import capture, functionalise, output_nodes
 from dyce_export.exit_points import ExitPoints, find_exit_points
 from dyce_export.onnx_graphs import to_onnx
@@ -48,7 +48,7 @@ from dyce_runtime.bundle import (
 from dyce_runtime.configuration import FULL, Configuration, Configurations, Entry
 from dyce_runtime.datasets import Dataset, open_dataset
 from dyce_runtime.errors import ExitPointError, UsageError, VerificationError
-from dyce_runtime.manifest import FINAL, SCHEMA_VERSION, Manifest, Model, Verification
+from dyce_runtime.manifest import SCHEMA_VERSION, Manifest, Model, Verification
 from dyce_runtime.preprocessing import preprocess
 
 log = logging.getLogger("dyce_export")
@@ -255,12 +255,7 @@ def _select(
 ) -> tuple[Prepared, Calibration]:
     """Keep the exits and heads that are worth it."""
     points = prepared.backbone.points
-    heads = {
-        str(point.number): {head.type: float(head.macs) for head in of_exit}
-        for point, of_exit in zip(points, calibration.heads, strict=True)
-    }
-    total = float(prepared.total_macs)
-    costs = CostTable("macs", {**{str(p.number): float(p.macs) for p in points}, FINAL: total}, heads, total)
+    costs = macs_of_heads(points, calibration.heads, prepared.total_macs)
     exits = select_exits(
         calibration.records, costs, options.max_exits, lambda rounds: progress.track(rounds, "choosing exits")
     )

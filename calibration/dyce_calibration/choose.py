@@ -44,7 +44,7 @@ def choose(records: Records, costs: CostTable, how: Search = Search()) -> Config
     full = parts["search"].off
     settings = {FULL: full, **{name: found.cheapest(loss) or full for name, loss in ALLOWED_LOSS.items()}}
     named = {name: entry(setting) for name, setting in (settings | _chosen(found, how)).items()}
-    front = [entry(setting) for setting in _thin(found.settings)]
+    front = [entry(setting) for setting in thin(found.settings)]
     certificates, note = _certify(parts["certification"], [*named.values(), *front], how)
     promised = [entry for entry in front if entry.exits and _key(entry) in certificates]
     if promised:
@@ -79,7 +79,7 @@ def _chosen(found: Outcome, how: Search) -> dict[str, Setting]:
     return {CHOSEN: setting}
 
 
-def _thin(front: Sequence[Setting]) -> list[Setting]:
+def thin(front: Sequence[Setting]) -> list[Setting]:
     """At most :data:`MOST_KEPT` settings, evenly spread, with both ends."""
     kept = np.unique(np.linspace(0, len(front) - 1, min(len(front), MOST_KEPT)).round().astype(int))
     return [front[index] for index in kept]

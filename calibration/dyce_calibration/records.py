@@ -39,7 +39,10 @@ class Records:
 
     def of_split(self, name: str) -> Records:
         """The records of one split."""
-        rows = self.split == name
+        return self.take(self.split == name)
+
+    def take(self, rows: NDArray[np.bool_]) -> Records:
+        """The records of some samples: those where ``rows``, (N,), is true."""
         return Records(
             self.heads,
             self.predictions[rows],

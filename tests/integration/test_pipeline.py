@@ -3,12 +3,8 @@
 from __future__ import annotations
 
 import copy
-import errno
-import shutil
 import sys
-from collections import namedtuple
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -23,27 +19,19 @@ from dyce_calibration.heads import Recipe
 from dyce_calibration.records import Records
 from dyce_calibration.search.problem import make_problem
 from dyce_calibration.temperature import fit_temperature, softmax
-from dyce_export import onnx_graphs, pipeline
 from dyce_export.pipeline import Export, Options, export_source
-from dyce_export.progress import Progress
-from dyce_export.sources import Source, from_module
+from dyce_export.sources import from_module
 from dyce_runtime import Session, load
 from dyce_runtime.bundle import RECORDS, SPLITS, TEST_VECTORS, open_bundle
 from dyce_runtime.configuration import Configuration, ExitSetting
 from dyce_runtime.datasets import open_dataset
 from dyce_runtime.errors import (
-    CaptureError,
     ConfigurationError,
-    DataError,
-    DestinationError,
-    DyceError,
-    ExitPointError,
-    ModelError,
     UsageError,
-    VerificationError,
 )
 from dyce_runtime.preprocessing import preprocess
-from tests.models import INPUT_SIZE, Branches, Convolutions, Folded, Tokens, Wrapped, build, images
+from tests.integration.small import labelled, tiny
+from tests.models import INPUT_SIZE, Branches, Convolutions, Folded, Tokens, build, images
 
 pytest.importorskip("sklearn", reason="the digits come with scikit-learn")
 
@@ -319,16 +307,6 @@ def test_the_test_vectors_are_reproduced(digits: Digits, session: Session):
 # --- without data ----------------------------------------------------------------------------------------------------
 
 
-def tiny(make: type[nn.Module] = Convolutions) -> Source:
-    return from_module(build(make), input_size=INPUT_SIZE)
-
-
-@pytest.fixture(scope="module")
-def untrained(tmp_path_factory: pytest.TempPathFactory) -> Export:
-    path = tmp_path_factory.mktemp("untrained") / "tiny.dyce"
-    return dyce_export.export(build(Convolutions), [1, "b3"], path, input_size=INPUT_SIZE, name="tiny")
-
-
 def test_without_data_the_heads_are_untrained_and_said_to_be(untrained: Export):
     manifest = open_bundle(untrained.path).manifest
     assert (manifest.heads, manifest.splits, manifest.model.name) == ("untrained", None, "tiny")
@@ -376,14 +354,6 @@ def test_other_structures_answer_like_torch_too(make, tmp_path: Path):
 # --- held out from the data ------------------------------------------------------------------------------------------
 
 
-def labelled(path: Path, count: int = 400, classes: int = 5) -> Path:
-    """Noise with labels: enough to run everything, not to learn anything."""
-    random = np.random.default_rng(0)
-    pictures = random.integers(0, 256, (count, 16, 16, 3), dtype=np.uint8)
-    np.savez(path, images=pictures, labels=random.integers(0, classes, count))
-    return path
-
-
 def test_without_val_a_part_of_the_data_is_held_out_with_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture):
     data = labelled(tmp_path / "data.npz")
     export = export_source(
@@ -415,120 +385,3 @@ def test_without_labels_the_heads_imitate_the_model(tmp_path: Path):
     records = Records.load(export.path / RECORDS)
     np.testing.assert_array_equal(records.labels, records.predictions[:, -1])
     assert export.configurations.named["full"].search.accuracy == 1
-
-
-# --- failures --------------------------------------------------------------------------------------------------------
-
-
-class Constant(Convolutions):
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return super().forward(x) * 1e-9 + torch.arange(5.0)
-
-
-class Branching(Convolutions):
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return super().forward(x if x.sum() > 0 else -x)
-
-
-def fail_to_write(monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(*arguments: object, **options: object) -> None:
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    monkeypatch.setattr(onnx_graphs.ir, "save", full)
-
-
-def no_space_for_features(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shutil, "disk_usage", lambda path: namedtuple("usage", "total used free")(0, 0, 10))
-
-
-def nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    pass
-
-
-@dataclass
-class Failure:
-    error: type[DyceError]
-    message: str
-    code: int = 1
-    make: type[nn.Module] = Convolutions
-    exits: tuple[str, ...] = ("2",)
-    data: Callable[[Path], Path] | None = None
-    options: Options = field(default_factory=Options)
-    arrange: Callable[[pytest.MonkeyPatch], None] = nothing
-
-
-FAILURES = {
-    "an exit that is not there": Failure(ExitPointError, "no exit point 9", exits=("9",)),
-    "a model that branches": Failure(CaptureError, "cannot be captured", make=Branching),
-    "data that is not there": Failure(DataError, "no such file", data=lambda path: path / "nowhere"),
-    "too little data": Failure(DataError, "too few", data=lambda path: labelled(path / "few.npz", count=12)),
-    "one class": Failure(DataError, "only one class", data=lambda path: labelled(path / "one.npz", classes=1)),
-    "other classes": Failure(DataError, "model has 5 classes", data=lambda path: labelled(path / "o.npz", classes=9)),
-    "no room for the features": Failure(
-        DestinationError,
-        "features of this data set need about",
-        data=lambda path: labelled(path / "data.npz"),
-        arrange=no_space_for_features,
-    ),
-    "a full disk": Failure(DestinationError, "the disk of .* is full; nothing was written", arrange=fail_to_write),
-    "numbers that differ": Failure(VerificationError, "verification failed", 3, options=Options(tolerance=0.0)),
-    "a model that ignores its input": Failure(VerificationError, "verification is inconclusive", 3, make=Constant),
-}
-
-
-@pytest.mark.parametrize("failure", FAILURES.values(), ids=FAILURES)
-def test_a_failure_has_its_exit_code_and_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failure):
-    data = failure.data and failure.data(tmp_path)
-    output = tmp_path / "out" / "b.dyce"
-    output.parent.mkdir()
-    failure.arrange(monkeypatch)
-    with pytest.raises(failure.error, match=failure.message) as caught:
-        export_source(tiny(failure.make), failure.exits, output, data=data, options=failure.options)
-    assert caught.value.exit_code == failure.code
-    assert list(output.parent.iterdir()) == []
-
-
-def test_a_failed_replacement_leaves_the_old_bundle(untrained: Export, tmp_path: Path):
-    old = shutil.copytree(untrained.path, tmp_path / "b.dyce")
-    with pytest.raises(VerificationError):
-        export_source(tiny(), ["2"], old, options=Options(force=True, tolerance=0.0))
-    assert open_bundle(old).manifest == untrained.manifest
-    assert [path.name for path in tmp_path.iterdir()] == ["b.dyce"]
-
-
-def test_a_taken_destination_is_said_before_any_work(untrained: Export, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(pipeline, "capture_source", lambda *_: pytest.fail("work was done"))
-    with pytest.raises(DestinationError, match="already exists"):
-        export_source(tiny(), ["2"], untrained.path)
-
-
-def test_force_replaces_a_bundle(untrained: Export, tmp_path: Path):
-    old = shutil.copytree(untrained.path, tmp_path / "b.dyce")
-    dyce_export.export(build(Convolutions), ["2"], old, input_size=INPUT_SIZE, force=True)
-    assert [exit.id for exit in open_bundle(old).manifest.exits] == ["2", "final"]
-
-
-def test_an_interruption_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    class Interrupted(Progress):
-        def started(self, name: str) -> None:
-            if name == "verify":
-                raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        export_source(tiny(), ["2"], tmp_path / "b.dyce", progress=Interrupted())
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_val_without_data_is_not_ignored(tmp_path: Path):
-    with pytest.raises(UsageError, match="val was given without data"):
-        export_source(tiny(), ["2"], tmp_path / "b.dyce", val="digits#test")
-
-
-def test_a_model_of_unknown_input_size_is_asked_for_it(tmp_path: Path):
-    with pytest.raises(ModelError, match="size of the model's input is not known"):
-        dyce_export.export(build(Convolutions), [1], tmp_path / "b.dyce")
-
-
-def test_a_model_that_returns_a_tuple_is_refused(tmp_path: Path):
-    with pytest.raises(CaptureError, match="returns 2 outputs"):
-        dyce_export.export(build(lambda: Wrapped(lambda y: (y, y))), [1], tmp_path / "b.dyce", input_size=INPUT_SIZE)

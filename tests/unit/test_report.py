@@ -229,7 +229,7 @@ def test_the_manifest_adds_the_samples_that_are_not_in_the_records():
 
 
 def test_baselines_are_chosen_on_search_and_drawn_on_test():
-    pytest.importorskip("scipy")
+    pytest.importorskip("scipy", reason="the one-pass baseline needs SciPy")
     test = RECORDS.split == "test"
     wrong = np.where(test, RECORDS.predictions.max(initial=0) + 1, RECORDS.labels)
     before, after = make(), make(records=replace(RECORDS, labels=wrong))

@@ -1,21 +1,13 @@
 from __future__ import annotations
 
 import argparse
-import io
 import logging
-import os
-import re
 import socket
-import zipfile
-from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from safetensors.torch import save_file
 from torch import nn
 
@@ -23,8 +15,7 @@ from dyce_export.inputs import InputOverrides
 from dyce_export.sources import Source, from_module, load_source
 from dyce_runtime.errors import ModelError, UsageError
 
-timm: Any = pytest.importorskip("timm")
-from timm.data import create_transform, resolve_data_config  # type: ignore[attr-defined]  # noqa: E402
+timm: Any = pytest.importorskip("timm", reason="loading models needs timm")
 
 IMAGE = torch.linspace(-1, 1, 3 * 32 * 32).reshape(1, 3, 32, 32)
 
@@ -311,86 +302,6 @@ def test_class_names_that_do_not_fit_the_model_are_left_out(caplog: pytest.LogCa
 # Preprocessing
 
 
-def test_what_the_user_says_goes_before_the_checkpoint_before_the_model() -> None:
-    weights = timm_weights("test_resnet", num_classes=3)
-    args = argparse.Namespace(mean=[0.1, 0.2, 0.3], crop_pct=0.8, interpolation="nearest")
-    model = saved({"arch": "test_resnet", "state_dict": weights, "args": args})
-    preprocessing = load_source(model, overrides=InputOverrides(interpolation="lanczos", mean=(0.7,))).preprocessing
-    assert preprocessing.interpolation == "lanczos"
-    assert preprocessing.mean == (0.7, 0.7, 0.7)
-    assert preprocessing.resize == 200, "160 / 0.8, from the checkpoint"
-    assert preprocessing.std == (0.5, 0.5, 0.5), "from the model"
-    assert load_source(model).preprocessing.mean == (0.1, 0.2, 0.3)
-
-
-def test_the_crop_stays_when_the_size_changes() -> None:
-    preprocessing = load_source("timm:test_resnet", overrides=InputOverrides(input_size=(3, 64, 64))).preprocessing
-    assert (preprocessing.crop, preprocessing.resize) == ((64, 64), 67), "0.95 of the resized edge, as for 160"
-
-
-@given(
-    st.integers(8, 600),
-    st.integers(8, 600) | st.none(),
-    st.floats(0.3, 1.0),
-    st.sampled_from(["center", "squash", "border"]),
-)
-def test_resizing_follows_timm(height: int, width: int | None, crop_pct: float, crop_mode: str) -> None:
-    module = Net()
-    size = (3, height, height if width is None else width)
-    module.pretrained_cfg = {"input_size": size, "crop_pct": crop_pct, "crop_mode": crop_mode}  # type: ignore[assignment]
-    preprocessing = from_module(module).preprocessing
-    config = resolve_data_config(pretrained_cfg=module.pretrained_cfg)  # type: ignore[no-untyped-call]
-    resize, crop, _, normalise = create_transform(**config).transforms
-    assert preprocessing.resize == (tuple(resize.size) if isinstance(resize.size, list | tuple) else resize.size)
-    assert preprocessing.crop == tuple(crop.size)
-    assert preprocessing.mean == tuple(pytest.approx(value) for value in normalise.mean.tolist())
-    longest = getattr(resize, "longest", None)
-    assert preprocessing.fit == {None: "stretch", 0: "cover", 1: "contain"}[longest]
-
-
-@pytest.mark.parametrize(
-    ("size", "mean", "resize"),
-    [((3, 224, 224), (0.485, 0.456, 0.406), 256), ((1, 28, 28), (0.5,), 28), ((3, 32, 32), (0.485, 0.456, 0.406), 32)],
-)
-def test_what_has_to_be_assumed_is_said(
-    size: tuple[int, int, int], mean: tuple[float, ...], resize: int, caplog: pytest.LogCaptureFixture
-) -> None:
-    preprocessing = from_module(Net(size[0]), input_size=size).preprocessing
-    assert (preprocessing.mean, preprocessing.resize) == (mean, resize)
-    assert f"assuming mean {mean}" in caplog.text
-    assert "--mean" in caplog.text
-
-
-def test_nothing_is_said_when_nothing_is_assumed(caplog: pytest.LogCaptureFixture) -> None:
-    from_module(Net(), input_size=(3, 32, 32), mean=(0,), std=(1,), interpolation="bilinear", crop_pct=1)
-    assert not caplog.records
-
-
-@pytest.mark.parametrize(
-    ("overrides", "message"),
-    [
-        ({"input_size": (3, 0, 32)}, r"input size is \(3, 0, 32\); expected channels, height and width"),
-        ({"input_size": (32, 32)}, "expected channels, height and width"),
-        ({"std": (0.0,)}, r"std is \(0.0,\); expected positive numbers"),
-        ({"crop_pct": 87.5}, "crop_pct is 87.5; expected a number over 0 and at most 1"),
-        ({"interpolation": "cubic"}, "interpolation is 'cubic'; expected one of bilinear, bicubic"),
-        ({"input_size": (3, 32, 32), "mean": (0.5, 0.5)}, "mean has 2 values; expected one, or one for each of 3"),
-    ],
-)
-def test_impossible_overrides_are_refused(overrides: dict[str, Any], message: str) -> None:
-    with pytest.raises(UsageError, match=message):
-        InputOverrides(**overrides)
-
-
-def test_overrides_that_do_not_fit_the_model_are_refused() -> None:
-    with pytest.raises(ModelError, match="mean has 2 values; expected one, or one for each of 3 channels") as caught:
-        load_source("timm:test_resnet", overrides=InputOverrides(mean=(0.5, 0.5)))
-    assert "--mean" in caught.value.hint
-
-
-# Modules and factories
-
-
 def test_a_module_is_copied_and_stays_as_it_is() -> None:
     module = Net().half().train()
     source = from_module(module, input_size=(3, 32, 32), name="mine", class_names=("a", "b", "c", "d", "e"))
@@ -525,110 +436,6 @@ def test_a_whole_module_loads_with_trust_or_gives_its_weights_to_an_architecture
 
 
 # Exported programs
-
-
-def exported(module: nn.Module, example: torch.Tensor, axes: Any, name: str = "model.pt2") -> str:
-    program = torch.export.export(module.eval(), (example,), dynamic_shapes=(axes,))
-    torch.export.save(program, name)
-    return name
-
-
-DYNAMIC = torch.export.Dim.DYNAMIC
-
-
-def test_an_exported_program_is_taken_as_it_is() -> None:
-    net = Net()
-    model = exported(net, torch.zeros(2, 3, 32, 32), {0: DYNAMIC}, "net.pt2")
-    source = load_source(model, trust_pickle=True, overrides=InputOverrides(crop_pct=0.5))
-    assert (source.name, source.origin, source.weights, source.module) == ("net", "net.pt2", "checkpoint", None)
-    assert (source.input_size, source.preprocessing.resize) == ((3, 32, 32), 64)
-    assert source.sha256 is not None
-    assert source.program is not None
-    assert torch.equal(source.program.module()(IMAGE), net(IMAGE))
-
-
-class RunsCode:
-    """Unpickling it makes a folder."""
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return os.mkdir, ("it ran",)
-
-
-def with_pickled_code(member: str, content: bytes) -> bytes:
-    pickled = io.BytesIO()
-    torch.save(RunsCode(), pickled)
-    return pickled.getvalue() if member.endswith("sample_inputs/model.pt") else content
-
-
-def with_code_for_a_size(member: str, content: bytes) -> bytes:
-    code = rb"""'expr_str': "__import__('os').mkdir('it ran') or 3" """.replace(b"'expr_str'", b'"expr_str"')
-    return re.sub(rb'"expr_str": "[^"]*"', code, content, count=1) if member.endswith("models/model.json") else content
-
-
-@pytest.mark.parametrize("change", [with_pickled_code, with_code_for_a_size])
-def test_nothing_in_a_program_runs_unless_it_is_trusted(change: Callable[[str, bytes], bytes]) -> None:
-    model = exported(Net(), torch.zeros(2, 3, 32, 32), {0: DYNAMIC}, "net.pt2")
-    with zipfile.ZipFile(model) as harmless, zipfile.ZipFile("evil.pt2", "w") as evil:
-        for member in harmless.namelist():
-            evil.writestr(member, change(member, harmless.read(member)))
-    for file in (model, "evil.pt2"):
-        with pytest.raises(ModelError, match=f"{file} is an exported program, and like pickles those run") as caught:
-            load_source(file)
-        assert "--trust-pickle" in caught.value.hint
-    assert not Path("it ran").exists()
-    with suppress(ModelError):
-        load_source("evil.pt2", trust_pickle=True)
-    assert Path("it ran").exists(), "torch no longer runs what a program holds: perhaps it need not be trusted any more"
-
-
-@pytest.mark.parametrize(
-    ("example", "axes", "message", "hint"),
-    [
-        (
-            torch.zeros(4, 3, 32, 32),
-            {},
-            "has a fixed batch of 4; expected a dynamic batch axis",
-            "torch.zeros(2, 3, 32, 32)",
-        ),
-        (torch.zeros(2, 3, 32, 32), {0: DYNAMIC, 2: DYNAMIC, 3: DYNAMIC}, "takes images of any size", ""),
-        (torch.zeros(2, 3, 32, 32).double(), {0: DYNAMIC}, "expected one batch of images, float32", ""),
-    ],
-    ids=["fixed batch", "any size", "double"],
-)
-def test_programs_that_cannot_be_cut_are_refused(example: torch.Tensor, axes: Any, message: str, hint: str) -> None:
-    model = exported(Net().to(example.dtype), example, axes)
-    with pytest.raises(ModelError, match=message) as caught:
-        load_source(model, trust_pickle=True)
-    assert hint in caught.value.hint
-
-
-def test_a_program_of_two_inputs_is_refused() -> None:
-    class Sum(nn.Module):
-        def forward(self, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-            return a + b
-
-    program = torch.export.export(Sum(), (torch.zeros(2, 3, 8, 8), torch.zeros(2, 3, 8, 8)))
-    torch.export.save(program, "sum.pt2")
-    with pytest.raises(ModelError, match=r"takes 2 inputs .*; expected one batch of images"):
-        load_source("sum.pt2", trust_pickle=True)
-
-
-def test_a_program_s_size_cannot_be_changed() -> None:
-    model = exported(Net(), torch.zeros(2, 3, 32, 32), {0: DYNAMIC})
-    with pytest.raises(ModelError, match=r"takes an input of \(3, 32, 32\), which cannot be changed to \(3, 64, 64\)"):
-        load_source(model, trust_pickle=True, overrides=InputOverrides(input_size=(3, 64, 64)))
-
-
-@pytest.mark.parametrize("content", [b"hello", None], ids=["text", "checkpoint"])
-def test_other_files_are_no_programs(content: bytes | None, tmp_path: Path) -> None:
-    saved(Net().state_dict(), "model.pt2")
-    if content:
-        Path("model.pt2").write_bytes(content)
-    with pytest.raises(ModelError, match=r"model\.pt2 is truncated or not an exported program"):
-        load_source("model.pt2")
-
-
-# Arguments that do not fit together
 
 
 @pytest.mark.parametrize(

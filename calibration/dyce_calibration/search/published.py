@@ -18,34 +18,46 @@ from dyce_runtime.errors import UsageError
 
 _SAME_THRESHOLDS = 1000
 
+Score = Callable[[Setting], float]
+# (setting, index of a position) -> the lowest objective that changing it can reach, and the setting
+BestAt = Callable[[Setting, int], tuple[float, Setting]]
+
 
 def onepass(problem: Problem, weights: Iterable[float]) -> list[Setting]:
     """Positions first to last; at each the best head and threshold, with later positions off; never revisited."""
-    minimise = _minimiser()
-    found = []
-    for weight in weights:
-        score = _objective(problem, weight)
+
+    def descend(score: Score, best_at: BestAt) -> Setting:
         setting = problem.off
         for index in range(len(setting)):
-            setting = _best_at(problem, setting, index, score, minimise)[1]
-        found.append(setting)
-    return found
+            setting = best_at(setting, index)[1]
+        return setting
+
+    return _descend_with_each(problem, weights, descend)
 
 
 def circular(problem: Problem, weights: Iterable[float]) -> list[Setting]:
     """Apply the single change of any position that lowers the objective most, until none does."""
+
+    def descend(score: Score, best_at: BestAt) -> Setting:
+        setting = problem.off
+        while True:
+            changes = [best_at(setting, index) for index in range(len(setting))]
+            value, changed = min(changes, key=lambda change: change[0])
+            if value >= score(setting):
+                return setting
+            setting = changed
+
+    return _descend_with_each(problem, weights, descend)
+
+
+def _descend_with_each(
+    problem: Problem, weights: Iterable[float], descend: Callable[[Score, BestAt], Setting]
+) -> list[Setting]:
     minimise = _minimiser()
     found = []
     for weight in weights:
         score = _objective(problem, weight)
-        setting = problem.off
-        while True:
-            changes = [_best_at(problem, setting, index, score, minimise) for index in range(len(setting))]
-            value, changed = min(changes, key=lambda change: change[0])
-            if value >= score(setting):
-                break
-            setting = changed
-        found.append(setting)
+        found.append(descend(score, partial(_best_at, problem, score=score, minimise=minimise)))
     return found
 
 
@@ -56,16 +68,14 @@ def samethres(problem: Problem) -> list[Setting]:
     return [tuple(On(0, float(confidences[index])) for _ in problem.positions) for index in chosen]
 
 
-def _best_at(
-    problem: Problem, setting: Setting, index: int, score: Callable[[Setting], float], minimise: Any
-) -> tuple[float, Setting]:
+def _best_at(problem: Problem, setting: Setting, index: int, score: Score, minimise: Any) -> tuple[float, Setting]:
     """The lowest objective, and the setting, that changing one position can reach."""
     options = list(_options(problem, setting, index, score, minimise))
     return min(options, key=lambda option: option[0])
 
 
 def _options(
-    problem: Problem, setting: Setting, index: int, score: Callable[[Setting], float], minimise: Any
+    problem: Problem, setting: Setting, index: int, score: Score, minimise: Any
 ) -> Iterator[tuple[float, Setting]]:
     def changed(on: On | None) -> Setting:
         return (*setting[:index], on, *setting[index + 1 :])
@@ -76,13 +86,11 @@ def _options(
         yield float(best.fun), changed(On(number, float(np.float32(best.x))))
 
 
-def _at_threshold(
-    score: Callable[[Setting], float], changed: Callable[[On], Setting], head: int, threshold: float
-) -> float:
+def _at_threshold(score: Score, changed: Callable[[On], Setting], head: int, threshold: float) -> float:
     return score(changed(On(head, float(np.float32(threshold)))))
 
 
-def _objective(problem: Problem, weight: float) -> Callable[[Setting], float]:
+def _objective(problem: Problem, weight: float) -> Score:
     base = max(problem.right, 1) / len(problem)
 
     def score(setting: Setting) -> float:

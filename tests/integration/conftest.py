@@ -1,0 +1,14 @@
+from __future__ import annotations
+
+import pytest
+
+import dyce_export
+from dyce_export.pipeline import Export
+from tests.models import INPUT_SIZE, Convolutions, build
+
+
+@pytest.fixture(scope="session")
+def untrained(tmp_path_factory: pytest.TempPathFactory) -> Export:
+    """A bundle without data, with two exits; for reading only."""
+    path = tmp_path_factory.mktemp("untrained") / "tiny.dyce"
+    return dyce_export.export(build(Convolutions), [1, "b3"], path, input_size=INPUT_SIZE, name="tiny")

@@ -1,0 +1,24 @@
+"""A tiny model and data for it, for exports that take seconds."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from torch import nn
+
+from dyce_export.sources import Source, from_module
+from tests.models import INPUT_SIZE, Convolutions, build
+
+
+def tiny(make: type[nn.Module] = Convolutions) -> Source:
+    """A loaded model of :mod:`tests.models`."""
+    return from_module(build(make), input_size=INPUT_SIZE)
+
+
+def labelled(path: Path, count: int = 400, classes: int = 5) -> Path:
+    """Noise with labels: enough to run everything, not to learn anything."""
+    random = np.random.default_rng(0)
+    pictures = random.integers(0, 256, (count, 16, 16, 3), dtype=np.uint8)
+    np.savez(path, images=pictures, labels=random.integers(0, classes, count))
+    return path
