@@ -7,65 +7,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dyce_calibration.costs import CostTable
-from dyce_calibration.records import Records
+from benchmarks.small_problems import every_setting, make_small, objective
 from dyce_calibration.search import exact
-from dyce_calibration.search.problem import On, Problem, make_problem
+from dyce_calibration.search.problem import On, Setting
 
 WEIGHTS = np.linspace(0.5, 1, 26).tolist()
-
-
-def make_small(seed: int, positions: int = 3, types: int = 2, samples: int = 40, grid: int = 100) -> Problem:
-    """Random records; on a grid, so that some confidences are equal."""
-    random = np.random.default_rng(seed)
-    labels = random.integers(0, 5, samples)
-    heads = tuple((str(p + 1), f"type{t}") for p in range(positions) for t in range(types))
-    quality = [0.5 + 0.4 * (column // types) / positions for column in range(len(heads))] + [0.9]
-    right = random.random((samples, len(quality))) < quality
-    sure = 0.5 * random.beta(3, 2, right.shape) + 0.4 * right * random.random(right.shape)
-    costs = CostTable(
-        "macs",
-        {**{str(p + 1): float(cost) for p, cost in enumerate(np.sort(random.random(positions)))}, "final": 1.0},
-        {str(p + 1): {f"type{t}": float(random.random()) * 0.05 for t in range(types)} for p in range(positions)},
-        1.0,
-    )
-    return make_problem(
-        Records(
-            heads,
-            np.where(right, labels[:, None], (labels[:, None] + 1) % 5),
-            (np.round(sure * grid) / grid).astype(np.float32),
-            labels,
-            np.arange(samples, dtype=np.uint64),
-            np.full(samples, "search"),
-        ),
-        costs,
-    )
-
-
-def every_setting(problem: Problem) -> tuple[np.ndarray, np.ndarray]:
-    """Right answers and cost per sample of all settings of three positions that differ in what they do."""
-    first, second, third = (
-        [(np.zeros(len(problem), bool), problem.correct, 0.0, 0.0)]
-        + [
-            (head.confidence > threshold, head.correct, position.cost, head.cost)
-            for head in position.heads
-            for threshold in [0, *np.unique(head.confidence)[:-1]]
-        ]
-        for position in problem.positions
-    )
-    # The last position is done for all of its choices at once.
-    right = np.stack([np.where(leave, correct, problem.correct) for leave, correct, _, _ in third])
-    cost = np.stack([np.where(leave, cost, problem.cost) + head for leave, _, cost, head in third])
-    rights, costs = [], []
-    for leave_a, right_a, cost_a, head_a in first:
-        for leave, right_b, cost_b, head_b in second:
-            leave_b, heads = leave & ~leave_a, head_a + head_b
-            rest = ~leave_a & ~leave_b
-            done = right_a[leave_a].sum() + right_b[leave_b].sum()
-            paid = leave_a.sum() * (cost_a + head_a) + leave_b.sum() * (cost_b + heads)
-            rights.append(done + right[:, rest].sum(1))
-            costs.append(paid + cost[:, rest].sum(1) + rest.sum() * heads)
-    return np.concatenate(rights), np.concatenate(costs) / len(problem)
 
 
 @pytest.mark.parametrize("seed", range(12))
@@ -74,11 +20,31 @@ def test_small_problems_are_solved_to_the_optimum(seed):
     rights, costs = every_setting(problem)
     front = exact.search(problem, WEIGHTS).front
     points = front.points()
-    base = problem.right
     for weight in (0.5, 0.8, 0.95):
-        optimum = (weight * (1 - rights / base) + (1 - weight) * costs).min()
-        found = (weight * (1 - points / base) + (1 - weight) * front.bound[points]).min()
+        optimum = objective(problem, weight, rights, costs).min()
+        found = objective(problem, weight, points, front.bound[points]).min()
         assert found == pytest.approx(optimum, abs=1e-9)
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(0, 10**6), st.data())
+def test_brute_force_leaves_no_setting_out(seed, data):
+    problem = make_small(seed, positions=2, samples=10)
+
+    def choose(index: int) -> On | None:
+        heads = problem.positions[index].heads
+        number = data.draw(st.sampled_from([None, *range(len(heads))]))
+        if number is None:
+            return None
+        # Above the highest confidence a head would cost and do nothing.
+        below = [0.0, *np.unique(heads[number].confidence)[:-1].tolist()]
+        return On(number, data.draw(st.sampled_from(below)))
+
+    setting: Setting = (choose(0), choose(1))
+    figures = problem.evaluate(setting)
+    rights, costs = every_setting(problem)
+    same = (rights == round(figures.accuracy * len(problem))) & (abs(costs - figures.cost) < 1e-12)
+    assert same.any()
 
 
 problems = st.builds(
@@ -112,12 +78,7 @@ def test_no_single_change_of_a_solved_weights_setting_helps(problem, weight):
     found = exact.search(problem, [weight])
     assert found.solved == 1
     points = found.front.points()
-    base = max(problem.right, 1)
-
-    def objective(accuracy: float, cost: float) -> float:
-        return weight * (1 - accuracy * len(problem) / base) + (1 - weight) * cost
-
-    scores = [objective(point / len(problem), found.front.bound[point]) for point in points]
+    scores = objective(problem, weight, points, found.front.bound[points])
     best = found.front.setting(int(points[np.argmin(scores)]))
     for index, position in enumerate(problem.positions):
         choices: list[On | None] = [None]
@@ -125,7 +86,8 @@ def test_no_single_change_of_a_solved_weights_setting_helps(problem, weight):
             choices += [On(number, float(t)) for t in [0, *np.unique(head.confidence)]]
         for choice in choices:
             figures = problem.evaluate((*best[:index], choice, *best[index + 1 :]))
-            assert objective(figures.accuracy, figures.cost) >= min(scores) - 1e-9
+            right = figures.accuracy * len(problem)
+            assert objective(problem, weight, right, figures.cost) >= min(scores) - 1e-9
 
 
 def test_work_is_bounded(monkeypatch):
