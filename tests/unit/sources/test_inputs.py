@@ -12,11 +12,10 @@ from hypothesis import strategies as st
 from dyce_export.inputs import InputOverrides
 from dyce_export.sources import from_module, load_source
 from dyce_runtime.errors import ModelError, UsageError
+from tests.unit.sources.small import Net, saved, timm_weights
 
 pytest.importorskip("timm", reason="loading models needs timm")
 from timm.data import create_transform, resolve_data_config  # type: ignore[attr-defined]
-
-from tests.unit.test_sources import Net, offline, saved, timm_weights  # noqa: F401 - offline is used by every test
 
 
 def test_what_the_user_says_goes_before_the_checkpoint_before_the_model() -> None:
@@ -94,6 +93,3 @@ def test_overrides_that_do_not_fit_the_model_are_refused() -> None:
     with pytest.raises(ModelError, match="mean has 2 values; expected one, or one for each of 3 channels") as caught:
         load_source("timm:test_resnet", overrides=InputOverrides(mean=(0.5, 0.5)))
     assert "--mean" in caught.value.hint
-
-
-# Modules and factories

@@ -18,10 +18,9 @@ from torch import nn
 from dyce_export.inputs import InputOverrides
 from dyce_export.sources import load_source
 from dyce_runtime.errors import ModelError
+from tests.unit.sources.small import IMAGE, Net, saved
 
 pytest.importorskip("timm", reason="loading models needs timm")
-
-from tests.unit.test_sources import IMAGE, Net, offline, saved  # noqa: F401 - offline is used by every test
 
 
 def exported(module: nn.Module, example: torch.Tensor, axes: Any, name: str = "model.pt2") -> str:
@@ -123,6 +122,3 @@ def test_other_files_are_no_programs(content: bytes | None, tmp_path: Path) -> N
         Path("model.pt2").write_bytes(content)
     with pytest.raises(ModelError, match=r"model\.pt2 is truncated or not an exported program"):
         load_source("model.pt2")
-
-
-# Arguments that do not fit together
