@@ -1,14 +1,16 @@
 from __future__ import annotations
 
 import shutil
+import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import settings
 
-from dyce_runtime import Session, load, targets
-from tests.bundles import Spy, make_bundle
+from dyce_runtime import Session, bench, load, piece_costs, targets
+from tests.bundles import Clock, Spy, make_bundle
 
 # The machines that run the tests are shared: how long an example takes says nothing.
 settings.register_profile("shared", deadline=None)
@@ -39,6 +41,17 @@ def spy(monkeypatch: pytest.MonkeyPatch) -> Spy:
     spy = Spy()
     monkeypatch.setattr(targets, "find", lambda name=None: spy)
     return spy
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch, spy: Spy) -> Clock:
+    """The clock of everything that measures, turned by the pieces alone."""
+    clock = Clock()
+    spy.before = clock.run
+    fake = SimpleNamespace(perf_counter=lambda: clock.now, sleep=clock.pass_by, strftime=time.strftime)
+    for module in (bench, piece_costs):
+        monkeypatch.setattr(module, "time", fake)
+    return clock
 
 
 @pytest.fixture(scope="session")

@@ -12,13 +12,13 @@ import msgspec
 
 from dyce_runtime.errors import DataError, DestinationError
 from dyce_runtime.manifest import FINAL, SCHEMA_VERSION, Manifest
-from dyce_runtime.piece_times import PieceTimes
+from dyce_runtime.piece_costs import PieceCosts
 
 Unit = Literal["macs", "ms", "joules"]
 
 
 class CostTable(msgspec.Struct, frozen=True):
-    """Costs per sample, as in ``costs.json``.
+    """Costs per sample, as in ``costs.json``; where they were measured, of a call of ``measured["batch"]`` samples.
 
     Attributes:
         unit: of every number here.
@@ -67,18 +67,22 @@ def macs_of(manifest: Manifest) -> CostTable:
     return CostTable("macs", backbone, heads, full=float(sum(segments)))
 
 
-def costs_in_ms(times: PieceTimes, model: str, measured: Mapping[str, str]) -> CostTable:
-    """The cost table in milliseconds on one machine.
+def costs_of(pieces: PieceCosts, unit: Unit, model: str, measured: Mapping[str, str]) -> CostTable:
+    """The cost table of what was measured on one machine.
 
     Args:
+        unit: of ``pieces``.
         model: fingerprint of the bundle.
         measured: the machine and the versions.
+
+    Raises:
+        DataError: the numbers cannot be costs, such as an uncut model that draws nothing.
     """
-    backbone = dict(zip(times.segments, accumulate(times.segments.values()), strict=True))
+    backbone = dict(zip(pieces.segments, accumulate(pieces.segments.values()), strict=True))
     heads: dict[str, dict[str, float]] = {}
-    for (exit, type), ms in times.heads.items():
-        heads.setdefault(exit, {})[type] = ms
-    return CostTable("ms", backbone, heads, times.uncut, model, dict(measured))
+    for (exit, type), cost in pieces.heads.items():
+        heads.setdefault(exit, {})[type] = cost
+    return CostTable(unit, backbone, heads, pieces.uncut, model, dict(measured)).check()
 
 
 def write_costs(costs: CostTable, path: Path) -> None:

@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from dyce_export.cli.console import Json, Quiet, Threads, Verbose, out, print_json, print_table, progress_bar, set_up
+from dyce_runtime.errors import DataError, UsageError
 
 if TYPE_CHECKING:
+    from dyce_calibration.costs import CostTable
     from dyce_runtime.datasets import Dataset
     from dyce_runtime.session import Session
 
@@ -30,6 +32,9 @@ def command(
         Path | None,
         typer.Option(help="Measure every piece instead and write what `dyce search` reads.", show_default=False),
     ] = None,
+    unit: Annotated[
+        str, typer.Option(help="Of the cost table: ms, or joules where the machine has a meter that may be read.")
+    ] = "ms",
     classes: Annotated[Path | None, typer.Option(help="File that maps class folders to the model's classes.")] = None,
     target: Annotated[str | None, typer.Option(help="Target; the first available one without it.")] = None,
     threads: Threads = None,
@@ -39,6 +44,7 @@ def command(
 ) -> None:
     """Measure and print."""
     set_up(verbose=verbose, quiet=quiet)
+    _check_unit(unit, write_cost_table)
     import dyce_runtime
     from dyce_runtime.bench import benchmark
     from dyce_runtime.datasets import open_dataset
@@ -49,7 +55,7 @@ def command(
             data, class_names=model.class_names, num_classes=model.num_classes, classes_file=classes
         ).check()
         if write_cost_table is not None:
-            _write_cost_table(session, dataset, write_cost_table, batch=batch, limit=limit, json=json)
+            _write_cost_table(session, dataset, write_cost_table, unit, batch=batch, limit=limit, json=json)
             return
         names = config or list(session.bundle.configurations.named)
         with progress_bar(quiet=quiet) as track:
@@ -62,31 +68,54 @@ def command(
         _show(bundle, dataset.source, document)
 
 
-def _write_cost_table(session: Session, dataset: Dataset, path: Path, *, batch: int, limit: int, json: bool) -> None:
+def _check_unit(unit: str, table: Path | None) -> None:
+    if unit not in ("ms", "joules"):
+        raise UsageError(f"--unit is {unit!r}; expected ms or joules")
+    if unit == "joules" and table is None:
+        raise UsageError("--unit goes with --write-cost-table", hint="Name the file that gets the cost table.")
+
+
+def _write_cost_table(
+    session: Session, dataset: Dataset, path: Path, unit: str, *, batch: int, limit: int, json: bool
+) -> None:
     import msgspec
-    import numpy as np
 
-    from dyce_calibration.costs import costs_in_ms, write_costs
-    from dyce_runtime.bench import environment
-    from dyce_runtime.piece_times import measure_pieces
+    from dyce_calibration.costs import write_costs
 
-    rows = np.unique(np.linspace(0, len(dataset) - 1, min(limit, len(dataset))).astype(int))
-    batches = (
-        session.preprocess(dataset.images(rows[start : start + batch]))
-        for start in range(0, len(rows) - len(rows) % batch, batch)
-    )
-    times = measure_pieces(session, batches)
-    costs = costs_in_ms(times, session.bundle.fingerprint, environment(session))
+    costs = _measure_costs(session, dataset, unit, batch, limit)
     write_costs(costs, path)
     if json:
         print_json("bench", {"cost_table": str(path), **msgspec.to_builtins(costs)})
         return
     table = [
-        (exit, f"{ms:.3f}", ", ".join(f"{head} {cost:.3f}" for head, cost in costs.heads.get(exit, {}).items()))
-        for exit, ms in costs.backbone.items()
+        (exit, f"{cost:.4g}", ", ".join(f"{type} {head:.4g}" for type, head in costs.heads.get(exit, {}).items()))
+        for exit, cost in costs.backbone.items()
     ]
-    columns = ("exit", "backbone to here, ms", "heads, ms")
-    print_table(f"{path}: the uncut model takes {costs.full:.3f} ms", columns, table)
+    columns = ("exit", f"backbone to here, {unit}", f"heads, {unit}")
+    print_table(f"{path}: the uncut model takes {costs.full:.4g} {unit}", columns, table)
+
+
+def _measure_costs(session: Session, dataset: Dataset, unit: str, batch: int, limit: int) -> CostTable:
+    import numpy as np
+
+    from dyce_calibration.costs import costs_of
+    from dyce_runtime.bench import environment
+    from dyce_runtime.energy import find_meter
+    from dyce_runtime.piece_costs import measure_energies, measure_times
+
+    rows = np.unique(np.linspace(0, len(dataset) - 1, min(limit, len(dataset))).astype(int))
+    if len(rows) < batch:
+        raise DataError(f"there are {len(rows)} pictures for --batch {batch}; expected one batch at the least")
+    batches = (
+        session.preprocess(dataset.images(rows[start : start + batch]))
+        for start in range(0, len(rows) - len(rows) % batch, batch)
+    )
+    measured = {**environment(session), "batch": str(batch)}
+    if unit == "ms":
+        return costs_of(measure_times(session, batches), "ms", session.bundle.fingerprint, measured)
+    with find_meter() as meter:
+        found = measure_energies(session, batches, meter)
+    return costs_of(found, "joules", session.bundle.fingerprint, {**measured, "meter": meter.source})
 
 
 def _show(bundle: Path, source: str, document: dict[str, Any]) -> None:

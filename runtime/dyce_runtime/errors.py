@@ -94,7 +94,7 @@ class VerificationError(DyceError):
 
 
 class TargetError(DyceError):
-    """A target is not available on this machine."""
+    """A target, or a meter to measure with, is not available on this machine."""
 
     code = "target"
     exit_code = 4

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -13,7 +11,7 @@ import onnxruntime
 import PIL
 import pytest
 
-from dyce_runtime import Configuration, Session, bench, load
+from dyce_runtime import Configuration, Session, load
 from dyce_runtime.bench import benchmark, environment, path_macs, split_counts
 from dyce_runtime.bundle import SPLITS
 from dyce_runtime.datasets import Dataset
@@ -30,20 +28,6 @@ def make_data(count: int = 40) -> Dataset:
     random = np.random.default_rng(5)
     pictures = random.integers(0, 256, (count, 4, 4, 3), dtype=np.uint8)
     return Dataset("made", pictures, random.integers(0, CLASSES, count))
-
-
-@pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch, spy: Spy) -> dict[str, float]:
-    """Seconds that each piece takes; a piece that is not named takes none."""
-    now, seconds = [0.0], dict[str, float]()
-
-    def run(piece: str) -> None:
-        now[0] += seconds.get(piece, 0.0)
-
-    spy.before = run
-    fake = SimpleNamespace(perf_counter=lambda: now[0], strftime=time.strftime)
-    monkeypatch.setattr(bench, "time", fake)
-    return seconds
 
 
 def store_splits(bundle: Path, **hashes: np.ndarray) -> None:

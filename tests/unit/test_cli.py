@@ -109,6 +109,7 @@ def test_inspect_shows_thresholds_and_exits(tiny_bundle: Path, capsys: pytest.Ca
         assert word in printed
 
 
+TABLE = ["--write-cost-table", "table.json"]
 MISTAKES = {
     "no model": (["export", "--exits", "1"], 2, "usage", "no model"),
     "no exits": (["export", "model.pt"], 2, "usage", "no exits"),
@@ -121,26 +122,29 @@ MISTAKES = {
     "no bundle": (["run", "missing.dyce", "cat.jpg"], 1, "bundle", "missing.dyce"),
     "no such data": (["bench", "BUNDLE", "--data", "missing"], 1, "data", "missing"),
     "no such target": (["run", "BUNDLE", "cat.jpg", "--target", "quantum"], 4, "target", "quantum"),
+    "no such unit": (["bench", "BUNDLE", "--data", "x", "--unit", "euros"], 2, "usage", "expected ms or joules"),
+    "a unit of nothing": (["bench", "BUNDLE", "--data", "x", "--unit", "joules"], 2, "usage", "--write-cost-table"),
+    "no whole batch": (["bench", "BUNDLE", "--data", "DATA", *TABLE, "--batch", "4"], 1, "data", "3 pictures"),
     "no such configuration": (["run", "BUNDLE", "cat.jpg", "--config", "faster"], 1, "configuration", "faster"),
 }
 
 
 @pytest.mark.parametrize("mistake", MISTAKES)
 def test_a_mistake_gives_one_message_an_exit_code_and_a_json_document(
-    mistake: str, tiny_bundle: Path, tmp_path: Path
+    mistake: str, tiny_bundle: Path, pictures: Path, tmp_path: Path
 ) -> None:
     arguments, exit_code, code, word = MISTAKES[mistake]
     if mistake in ("numbers expected", "missing checkpoint"):
         pytest.importorskip("torch", reason="exporting needs torch")
-    arguments = [str(tiny_bundle) if argument == "BUNDLE" else argument for argument in arguments]
-    done = dyce(*arguments, "--json", cwd=tmp_path)
+    paths = {"BUNDLE": str(tiny_bundle), "DATA": str(pictures)}
+    done = dyce(*(paths.get(argument, argument) for argument in arguments), "--json", cwd=tmp_path)
     assert done.returncode == exit_code
     error = json.loads(done.stdout)["error"]
     assert error["code"] == code
     assert word in error["message"]
     assert "error: " in done.stderr
     assert "Traceback" not in done.stderr
-    assert list(tmp_path.iterdir()) == []
+    assert list(tmp_path.iterdir()) == [pictures]
 
 
 def test_a_taken_default_name_is_refused_before_anything_is_loaded(
@@ -246,6 +250,50 @@ def test_costs_measured_on_this_machine_are_searched_with(searchable: Path, pict
     done = dyce("search", str(searchable), "--costs", str(table), "--json")
     assert done.returncode == 0, done.stderr
     assert open_bundle(searchable).configurations.unit == "ms"
+
+
+METER = """
+import time
+from dyce_runtime import energy, piece_costs
+piece_costs._IDLE_SECONDS = piece_costs._ENERGY_SECONDS = 0.02
+class Meter(energy.Meter):
+    source = "what this process computes, at 10 W"
+    joules = lambda self: 10 * time.process_time()
+energy.find_meter = Meter
+"""
+
+
+def bench_joules(script: str, *arguments: object) -> subprocess.CompletedProcess[str]:
+    """``bench --unit joules`` on a machine whose meter the script replaces."""
+    words = ["bench", *map(str, arguments), "--unit", "joules"]
+    return subprocess.run([sys.executable, "-c", script + SCRIPT, *words], capture_output=True, text=True, check=False)
+
+
+def test_a_search_takes_costs_in_joules(searchable: Path, pictures: Path, tmp_path: Path) -> None:
+    table = tmp_path / "joules.json"
+    measured = bench_joules(METER, searchable, "--data", pictures, "--write-cost-table", table)
+    assert measured.returncode == 0, measured.stderr
+    assert "heads, joules" in measured.stdout
+    costs = json.loads(table.read_text())
+    assert (costs["unit"], costs["measured"]["meter"]) == ("joules", "what this process computes, at 10 W")
+    assert 0 < costs["full"] < 1
+    done = dyce("search", str(searchable), "--costs", str(table), "--json")
+    assert done.returncode == 0, done.stderr
+    assert open_bundle(searchable).configurations.unit == "joules"
+
+
+def test_a_machine_without_a_meter_says_so_and_writes_nothing(
+    tiny_bundle: Path, pictures: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "sys").mkdir()
+    script = (
+        "from pathlib import Path\nfrom dyce_runtime import energy\nfind = energy.find_meter\n"
+        f"energy.find_meter = lambda: find(Path({str(tmp_path / 'sys')!r}))\n"
+    )
+    done = bench_joules(script, tiny_bundle, "--data", pictures, "--write-cost-table", tmp_path / "joules.json")
+    assert done.returncode == 4
+    assert "no energy meter was found" in " ".join(done.stderr.split())
+    assert not (tmp_path / "joules.json").exists()
 
 
 def test_costs_of_another_bundle_are_refused_and_nothing_changes(searchable: Path, tmp_path: Path) -> None:

@@ -1,0 +1,140 @@
+"""What every segment and head costs on this machine, in time or energy: what a search needs to weigh either."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from itertools import islice
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dyce_runtime.configuration import Configuration, ExitSetting
+from dyce_runtime.contracts import Handle
+from dyce_runtime.energy import Meter
+from dyce_runtime.manifest import FINAL
+from dyce_runtime.session import Session
+
+_WARM_UP_CALLS = 5
+_IDLE_SECONDS = 3.0
+# Energy is measured on that many batches, on each for so long: a processor's counter moves every millisecond, a
+# Jetson's sensors are read every ten.
+_ENERGY_BATCHES = 3
+_ENERGY_SECONDS = 0.5
+
+Run = Callable[[], object]
+_log = logging.getLogger("dyce_runtime")
+
+
+@dataclass(frozen=True)
+class PieceCosts:
+    """Median cost of one call, all in one unit.
+
+    Attributes:
+        segments: exit id, ``final`` last, to the cost of the segment that ends there.
+        heads: (exit id, head type) to the cost of the head, the decision behind it included.
+        uncut: of the uncut model.
+    """
+
+    segments: dict[str, float]
+    heads: dict[tuple[str, str], float]
+    uncut: float
+
+
+def measure_times(session: Session, batches: Iterable[NDArray[np.float32]]) -> PieceCosts:
+    """Milliseconds of all pieces, measured in the order in which a call runs them, batch after batch.
+
+    What the session itself adds (routing, results) is measured with every exit on and none ever taken, and
+    counted with the heads, as it falls away with them.
+
+    Args:
+        batches: preprocessed inputs (N, C, H, W), of one size; at least one.
+    """
+    return _measure(session, batches, _milliseconds)
+
+
+def measure_energies(session: Session, batches: Iterable[NDArray[np.float32]], meter: Meter) -> PieceCosts:
+    """The same in joules, above what the machine draws when idle: it is left alone for seconds first.
+
+    The meter counts whatever else runs, so nothing else should. Three batches do.
+
+    Raises:
+        TargetError: the meter cannot be read.
+    """
+    before, start = meter.joules(), time.perf_counter()
+    time.sleep(_IDLE_SECONDS)
+    idle = (meter.joules() - before) / (time.perf_counter() - start)
+    _log.info("%s: %.2f W when idle", meter.source, idle)
+    return _measure(session, islice(batches, _ENERGY_BATCHES), partial(_joules, meter, idle))
+
+
+def _measure(session: Session, batches: Iterable[NDArray[np.float32]], cost_of: Callable[[Run], float]) -> PieceCosts:
+    exits = session.manifest.exits
+    never = {exit.id: ExitSetting(exit.heads[0].type, 1.0) for exit in exits if exit.id != FINAL}
+    found: dict[object, list[float]] = defaultdict(list)
+    before = session.configuration
+    session.use(Configuration("never", never))
+    try:
+        for number, images in enumerate(batches):
+            for _ in range(_WARM_UP_CALLS if number == 0 else 0):
+                for _, run in _walk(session, images):
+                    run()
+            for key, run in _walk(session, images):
+                found[key].append(cost_of(run))
+    finally:
+        session.use(before)
+    cost = {key: _at_least_0(key, float(np.median(values))) for key, values in found.items()}
+    walked = sum(cost[exit.id] for exit in exits) + sum(cost[exit, on.head] for exit, on in never.items())
+    routing = max(0.0, cost["call"] - walked) / len(exits)
+    heads = {(exit.id, head.type): cost[exit.id, head.type] + routing for exit in exits[:-1] for head in exit.heads}
+    return PieceCosts({exit.id: cost[exit.id] for exit in exits}, heads, cost["uncut"])
+
+
+def _walk(session: Session, images: NDArray[np.float32]) -> Iterator[tuple[object, Run]]:
+    """Every segment and head, then a whole call and the uncut model. Each has to be run before the next is taken."""
+    device = session.device
+    live: list[Handle] = []
+
+    def segment(index: int, inputs: list[Handle], *, final: bool) -> None:
+        nonlocal live
+        live = device.run(f"segment_{index:02d}", inputs or [device.put(images)])
+        if final:
+            device.fetch(live[1])
+
+    for index, exit in enumerate(session.manifest.exits):
+        final = exit.id == FINAL
+        yield exit.id, partial(segment, index, live, final=final)
+        for head in () if final else exit.heads:
+            yield (exit.id, head.type), partial(_decide, session, head.piece, live)
+    yield "call", partial(session, images)
+    yield "uncut", partial(session.run_uncut, images)
+
+
+def _decide(session: Session, head: str, live: list[Handle]) -> None:
+    session.device.fetch(session.device.run(head, live)[1])
+
+
+def _milliseconds(run: Run) -> float:
+    start = time.perf_counter()
+    run()
+    return (time.perf_counter() - start) * 1e3
+
+
+def _joules(meter: Meter, idle: float, run: Run) -> float:
+    """Energy of one call above ``idle`` watts, from many calls back to back; noise may make it negative."""
+    calls, elapsed = 0, 0.0
+    before, start = meter.joules(), time.perf_counter()
+    while elapsed < _ENERGY_SECONDS:
+        run()
+        calls, elapsed = calls + 1, time.perf_counter() - start
+    return (meter.joules() - before - idle * elapsed) / calls
+
+
+def _at_least_0(key: object, cost: float) -> float:
+    if cost < 0:
+        _log.warning("%s: no energy above that of the idle machine was seen; it counts as 0", key)
+    return max(0.0, cost)
