@@ -28,6 +28,9 @@ def command(
     ] = None,
     batch: Annotated[int, typer.Option(min=1, help="Pictures per call.")] = 1,
     limit: Annotated[int, typer.Option(min=1, help="At most that many pictures, spread over the data.")] = 1000,
+    save: Annotated[
+        bool, typer.Option("--save", help="Store the figures in the bundle; `dyce inspect` shows them.")
+    ] = False,
     write_cost_table: Annotated[
         Path | None,
         typer.Option(help="Measure every piece instead and write what `dyce search` reads.", show_default=False),
@@ -44,9 +47,10 @@ def command(
 ) -> None:
     """Measure and print."""
     set_up(verbose=verbose, quiet=quiet)
-    _check_unit(unit, write_cost_table)
+    _check_options(unit, write_cost_table, save=save)
     import dyce_runtime
-    from dyce_runtime.bench import benchmark
+    from dyce_runtime.bench import benchmark, save_figures
+    from dyce_runtime.bundle import write_configurations
     from dyce_runtime.datasets import open_dataset
 
     with dyce_runtime.load(bundle, target, threads=threads, pool="global", allow_untrained=True) as session:
@@ -57,22 +61,28 @@ def command(
         if write_cost_table is not None:
             _write_cost_table(session, dataset, write_cost_table, unit, batch=batch, limit=limit, json=json)
             return
+        if save:  # what cannot be written shows before anything is measured
+            write_configurations(session.bundle.configurations, bundle)
         names = config or list(session.bundle.configurations.named)
         with progress_bar(quiet=quiet) as track:
             document = benchmark(
                 session, dataset, names, batch=batch, limit=limit, progress=lambda calls: track(calls, "measuring")
             )
+        if save:
+            save_figures(session.bundle, document)
     if json:
         print_json("bench", {"bundle": str(bundle), "data": dataset.source, **document})
     else:
         _show(bundle, dataset.source, document)
 
 
-def _check_unit(unit: str, table: Path | None) -> None:
+def _check_options(unit: str, table: Path | None, *, save: bool) -> None:
     if unit not in ("ms", "joules"):
         raise UsageError(f"--unit is {unit!r}; expected ms or joules")
     if unit == "joules" and table is None:
         raise UsageError("--unit goes with --write-cost-table", hint="Name the file that gets the cost table.")
+    if save and table is not None:
+        raise UsageError("--save and --write-cost-table do not go together", hint="Run the command twice.")
 
 
 def _write_cost_table(

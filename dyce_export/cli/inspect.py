@@ -101,8 +101,24 @@ def show_configurations(configurations: Any, exits: list[str]) -> None:
         for name, entry in configurations.named.items()
     ]
     print_table("a sample leaves if its confidence is above", ("name", *exits[:-1]), thresholds)
+    _show_bench(configurations.named)
     if configurations.note:
         out.print(configurations.note, highlight=False)
+
+
+def _show_bench(named: Any) -> None:
+    """What ``dyce bench --save`` stored, a table for each machine, day and kind of call."""
+    tables: dict[str, list[tuple[str, ...]]] = {}
+    for name, bench in ((name, entry.bench) for name, entry in named.items() if entry.bench):
+        where = (
+            f"measured on {bench.cpu}, {bench.target}, threads {bench.threads}, {bench.date},\nwith {bench.samples} "
+            f"pictures ({bench.unseen} unseen), {bench.batch} per call; time relative to the uncut model"
+        )
+        accuracy = "" if bench.accuracy is None else f"{bench.accuracy:.1%}"
+        row = (name, f"{bench.p50_ms:.2f}", f"{bench.p90_ms:.2f}", f"{bench.time_ratio:.2f}", accuracy)
+        tables.setdefault(where, []).append(row)
+    for where, rows in tables.items():
+        print_table(where, ("name", "p50 ms", "p90 ms", "time", "accuracy"), rows)
 
 
 def _setting(on: Any, name_head: bool) -> str:

@@ -11,7 +11,7 @@ import typer
 
 from dyce_export.cli.console import Json, Quiet, Verbose, print_json, print_table, set_up
 from dyce_export.cli.inspect import show_configurations
-from dyce_runtime.errors import BundleError, DataError, DestinationError, UsageError
+from dyce_runtime.errors import BundleError, DataError, UsageError
 
 if TYPE_CHECKING:
     from dyce_calibration.costs import CostTable
@@ -77,7 +77,7 @@ def command(
 def _search_bundle(path: Path, costs_path: Path | None, how: Search, json: bool) -> None:
     from dyce_calibration.choose import choose
     from dyce_calibration.records import Records
-    from dyce_runtime.bundle import CONFIGURATIONS, RECORDS, open_bundle, write_document
+    from dyce_runtime.bundle import RECORDS, open_bundle, write_configurations
 
     opened = open_bundle(path, check_hashes=False)
     if not opened.file(RECORDS).is_file():
@@ -87,10 +87,9 @@ def _search_bundle(path: Path, costs_path: Path | None, how: Search, json: bool)
     records = Records.load(opened.file(RECORDS))
     configurations = choose(records, costs, how)
     seconds = time.perf_counter() - start
-    try:
-        write_document(configurations, path / CONFIGURATIONS)
-    except OSError as error:
-        raise DestinationError(f"{path / CONFIGURATIONS} cannot be written: {error}") from error
+    before = opened.configurations
+    configurations = configurations.with_bench([*before.named.values(), *before.front])
+    write_configurations(configurations, path)
     _renew_report(opened, records, costs, configurations)
     if json:
         print_json("search", {"bundle": str(path), **_document(how, seconds, configurations)})

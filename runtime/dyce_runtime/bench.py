@@ -5,15 +5,16 @@ from __future__ import annotations
 import os
 import platform
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, packages_distributions, version
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from dyce_runtime.bundle import SPLITS
-from dyce_runtime.configuration import FULL, Configuration
+from dyce_runtime.bundle import SPLITS, Bundle, open_bundle, write_configurations
+from dyce_runtime.configuration import FULL, BenchFigures, Configuration, Entry
 from dyce_runtime.datasets import Dataset
 from dyce_runtime.manifest import Manifest
 from dyce_runtime.preprocessing import preprocess
@@ -84,6 +85,37 @@ def benchmark(
         "configurations": entries,
         "verdict": _verdict(entries, session.manifest),
     }
+
+
+def save_figures(bundle: Bundle, document: Mapping[str, Any]) -> None:
+    """Store what :func:`benchmark` found of named configurations with these configurations.
+
+    Args:
+        document: as :func:`benchmark` returns it.
+
+    Raises:
+        DestinationError: the bundle cannot be written.
+    """
+    machine = {key: document["environment"][key] for key in ("target", "threads", "cpu", "date")}
+    measured = [
+        Entry(
+            bundle.configuration(found["name"]).exits,
+            bench=BenchFigures(
+                p50_ms=found["p50_ms"],
+                p90_ms=found["p90_ms"],
+                time_ratio=found["time_ratio_to_uncut"],
+                accuracy=found["accuracy"],
+                samples=document["samples"],
+                unseen=document["splits"]["unseen"],
+                batch=document["batch"],
+                **machine,
+            ),
+        )
+        for found in document["configurations"]
+    ]
+    # Read again: a search may have been quicker than the benchmark, and what it chose must stay.
+    current = open_bundle(bundle.path, check_hashes=False).configurations
+    write_configurations(current.with_bench(measured), bundle.path)
 
 
 def path_macs(manifest: Manifest, configuration: Configuration) -> NDArray[np.float64]:

@@ -11,7 +11,7 @@ import msgspec
 
 from dyce_runtime.configuration import FULL, Configuration, Configurations
 from dyce_runtime.contracts import PieceSpec
-from dyce_runtime.errors import BundleError, ConfigurationError
+from dyce_runtime.errors import BundleError, ConfigurationError, DestinationError
 from dyce_runtime.manifest import DECISION, FINAL, SCHEMA_VERSION, UNCUT, Manifest, Piece
 
 MANIFEST = "manifest.json"
@@ -94,6 +94,17 @@ def write_document(document: Manifest | Configurations, path: Path) -> None:
     except BaseException:
         os.unlink(temporary)
         raise
+
+
+def write_configurations(configurations: Configurations, folder: Path) -> None:
+    """Replace the configurations of the bundle in ``folder``. Raises DestinationError if that cannot be written."""
+    path = folder / CONFIGURATIONS
+    try:
+        write_document(configurations, path)
+    except OSError as error:
+        raise DestinationError(
+            f"{path} cannot be written: {error.strerror}", hint="Copy the bundle to a place that can be written."
+        ) from error
 
 
 def sha256_of(path: Path) -> str:

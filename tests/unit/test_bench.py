@@ -11,13 +11,14 @@ import onnxruntime
 import PIL
 import pytest
 
-from dyce_runtime import Configuration, Session, load
-from dyce_runtime.bench import benchmark, environment, path_macs, split_counts
-from dyce_runtime.bundle import SPLITS
+from dyce_runtime import Configuration, Session, load, open_bundle
+from dyce_runtime.bench import benchmark, environment, path_macs, save_figures, split_counts
+from dyce_runtime.bundle import SPLITS, write_configurations
+from dyce_runtime.configuration import BenchFigures, Configurations, Entry
 from dyce_runtime.datasets import Dataset
 from dyce_runtime.errors import PieceError
 from dyce_runtime.preprocessing import preprocess
-from tests.bundles import CLASSES, Spy, expected, near_threshold, on
+from tests.bundles import CLASSES, NAMED, Spy, expected, near_threshold, on
 
 SEGMENT_MACS, HEAD_MACS = (16 * 12, 16 * 16, 16 * 16 + 20), 20
 EARLY = Configuration("early", on(exit3=0.0))
@@ -136,6 +137,50 @@ def test_latencies_are_in_milliseconds_and_throughput_in_samples_per_second(cloc
     uncut = benchmark(spied, make_data(), ["full"], batch=10)["uncut"]
     assert (uncut["mean_ms"], uncut["p50_ms"], uncut["p99_ms"]) == pytest.approx((500, 500, 500))
     assert uncut["throughput"] == pytest.approx(20)
+
+
+# --- figures that stay with the bundle -------------------------------------------------------------------------------
+
+
+def test_figures_are_stored_with_the_configurations_that_were_measured(clock, bundle_copy: Path):
+    clock |= {"full": 0.010, "segment_00": 0.004, "segment_01": 0.003}
+    data = make_data(20)
+    store_splits(bundle_copy, search=data.hashes[:8])
+    with load(bundle_copy, threads=1) as session:
+        document = benchmark(session, data, ["fast", "full"], batch=2)
+        document["configurations"][0] |= {"p50_ms": 5.0, "p90_ms": 8.0, "p99_ms": 9.0}  # the clock knows no quantiles
+        save_figures(session.bundle, document)
+    stored = open_bundle(bundle_copy).configurations.named
+    assert [name for name, entry in stored.items() if entry.bench] == ["full", "fast"]
+    found, kept = document["configurations"][0], stored["fast"].bench
+    assert kept == BenchFigures(
+        p50_ms=found["p50_ms"],
+        p90_ms=found["p90_ms"],
+        time_ratio=found["time_ratio_to_uncut"],
+        accuracy=found["accuracy"],
+        samples=20,
+        unseen=12,
+        batch=2,
+        target="onnxruntime",
+        threads="1",
+        cpu=document["environment"]["cpu"],
+        date=document["environment"]["date"],
+    )
+    assert (stored["full"].bench.p50_ms, stored["full"].bench.time_ratio) == pytest.approx((10, 1))
+    assert stored["fast"].exits == NAMED["fast"]
+
+
+def test_figures_do_not_undo_a_search_that_was_quicker(clock, bundle_copy: Path):
+    clock |= {"full": 0.010, "segment_00": 0.004}
+    searched = Configurations(named={"full": Entry({}), "fast": Entry(on(exit3=0.1))}, front=(Entry(NAMED["fast"]),))
+    with load(bundle_copy, threads=1) as session:
+        document = benchmark(session, make_data(4), ["fast", "full"])
+        write_configurations(searched, bundle_copy)
+        save_figures(session.bundle, document)
+    stored = open_bundle(bundle_copy).configurations
+    assert stored.named["fast"] == Entry(on(exit3=0.1))
+    assert stored.named["full"].bench.p50_ms == pytest.approx(10)
+    assert stored.front[0].bench.p50_ms == pytest.approx(document["configurations"][0]["p50_ms"])
 
 
 # --- the knob, the samples and the machine ---------------------------------------------------------------------------

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -12,9 +13,9 @@ import numpy as np
 import pytest
 
 from dyce_runtime import Configuration, load, open_bundle
-from dyce_runtime.bundle import CONFIGURATIONS, MANIFEST, files_of, sha256_of, write_document
+from dyce_runtime.bundle import CONFIGURATIONS, MANIFEST, files_of, sha256_of, write_configurations, write_document
 from dyce_runtime.configuration import Configurations, Entry
-from dyce_runtime.errors import BundleError, ConfigurationError
+from dyce_runtime.errors import BundleError, ConfigurationError, DestinationError
 from tests.bundles import NAMED, make_images, on
 
 SEGMENT = "segments/segment_01.onnx"
@@ -225,6 +226,17 @@ def test_configurations_may_be_rewritten(bundle_copy: Path):
         assert session.configuration.exits["3"].threshold == 0.25
 
 
+def test_configurations_of_before_there_were_figures_of_a_benchmark_open(bundle_copy: Path):
+    def forget(document: Any) -> None:
+        for entry in (*document["named"].values(), *document["front"]):
+            del entry["bench"]
+
+    edit(bundle_copy / CONFIGURATIONS, forget)
+    configurations = open_bundle(bundle_copy).configurations
+    assert list(configurations.named) == list(NAMED)
+    assert {entry.bench for entry in configurations.named.values()} == {None}
+
+
 @pytest.mark.parametrize("exits", [on(exit12=0.5), on(final=0.5), on(exit3=1.5)])
 def test_configurations_that_do_not_fit_the_manifest_are_refused(bundle_copy: Path, exits):
     wrong = Configurations(named={"full": Entry(exits={}), "mine": Entry(exits=exits)})
@@ -264,3 +276,13 @@ def test_a_write_that_fails_leaves_the_old_document_and_no_rest(bundle_copy: Pat
         write_document(Configurations(), bundle_copy / CONFIGURATIONS)
     assert (bundle_copy / CONFIGURATIONS).read_bytes() == before
     assert sorted(bundle_copy.iterdir()) == files
+
+
+def test_a_bundle_that_cannot_be_written_says_so(bundle_copy: Path, monkeypatch: pytest.MonkeyPatch):
+    def refuse(*_: object) -> None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    monkeypatch.setattr(os, "replace", refuse)
+    with pytest.raises(DestinationError, match=r"configurations\.json cannot be written: Read-only") as caught:
+        write_configurations(Configurations(), bundle_copy)
+    assert "Copy the bundle" in caught.value.hint

@@ -124,6 +124,7 @@ MISTAKES = {
     "no such target": (["run", "BUNDLE", "cat.jpg", "--target", "quantum"], 4, "target", "quantum"),
     "no such unit": (["bench", "BUNDLE", "--data", "x", "--unit", "euros"], 2, "usage", "expected ms or joules"),
     "a unit of nothing": (["bench", "BUNDLE", "--data", "x", "--unit", "joules"], 2, "usage", "--write-cost-table"),
+    "two ends at once": (["bench", "BUNDLE", "--data", "x", *TABLE, "--save"], 2, "usage", "do not go together"),
     "no whole batch": (["bench", "BUNDLE", "--data", "DATA", *TABLE, "--batch", "4"], 1, "data", "3 pictures"),
     "no such configuration": (["run", "BUNDLE", "cat.jpg", "--config", "faster"], 1, "configuration", "faster"),
 }
@@ -250,6 +251,41 @@ def test_costs_measured_on_this_machine_are_searched_with(searchable: Path, pict
     done = dyce("search", str(searchable), "--costs", str(table), "--json")
     assert done.returncode == 0, done.stderr
     assert open_bundle(searchable).configurations.unit == "ms"
+
+
+def test_figures_of_a_benchmark_stay_while_the_configuration_stays(searchable: Path, pictures: Path) -> None:
+    def measured() -> set[str]:
+        return {name for name, entry in open_bundle(searchable).configurations.named.items() if entry.bench}
+
+    def save(*names: str) -> None:
+        words = [word for name in names for word in ("--config", name)]
+        done = dyce("bench", str(searchable), "--data", str(pictures), "--save", *words)
+        assert done.returncode == 0, done.stderr
+
+    save("full", "fast")
+    assert measured() == {"full", "fast"}
+    dyce("search", str(searchable))
+    assert "full" in measured()
+    assert "fast" not in measured()
+    save("fast")
+    dyce("search", str(searchable))
+    assert {"full", "fast"} <= measured()
+    printed = dyce("inspect", str(searchable)).stdout
+    cpu = open_bundle(searchable).configurations.named["fast"].bench.cpu  # type: ignore[union-attr]
+    assert f"measured on {cpu}, onnxruntime, threads default" in printed
+    assert "with 3 pictures (3 unseen), 1 per call" in printed
+
+
+def test_a_benchmark_does_not_run_for_a_bundle_that_cannot_take_its_figures(bundle_copy: Path, pictures: Path) -> None:
+    script = (
+        "import errno, os\nfrom dyce_runtime import bench\n"
+        "def refuse(*_): raise OSError(errno.EROFS, os.strerror(errno.EROFS))\n"
+        "os.replace = refuse\nbench.benchmark = lambda *_, **__: print('measured')\n"
+    )
+    words = ["bench", str(bundle_copy), "--data", str(pictures), "--save"]
+    done = subprocess.run([sys.executable, "-c", script + SCRIPT, *words], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "configurations.json cannot be written: Read-only file system" in " ".join(done.stderr.split())
 
 
 METER = """
