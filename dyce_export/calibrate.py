@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -14,7 +14,9 @@ from numpy.typing import NDArray
 from dyce_calibration.costs import CostTable
 from dyce_calibration.features import Features, extract_features
 from dyce_calibration.heads import Recipe, TrainedHead, train_heads
+from dyce_calibration.processes import ALONE, Processes
 from dyce_calibration.records import Records
+from dyce_calibration.resume import fingerprint, folder_for
 from dyce_calibration.select import restrict_records
 from dyce_calibration.splits import HOLD_OUT, VAL_SHARES, divide
 from dyce_calibration.temperature import fit_temperature, softmax
@@ -73,13 +75,15 @@ def calibrate(
     *,
     seed: int,
     progress: Progress,
+    processes: Processes = ALONE,
 ) -> Calibration:
     """Train the heads on ``data``, fit temperatures and record every head on ``val``.
 
     Args:
         val: samples that the base model has never seen; None cuts them from ``data``, with a warning.
-        folder: where the features are kept meanwhile.
+        folder: of this process; keeps features and half-trained heads, for a run that is interrupted and repeated.
         types: of the heads at every exit.
+        processes: share the samples between them; all end with the same result.
 
     Raises:
         DataError: too few samples for the splits, or a single class.
@@ -87,71 +91,76 @@ def calibrate(
     """
     if data.labels is not None:
         require_classes(data)
+    unseen = val is not None
+    if val is None:
+        data, val = _hold_out(data, seed)
+    model = fingerprint([seed, processes.count, preprocessing, *_content(backbone)])
+
+    def own_folder(name: str, *made_from: object) -> Path:
+        return folder_for(folder / name, fingerprint([model, *made_from]))
+
+    def features(part: Dataset, name: str) -> Features:
+        return extract_features(
+            backbone,
+            part,
+            preprocessing,
+            own_folder(name, part.hashes, part.labels),
+            seed=seed,
+            progress=lambda batches: progress.track(batches, f"features of {part.source}"),
+            processes=processes,
+        )
+
     with progress.stage("features"):
-        fit = _features(backbone, data, preprocessing, folder / "data", seed, progress)
-        if val is None:
-            fit, held_out = _hold_out(fit, seed)
-        else:
-            held_out = _features(backbone, val, preprocessing, folder / "val", seed, progress)
-    parts = divide(held_out.hashes, VAL_SHARES, seed)
-    _warn_about_overlap(fit, held_out)
+        fit, held_out = features(data, "data"), features(val, "val")
     with progress.stage("heads"):
         heads = train_heads(
-            fit, types, recipe, seed=seed, progress=lambda epochs: progress.track(epochs, "training heads")
+            fit,
+            types,
+            recipe,
+            seed=seed,
+            progress=lambda epochs: progress.track(epochs, "training heads"),
+            checkpoint=own_folder("heads", data.hashes, data.labels, types, recipe) / "state",
+            processes=processes,
         )
-        heads, final_temperature, records = _record(backbone, heads, held_out, parts)
+        heads, final_temperature, records = _record(backbone, heads, held_out, seed, processes)
+    members = {"heads": processes.gather(fit.hashes)}
+    members |= {name: records.hashes[records.split == name] for name in VAL_SHARES}
+    _warn_about_overlap(records, members["heads"])
     _warn_about_chance(records)
-    hashes = {"heads": fit.hashes, **{name: held_out.hashes[rows] for name, rows in parts.items()}}
-    counts = {name: len(members) for name, members in hashes.items()}
-    splits = Splits(seed=seed, samples=counts, labels=held_out.label_source, unseen=val is not None)  # type: ignore[arg-type]
-    return Calibration(heads, final_temperature, records, splits, hashes)
+    counts = {name: len(of_split) for name, of_split in members.items()}
+    splits = Splits(seed=seed, samples=counts, labels=held_out.label_source, unseen=unseen)  # type: ignore[arg-type]
+    return Calibration(heads, final_temperature, records, splits, members)
 
 
-def _features(
-    backbone: Backbone, data: Dataset, preprocessing: Preprocessing, folder: Path, seed: int, progress: Progress
-) -> Features:
-    return extract_features(
-        backbone,
-        data,
-        preprocessing,
-        folder,
-        seed=seed,
-        progress=lambda batches: progress.track(batches, f"features of {data.source}"),
-    )
+def _content(backbone: Backbone) -> Iterator[object]:
+    """Everything that the features depend on, of the model."""
+    yield backbone.module.code
+    for tensor in (*backbone.module.parameters(), *backbone.module.buffers()):
+        yield tensor.detach().reshape(-1).view(torch.uint8).numpy()
 
 
-def _hold_out(features: Features, seed: int) -> tuple[Features, Features]:
+def _hold_out(data: Dataset, seed: int) -> tuple[Dataset, Dataset]:
     log.warning(
         "no --val was given: %d %% of --data are held out. If the model was trained on them, its accuracy there is "
         "flattering and the configurations will lose more than they say.",
         round(100 * HOLD_OUT),
     )
-    parts = divide(features.hashes, {"fit": 1 - HOLD_OUT, "val": HOLD_OUT}, seed + 1)
-    return _take(features, parts["fit"]), _take(features, parts["val"])
-
-
-def _take(features: Features, rows: NDArray[np.int64]) -> Features:
-    return replace(
-        features,
-        logits=features.logits[rows],
-        exits=tuple(store[rows] for store in features.exits),
-        labels=features.labels[rows],
-        hashes=features.hashes[rows],
-    )
+    parts = divide(data.hashes, {"fit": 1 - HOLD_OUT, "val": HOLD_OUT}, seed + 1)
+    return data.take(parts["fit"]), data.take(parts["val"])
 
 
 def _record(
-    backbone: Backbone,
-    heads: Sequence[Sequence[TrainedHead]],
-    features: Features,
-    parts: dict[str, NDArray[np.int64]],
+    backbone: Backbone, heads: Sequence[Sequence[TrainedHead]], features: Features, seed: int, processes: Processes
 ) -> tuple[list[list[TrainedHead]], float, Records]:
     """Fit every temperature on its split, and write down what each head says of all held-out samples."""
-    rows, labels = parts["temperature"], features.labels
+    labels, hashes = processes.gather(features.labels), processes.gather(features.hashes)
+    parts = divide(hashes, VAL_SHARES, seed)
+    rows = parts["temperature"]
     calibrated: list[list[TrainedHead]] = []
     names, predictions, confidences = [], [], []
 
-    def record(logits: NDArray[np.float32]) -> float:
+    def record(own: NDArray[np.float32]) -> float:
+        logits = processes.gather(own)
         temperature = fit_temperature(logits[rows], labels[rows])
         predictions.append(logits.argmax(axis=1))
         confidences.append(softmax(logits, temperature).max(axis=1))
@@ -162,7 +171,7 @@ def _record(
         names += [(str(point.number), head.type) for head in of_exit]
         calibrated.append([replace(head, temperature=record(head.logits(pooled).numpy())) for head in of_exit])
     final_temperature = record(np.asarray(features.logits))
-    split = np.empty(len(features), dtype="<U16")
+    split = np.empty(len(labels), dtype="<U16")
     for name, members in parts.items():
         split[members] = name
     records = Records(
@@ -170,17 +179,17 @@ def _record(
         predictions=np.stack(predictions, axis=1).astype(np.int64),
         confidences=np.stack(confidences, axis=1),
         labels=labels,
-        hashes=features.hashes,
+        hashes=hashes,
         split=split,
     )
     return calibrated, final_temperature, records
 
 
-def _warn_about_overlap(fit: Features, held_out: Features) -> None:
-    shared = int(np.isin(held_out.hashes, fit.hashes).sum())
+def _warn_about_overlap(records: Records, fitted_on: NDArray[np.uint64]) -> None:
+    shared = int(np.isin(records.hashes, fitted_on).sum())
     if shared:
         log.warning(
-            "%d of the %d validation pictures are also in --data; the heads have seen them", shared, len(held_out)
+            "%d of the %d validation pictures are also in --data; the heads have seen them", shared, len(records)
         )
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import math
-import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
@@ -19,6 +18,7 @@ from torch.export import ExportedProgram
 from dyce_calibration.choose import choose
 from dyce_calibration.costs import macs_of
 from dyce_calibration.heads import DEFAULT_TYPE, Recipe, TrainedHead, parse_type, untrained_heads
+from dyce_calibration.processes import connect
 from dyce_calibration.report import choose_examples, make_contents, write_report
 from dyce_calibration.select import select_exits, used_heads
 from dyce_export.backbone import Backbone
@@ -31,7 +31,7 @@ from dyce_export.probes import FEWEST_PROBES, condition, probe_count, synthetic_
 from dyce_export.progress import Progress
 from dyce_export.rounding import SAMPLES, explained_by_rounding, rounding_errors
 from dyce_export.sources import Source
-from dyce_export.staging import check_destination, staged
+from dyce_export.staging import check_destination, kept_work, staged
 from dyce_export.verify import TOLERANCE, Reference, compute_reference, probe_configuration, verify
 from dyce_runtime.bundle import (
     CONFIGURATIONS,
@@ -201,36 +201,49 @@ def prepare(
 
 
 def write_bundle(prepared: Prepared, output: Path, *, options: Options, progress: Progress) -> Export:
-    """Train heads, choose configurations, cut, verify and write; nothing stands at ``output`` if a step fails."""
+    """Train heads, choose configurations, cut, verify and write; nothing stands at ``output`` if a step fails.
+
+    Features and half-trained heads are kept beside it meanwhile, so that an interrupted export can be repeated.
+    Processes that were launched together share the work up to the records; one of them writes.
+    """
+    processes = connect()
+    if prepared.data is None:
+        return processes.from_main(lambda: _write(prepared, None, output, options, progress))
+    with kept_work(output, processes.rank) as work:
+        calibration = calibrate(
+            prepared.backbone,
+            prepared.data,
+            prepared.val,
+            prepared.source.preprocessing,
+            work,
+            options.types,
+            options.recipe,
+            seed=options.seed,
+            progress=progress,
+            processes=processes,
+        )
+
+        def write() -> Export:
+            return _write(*_selected(prepared, calibration, options, progress), output, options, progress)
+
+        return processes.from_main(write)
+
+
+def _write(
+    prepared: Prepared, calibration: Calibration | None, output: Path, options: Options, progress: Progress
+) -> Export:
+    """The bundle, verified."""
     source, backbone = prepared.source, prepared.backbone
+    probes = _probe_images(source, prepared.val or prepared.data, probe_count(prepared.total_macs))
+    if calibration is None:
+        few = probes[:FEWEST_PROBES]
+        heads = untrained_heads(backbone(few)[1], prepared.classes, options.types, seed=options.seed)
+    else:
+        heads = calibration.heads
+    with progress.stage("reference"):
+        model = source.module or (lambda images: backbone(images)[0])
+        reference = compute_reference(model, backbone, heads, probes)
     with staged(output, force=options.force) as folder:
-        probes = _probe_images(source, prepared.val or prepared.data, probe_count(prepared.total_macs))
-        calibration = None
-        if prepared.data is not None:
-            work = folder / "features"
-            calibration = calibrate(
-                backbone,
-                prepared.data,
-                prepared.val,
-                source.preprocessing,
-                work,
-                options.types,
-                options.recipe,
-                seed=options.seed,
-                progress=progress,
-            )
-            shutil.rmtree(work)
-            if prepared.auto:
-                with progress.stage("exits"):
-                    prepared, calibration = _select(prepared, calibration, options, progress)
-                backbone = prepared.backbone
-            heads = calibration.heads
-        else:
-            few = probes[:FEWEST_PROBES]
-            heads = untrained_heads(backbone(few)[1], prepared.classes, options.types, seed=options.seed)
-        with progress.stage("reference"):
-            model = source.module or (lambda images: backbone(images)[0])
-            reference = compute_reference(model, backbone, heads, probes)
         with progress.stage("onnx"):
             manifest = _write_pieces(prepared, heads, calibration, folder)
         probe = probe_configuration(manifest, reference)
@@ -250,10 +263,19 @@ def write_bundle(prepared: Prepared, output: Path, *, options: Options, progress
     return Export(output, manifest, configurations, progress.seconds)
 
 
+def _selected(
+    prepared: Prepared, calibration: Calibration, options: Options, progress: Progress
+) -> tuple[Prepared, Calibration]:
+    """The exits and heads that are worth it, where they were left to choose."""
+    if not prepared.auto:
+        return prepared, calibration
+    with progress.stage("exits"):
+        return _select(prepared, calibration, options, progress)
+
+
 def _select(
     prepared: Prepared, calibration: Calibration, options: Options, progress: Progress
 ) -> tuple[Prepared, Calibration]:
-    """Keep the exits and heads that are worth it."""
     points = prepared.backbone.points
     costs = macs_of_heads(points, calibration.heads, prepared.total_macs)
     exits = select_exits(

@@ -1,16 +1,20 @@
-"""Writing a folder beside its destination and moving it into place when it is complete."""
+"""Writing beside a destination: what becomes it when it is complete, and work that outlives an interruption."""
 
 from __future__ import annotations
 
 import errno
+import fcntl
+import logging
 import os
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from dyce_runtime.errors import DestinationError
+from dyce_runtime.errors import DestinationError, DyceError, VerificationError
+
+log = logging.getLogger("dyce_export")
 
 
 @contextmanager
@@ -22,26 +26,109 @@ def staged(destination: Path, *, force: bool) -> Iterator[Path]:
     Raises:
         DestinationError: the destination is taken and ``force`` is False, is not writable, or the disk is full.
     """
-    destination = Path(os.path.abspath(destination))  # "." has no name and no parent of its own
+    destination = _absolute(destination)
     check_destination(destination, force=force)
+    with _disk_errors(destination.parent):
+        with _writable(destination.parent):
+            destination.parent.mkdir(parents=True, exist_ok=True)
+            folder = Path(tempfile.mkdtemp(dir=destination.parent, prefix=f".{destination.name}."))
+        try:
+            yield folder
+            folder.chmod(0o755)
+            _move(folder, destination)
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def kept_work(destination: Path, rank: int = 0) -> Iterator[Path]:
+    """A folder, ``DESTINATION.work``, for what takes long to compute; it vanishes if the block ends well.
+
+    It stays, with a line that says so, where the same command can go on from it: after an interruption, or when a
+    finished bundle was refused.
+
+    Args:
+        rank: of this process among those that share the work. Each has a folder of its own.
+
+    Raises:
+        DestinationError: another export to the same destination is running, or the disk is full.
+    """
+    destination = _absolute(destination)
+    above = destination.with_name(f"{destination.name}.work")
+    with _disk_errors(destination.parent):
+        folder = above / str(rank)
+        with _writable(destination.parent):
+            folder.mkdir(parents=True, exist_ok=True)
+        with _locked(folder):
+            try:
+                yield folder
+            except (DyceError, OSError) as error:
+                if isinstance(error, VerificationError):
+                    _say_kept(above, rank)
+                else:
+                    _remove(folder)
+                raise
+            except KeyboardInterrupt:
+                _say_kept(above, rank)
+                raise
+            _remove(folder)
+
+
+def _say_kept(folder: Path, rank: int) -> None:
+    if rank == 0:
+        log.warning("what was computed is kept in %s; the same command goes on from there", folder)
+
+
+def _remove(folder: Path) -> None:
+    """Remove a folder of work, and the one above it if this was the last."""
+    shutil.rmtree(folder, ignore_errors=True)
+    with suppress(OSError):
+        folder.parent.rmdir()
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    handle = os.open(folder, os.O_RDONLY)
     try:
-        destination.parent.mkdir(parents=True, exist_ok=True)
-        folder = Path(tempfile.mkdtemp(dir=destination.parent, prefix=f".{destination.name}."))
-    except OSError as error:
-        raise DestinationError(f"{destination.parent} cannot be written: {error.strerror}") from error
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise DestinationError(
+                f"another export works in {folder}", hint="Wait until it ends, or choose another name with -o."
+            ) from None
+        yield
+    finally:
+        os.close(handle)
+
+
+@contextmanager
+def _disk_errors(place: Path) -> Iterator[None]:
+    """Turn what a disk may say into our errors."""
     try:
-        yield folder
-        folder.chmod(0o755)
-        _move(folder, destination)
+        yield
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise DestinationError(
-                f"the disk of {destination.parent} is full; nothing was written",
+                f"the disk of {place} is full; nothing was written",
                 hint="Free some space, or write elsewhere with -o.",
             ) from error
         raise
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def _writable(place: Path) -> Iterator[None]:
+    """Turn what goes wrong at the first write into our error."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise DestinationError(f"{place} cannot be written: {error.strerror}") from error
+
+
+def _absolute(path: Path) -> Path:
+    """The path without ``.``, which has no name and no parent of its own."""
+    return Path(os.path.abspath(path))
 
 
 def check_destination(destination: Path, *, force: bool) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import shutil
+import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from dyce_calibration import resume
+from dyce_calibration.processes import ALONE, Processes
 from dyce_runtime.datasets import MOST_SKIPPED, Dataset
 from dyce_runtime.errors import DataError, DestinationError
 from dyce_runtime.manifest import Preprocessing
@@ -22,6 +25,9 @@ from dyce_runtime.preprocessing import preprocess
 # images (N, C, H, W) -> logits (N, classes) and, per exit, its pooled activation (N, features)
 Backbone = Callable[[Tensor], tuple[Tensor, Sequence[Tensor]]]
 BATCH = 64
+# An interruption loses at most that much work.
+_SECONDS_BETWEEN_MARKS = 20.0
+_MARK = "done.pt"
 
 log = logging.getLogger("dyce_calibration")
 
@@ -56,11 +62,15 @@ def extract_features(
     *,
     seed: int,
     progress: Callable[[Iterable[int]], Iterable[int]] = lambda batches: batches,
+    processes: Processes = ALONE,
 ) -> Features:
     """Run the backbone once over a data set and keep what the heads need, in files below ``folder``.
 
     Samples are visited in a random order, so that any run of neighbouring rows is a random sample: training can
-    then read the files from front to back. Memory stays flat: batches of 64 go straight to the files.
+    then read the files from front to back. Memory stays flat: batches of 64 go straight to the files. A run that was
+    interrupted goes on where it was, if the folder is the same (see :func:`dyce_calibration.resume.folder_for`).
+
+    Of several processes each computes its own share, every n-th sample of the one random order.
 
     Pictures that cannot be decoded are left out, with a warning.
 
@@ -68,31 +78,81 @@ def extract_features(
         DestinationError: the estimated space is not free.
         DataError: more than 1 % of the pictures cannot be decoded.
     """
-    order = np.random.default_rng(seed).permutation(len(dataset))
+    order = np.random.default_rng(seed).permutation(len(dataset))[processes.rank :: processes.count]
     folder.mkdir(parents=True, exist_ok=True)
-    stores: list[NDArray[np.float32]] = []
-    kept: list[NDArray[np.int64]] = []
-    done = 0
+    store = _Store.open(folder, len(order))
     for start in progress(range(0, len(order), BATCH)):
-        rows, images = _read(dataset, order[start : start + BATCH], preprocessing)
-        if len(rows) == 0:
+        if start < store.visited:
             continue
-        with torch.inference_mode():
-            logits, pooled = backbone(torch.from_numpy(images))
-        results = [logits, *pooled]
-        if not stores:
-            _check_space(folder, len(order) * sum(tensor.shape[1] for tensor in results) * 4)
-            stores = [_create(folder / f"{i}.npy", len(order), t.shape[1]) for i, t in enumerate(results)]
-        for store, tensor in zip(stores, results, strict=True):
-            store[done : done + len(rows)] = tensor.numpy()
-        kept.append(rows)
-        done += len(rows)
-    _check_broken(dataset, done)
-    order = np.concatenate(kept)
-    base, *exits = [store[:done] for store in stores]
-    labels = base.argmax(axis=1) if dataset.labels is None else dataset.labels[order]
+        rows, images = _read(dataset, order[start : start + BATCH], preprocessing)
+        if len(rows):
+            with torch.inference_mode():
+                logits, pooled = backbone(torch.from_numpy(images))
+            store.append(rows, [logits, *pooled])
+        store.mark(start + BATCH, last=start + BATCH >= len(order))
+    rows = store.rows
+    _check_broken(dataset, len(order), len(rows))
+    base, *exits = store.filled()
+    labels = base.argmax(axis=1) if dataset.labels is None else dataset.labels[rows]
     source = "base" if dataset.labels is None else "data"
-    return Features(base, tuple(exits), labels.astype(np.int64), dataset.hashes[order], source)
+    return Features(base, tuple(exits), labels.astype(np.int64), dataset.hashes[rows], source)
+
+
+class _Store:
+    """Files of rows that grow, and how far they have got.
+
+    Attributes:
+        visited: samples that need not be looked at again.
+    """
+
+    def __init__(self, folder: Path, most: int, visited: int, rows: list[NDArray[np.int64]]) -> None:
+        self._folder, self._most, self._rows = folder, most, rows
+        self._done = sum(map(len, rows))
+        self._files = [np.load(path, mmap_mode="r+") for path in _paths(folder)] if self._done else []
+        self._marked = time.monotonic()
+        self.visited = visited
+
+    @staticmethod
+    def open(folder: Path, most: int) -> _Store:
+        """What an earlier run has left in the folder, for up to ``most`` rows."""
+        state = resume.load(folder / _MARK)
+        if state is None:
+            return _Store(folder, most, 0, [])
+        return _Store(folder, most, state["visited"], [state["rows"].numpy()])
+
+    def append(self, rows: NDArray[np.int64], tensors: Sequence[Tensor]) -> None:
+        """Write the results for some samples behind those that are there."""
+        if not self._files:
+            _check_space(self._folder, self._most * sum(tensor.shape[1] for tensor in tensors) * 4)
+            for path, tensor in zip(_paths(self._folder, len(tensors)), tensors, strict=True):
+                self._files.append(_create(path, self._most, tensor.shape[1]))
+        for file, tensor in zip(self._files, tensors, strict=True):
+            file[self._done : self._done + len(rows)] = tensor.numpy()
+        self._rows.append(rows)
+        self._done += len(rows)
+
+    def mark(self, visited: int, *, last: bool) -> None:
+        """Note on disk how far this has got, once in a while."""
+        if not last and time.monotonic() < self._marked + _SECONDS_BETWEEN_MARKS:
+            return
+        for file in self._files:
+            file.flush()
+        resume.save({"visited": visited, "rows": torch.from_numpy(self.rows)}, self._folder / _MARK)
+        self._marked = time.monotonic()
+
+    @property
+    def rows(self) -> NDArray[np.int64]:
+        """(N,) the sample that each row of the files belongs to."""
+        return np.concatenate([np.empty(0, np.int64), *self._rows])
+
+    def filled(self) -> list[NDArray[np.float32]]:
+        """For every file its rows so far (N, columns)."""
+        return [file[: self._done] for file in self._files]
+
+
+def _paths(folder: Path, count: int | None = None) -> list[Path]:
+    """The files of a store, in order: as many as are there, or ``count``."""
+    return [folder / f"{i}.npy" for i in range(len(list(folder.glob("*.npy"))) if count is None else count)]
 
 
 def _read(
@@ -113,12 +173,11 @@ def _read(
         return np.array(readable, np.int64), np.concatenate(images) if images else empty
 
 
-def _check_broken(dataset: Dataset, readable: int) -> None:
-    broken = len(dataset) - readable
-    if broken > MOST_SKIPPED * len(dataset):
+def _check_broken(dataset: Dataset, tried: int, readable: int) -> None:
+    broken = tried - readable
+    if broken > MOST_SKIPPED * tried:
         raise DataError(
-            f"{broken} of the {len(dataset)} pictures of {dataset.source} cannot be decoded; at most "
-            f"{MOST_SKIPPED:.0%} may be",
+            f"{broken} of {tried} pictures of {dataset.source} cannot be decoded; at most {MOST_SKIPPED:.0%} may be",
             hint="Their names are above. Replace or remove them.",
         )
 

@@ -6,6 +6,8 @@ import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,7 +15,9 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from dyce_calibration import resume
 from dyce_calibration.features import Features
+from dyce_calibration.processes import ALONE, Processes
 from dyce_runtime.errors import UsageError
 
 DEFAULT_TYPE = "mlp1x1000"
@@ -29,6 +33,7 @@ class Recipe:
     T = ``distillation_temperature``; without labels it is all distillation.
 
     Attributes:
+        batch: samples per step, of all processes together.
         warmup: share of the steps with a rising learning rate.
         distillation: share of the soft targets in the loss, 0 to 1.
         hard_first: weigh every sample by 2 * (1 - confidence of the first exit), so that samples that leave there
@@ -110,63 +115,127 @@ def train_heads(
     *,
     seed: int,
     progress: Callable[[Iterable[int]], Iterable[int]] = lambda epochs: epochs,
+    checkpoint: Path | None = None,
+    processes: Processes = ALONE,
 ) -> list[list[TrainedHead]]:
     """Train a head of every type at every exit, all together, on the same batches; returns them exit by exit.
 
     Features are standardised for training (mean 0, variance 1 over the data set); the exported first layer takes
     the raw ones, with the standardisation folded in.
+
+    Args:
+        checkpoint: file that takes the state after every epoch. Training that was interrupted goes on from there and
+            ends as it would have.
+        processes: each with its own share of the features. They end with the same heads, those that one process
+            would have trained on all of them, but for rounding.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         classes = features.logits.shape[1]
-        moments = [_moments(store) for store in features.exits]
-        heads = [[make_mlp(type, store.shape[1], classes) for type in types] for store in features.exits]
-        _fit(heads, features, moments, recipe, progress)
+        moments = [_moments(store, processes) for store in features.exits]
+        heads = _Heads([make_mlp(type, store.shape[1], classes) for type in types] for store in features.exits)
+        _fit(heads, features, moments, recipe, progress, checkpoint, processes)
     return [
         [_fold(type, head, *moment) for type, head in zip(types, of_exit, strict=True)]
-        for of_exit, moment in zip(heads, moments, strict=True)
+        for of_exit, moment in zip(heads.by_exit(), moments, strict=True)
     ]
 
 
+class _Heads(nn.Module):
+    """All heads of all exits as one module: inputs exit by exit to logits exit by exit, head by head."""
+
+    def __init__(self, heads: Iterable[Sequence[nn.Sequential]]) -> None:
+        super().__init__()
+        self._exits = nn.ModuleList(nn.ModuleList(of_exit) for of_exit in heads)
+
+    def by_exit(self) -> list[list[nn.Sequential]]:
+        return [list(of_exit) for of_exit in self._exits]  # type: ignore[call-overload]
+
+    def forward(self, inputs: Sequence[Tensor]) -> list[list[Tensor]]:
+        return [[head(x) for head in of_exit] for of_exit, x in zip(self.by_exit(), inputs, strict=True)]
+
+
 def _fit(
-    heads: Sequence[Sequence[nn.Sequential]],
+    heads: _Heads,
     features: Features,
     moments: Sequence[tuple[Tensor, Tensor]],
     recipe: Recipe,
     progress: Callable[[Iterable[int]], Iterable[int]],
+    checkpoint: Path | None,
+    processes: Processes,
 ) -> None:
-    parameters = [parameter for of_exit in heads for head in of_exit for parameter in head.parameters()]
-    optimiser = torch.optim.AdamW(parameters, lr=recipe.learning_rate, weight_decay=recipe.weight_decay)
-    steps = recipe.epochs * math.ceil(len(features) / recipe.batch)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, _cosine(steps, recipe.warmup))
-    average = _Average(parameters, recipe.average)
-    for _ in progress(range(recipe.epochs)):
-        for rows in _batches(len(features), recipe.batch):
+    samples = int(processes.sum(torch.tensor(len(features))))
+    steps = math.ceil(samples / recipe.batch)
+    state = _State(heads, recipe, steps * recipe.epochs)
+    finished = state.go_on(checkpoint, processes)
+    model = processes.together(heads)
+    own = math.ceil(recipe.batch / processes.count)
+    # The mean over the whole batch, as `together` averages gradients over processes.
+    size = min(recipe.batch, samples) / processes.count
+    for epoch in progress(range(recipe.epochs)):
+        if epoch < finished:
+            continue
+        for rows in _batches(steps, own):
             inputs = [
                 (torch.from_numpy(store[rows]) - mean) / std
                 for store, (mean, std) in zip(features.exits, moments, strict=True)
             ]
-            loss = _loss(heads, inputs, _Targets.of(features, rows), recipe)
-            optimiser.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
-            optimiser.step()
-            schedule.step()
-            average.update()
-    average.keep()
+            losses = _losses(model(inputs), _Targets.of(features, rows), recipe)
+            state.step(losses.sum() / size)
+        state.save(checkpoint, epoch + 1)
+    state.average.keep()
 
 
-def _loss(
-    heads: Sequence[Sequence[nn.Sequential]], inputs: Sequence[Tensor], targets: _Targets, recipe: Recipe
-) -> Tensor:
-    """The sum over all heads of the mean over the batch."""
-    weight = torch.ones(len(inputs[0]))
-    losses = []
-    for number, (of_exit, tensor) in enumerate(zip(heads, inputs, strict=True)):
-        logits = [head(tensor) for head in of_exit]
-        losses += [(weight * targets.losses(found, recipe)).mean() for found in logits]
+class _State:
+    """Everything that training changes."""
+
+    def __init__(self, heads: _Heads, recipe: Recipe, steps: int) -> None:
+        self._heads = heads
+        parameters = list(heads.parameters())
+        self._optimiser = torch.optim.AdamW(
+            parameters, lr=recipe.learning_rate, weight_decay=recipe.weight_decay, fused=True
+        )
+        self._schedule = torch.optim.lr_scheduler.LambdaLR(self._optimiser, _cosine(steps, recipe.warmup))
+        self.average = _Average(parameters, recipe.average)
+
+    def step(self, loss: Tensor) -> None:
+        self._optimiser.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        self._optimiser.step()
+        self._schedule.step()
+        self.average.update()
+
+    def save(self, path: Path | None, epochs: int) -> None:
+        if path is not None:
+            parts = {name: part.state_dict() for name, part in self._parts().items()}
+            resume.save({"epochs": epochs, "random": torch.get_rng_state(), **parts}, path)
+
+    def go_on(self, path: Path | None, processes: Processes) -> int:
+        """Take up what was saved last; returns how many epochs are done."""
+        found = None if path is None else resume.load(path)
+        done = processes.gather(np.array([0 if found is None else found["epochs"]]))
+        # Processes that were stopped one after another may differ by an epoch: then all begin again.
+        if found is None or done.min() != done.max():
+            return 0
+        for name, part in self._parts().items():
+            part.load_state_dict(found[name])
+        torch.set_rng_state(found["random"])
+        return int(found["epochs"])
+
+    def _parts(self) -> dict[str, Any]:
+        return {"heads": self._heads, "optimiser": self._optimiser, "schedule": self._schedule, "average": self.average}
+
+
+def _losses(logits: Sequence[Sequence[Tensor]], targets: _Targets, recipe: Recipe) -> Tensor:
+    """(N,) the loss of every sample, summed over all heads."""
+    weight = torch.ones(len(logits[0][0]))
+    total = torch.zeros_like(weight)
+    for number, of_exit in enumerate(logits):
+        for found in of_exit:
+            total = total + weight * targets.losses(found, recipe)
         if number == 0 and recipe.hard_first:
-            weight = 2 * (1 - F.softmax(logits[0].detach(), dim=1).amax(dim=1))
-    return torch.stack(losses).sum()
+            weight = 2 * (1 - F.softmax(of_exit[0].detach(), dim=1).amax(dim=1))
+    return total
 
 
 class _Average:
@@ -181,6 +250,12 @@ class _Average:
             self._step += 1
             decay = min(self._decay, (1 + self._step) / (10 + self._step))
             torch._foreach_lerp_(self._average, [parameter.detach() for parameter in self._parameters], 1 - decay)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"step": self._step, "average": self._average}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._step, self._average = state["step"], state["average"]
 
     def keep(self) -> None:
         """Put the average in the place of the parameters."""
@@ -239,21 +314,19 @@ class _Targets:
 
 def _batches(count: int, size: int) -> Iterator[slice]:
     """Neighbouring rows, in a random order of batches: the rows themselves are shuffled on disk."""
-    starts = torch.arange(0, count, size)
-    for start in starts[torch.randperm(len(starts))].tolist():
-        yield slice(start, min(start + size, count))
+    for number in torch.randperm(count).tolist():
+        yield slice(number * size, (number + 1) * size)
 
 
-def _moments(store: NDArray[np.float32]) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation of each feature, in one pass over the file."""
-    total = np.zeros(store.shape[1])
-    squares = np.zeros(store.shape[1])
+def _moments(store: NDArray[np.float32], processes: Processes) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation of each feature over the rows of all processes, in one pass over the file."""
+    sums = np.zeros((3, store.shape[1]))
     for rows in range(0, len(store), 4096):
         chunk = store[rows : rows + 4096].astype(np.float64)
-        total += chunk.sum(0)
-        squares += (chunk**2).sum(0)
-    mean = total / len(store)
-    std = np.sqrt(np.maximum(squares / len(store) - mean**2, 0))
+        sums += np.stack([np.full(chunk.shape[1], len(chunk)), chunk.sum(0), (chunk**2).sum(0)])
+    count, total, squares = processes.sum(torch.from_numpy(sums)).numpy()
+    mean = total / count
+    std = np.sqrt(np.maximum(squares / count - mean**2, 0))
     # A constant feature carries nothing; a tiny divisor would turn its rounding errors into signal.
     std = np.maximum(std, 1e-4 * std.max() + 1e-12)
     return torch.from_numpy(mean.astype(np.float32)), torch.from_numpy(std.astype(np.float32))

@@ -22,6 +22,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsed
 from rich.progress import Progress as Bars
 from rich.table import Table
 
+from dyce_calibration.launcher import is_main
 from dyce_export.progress import Progress
 from dyce_runtime.errors import DyceError, UsageError
 
@@ -45,7 +46,8 @@ err = Console(stderr=True, soft_wrap=True)
 
 
 def set_up(*, verbose: bool = False, quiet: bool = False) -> None:
-    """Send log messages of our packages to stderr, at the level asked for."""
+    """Send log messages of our packages to stderr, at the level asked for; of several processes one speaks."""
+    quiet = quiet or not is_main()
     level = logging.ERROR if quiet else logging.DEBUG if verbose else logging.INFO
     handler = RichHandler(console=err, show_time=False, show_path=False, rich_tracebacks=False)
     handler.setFormatter(logging.Formatter("%(message)s"))

@@ -8,7 +8,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from dyce_export.cli.console import Json, Quiet, Verbose, drawn_progress, out, print_json, print_table, set_up
+from dyce_calibration.launcher import is_main
+from dyce_export.cli.console import (
+    Json,
+    Quiet,
+    Verbose,
+    drawn_progress,
+    out,
+    print_json,
+    print_table,
+    set_up,
+)
 from dyce_export.cli.inspect import show_configurations, verification_line
 from dyce_runtime.errors import ModelError, UsageError
 
@@ -116,7 +126,7 @@ def command(
         seed=seed,
         **_given(epochs, tolerance),
     )
-    with drawn_progress(quiet=quiet) as progress:
+    with drawn_progress(quiet=quiet or not is_main()) as progress:
         if not list_exits:
             check_destination(destination, force=force)
         with progress.stage("load"):
@@ -125,6 +135,8 @@ def command(
         if exits is not None:
             prepared = prepare(captured, exits.split(","), data=data, val=val, options=options)
             result = None if dry_run else write_bundle(prepared, destination, options=options, progress=progress)
+    if not is_main():
+        return
     if exits is None:
         _show_exit_points(source, captured.points, json)
     elif result is None:

@@ -68,6 +68,11 @@ class Dataset:
         """
         return _map(_content_hash, self.items, np.uint64)
 
+    def take(self, rows: NDArray[np.int64]) -> Dataset:
+        """The data set with some of its samples."""
+        items = self.items[rows] if isinstance(self.items, np.ndarray) else [self.items[row] for row in rows]
+        return replace(self, items=items, labels=None if self.labels is None else self.labels[rows])
+
     def check(self) -> Dataset:
         """The data set without the files that cannot be opened as pictures; how many is logged.
 
@@ -81,10 +86,9 @@ class Dataset:
         good = _map(_opens, self.items, np.bool_)
         if good.all():
             return self
-        kept, bad = list(compress(self.items, good)), list(compress(self.items, ~good))
-        skipped = _skip(self.source, len(kept), self.skipped_files, bad)
-        labels = None if self.labels is None else self.labels[good]
-        return replace(self, items=kept, labels=labels, skipped_files=skipped)
+        bad = list(compress(self.items, ~good))
+        skipped = _skip(self.source, int(good.sum()), self.skipped_files, bad)
+        return replace(self.take(np.flatnonzero(good)), skipped_files=skipped)
 
     def describe(self) -> str:
         """One line for people: source, number of pictures, classes."""
