@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Mapping, Sequence
 
 import msgspec
 import numpy as np
@@ -21,6 +22,10 @@ ALLOWED_LOSS = {"accurate": 0.005, "balanced": 0.01, "fast": 0.02}
 MOST_KEPT = 64
 CHOSEN = "chosen"
 CERTIFIED = "certified"
+# By how many standard errors the loss on test has to exceed what was allowed before it is called luck.
+_BEYOND_CHANCE = 3.0
+
+log = logging.getLogger("dyce_calibration")
 
 
 def choose(records: Records, costs: CostTable, how: Search = Search()) -> Configurations:
@@ -43,6 +48,7 @@ def choose(records: Records, costs: CostTable, how: Search = Search()) -> Config
 
     full = parts["search"].off
     settings = {FULL: full, **{name: found.cheapest(loss) or full for name, loss in ALLOWED_LOSS.items()}}
+    _warn_about_luck(settings, parts["test"], len(parts["search"]))
     named = {name: entry(setting) for name, setting in (settings | _chosen(found, how)).items()}
     front = [entry(setting) for setting in thin(found.settings)]
     certificates, note = _certify(parts["certification"], [*named.values(), *front], how)
@@ -60,6 +66,22 @@ def choose(records: Records, costs: CostTable, how: Search = Search()) -> Config
         method=how.method,
         note=note,
     )
+
+
+def _warn_about_luck(settings: Mapping[str, Setting], test: Problem, searched: int) -> None:
+    """Say where the test samples show that few samples have flattered what was chosen on them."""
+    lucky = []
+    for name, allowed in ALLOWED_LOSS.items():
+        lost = test.correct - test.outcomes(settings[name])
+        if lost.mean() - allowed > _BEYOND_CHANCE * lost.std() / len(lost) ** 0.5:
+            lucky.append(f"{name} loses {100 * lost.mean():.1f} points there instead of {100 * allowed:g}")
+    if lucky:
+        log.warning(
+            "what was chosen on %d search samples loses more on the test samples: %s. Search on more samples, or with "
+            "`dyce search BUNDLE --conservative`; `certified` is what is promised",
+            searched,
+            ", ".join(lucky),
+        )
 
 
 def _chosen(found: Outcome, how: Search) -> dict[str, Setting]:

@@ -162,6 +162,23 @@ def test_conservative_figures_are_lower_and_the_fewer_samples_the_lower():
         assert (careful.counted < careful.accuracy).all()
 
 
+def test_luck_on_few_samples_is_noticed_on_the_test_samples(caplog: pytest.LogCaptureFixture):
+    """A head that is right on all of the few search samples, and on six of ten others."""
+    records = make_records(4000, quality=(0.6, 0.7, 0.95))
+    few = records.take((records.split != "search") | (np.cumsum(records.split == "search") <= 40))
+    predictions = few.predictions.copy()
+    predictions[few.split == "search", 0] = few.labels[few.split == "search"]
+    with caplog.at_level("WARNING", logger="dyce_calibration"):
+        found = choose(replace(few, predictions=predictions), COSTS, QUICK)
+    assert found.named["fast"].test.loss > ALLOWED_LOSS["fast"]
+    assert "on 40 search samples loses more on the test samples" in caplog.text
+    assert f"fast loses {100 * found.named['fast'].test.loss:.1f} points there instead of 2" in caplog.text
+    caplog.clear()
+    with caplog.at_level("WARNING", logger="dyce_calibration"):
+        choose(make_records(40_000), COSTS, QUICK)
+    assert caplog.text == ""
+
+
 # --- certificates ----------------------------------------------------------------------------------------------------
 
 
