@@ -56,8 +56,22 @@ def make_model() -> nn.Module:
     return ResidualNet(widths=(32, 32, 64, 64, 128, 128), strides=(1, 1, 2, 1, 2, 1))
 
 
-def train(model: nn.Module, images: Tensor, labels: Tensor, *, epochs: int, batch: int, augment: bool = False) -> None:
-    """Train a classifier with SGD and a one-cycle schedule; ``augment`` flips half of the pictures."""
+def train(
+    model: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    *,
+    epochs: int,
+    batch: int,
+    augment: bool = False,
+    bf16: bool = False,
+) -> None:
+    """Train a classifier with SGD and a one-cycle schedule.
+
+    ``augment`` flips half of the pictures; ``bf16`` computes in bfloat16 where torch deems it safe, twice as fast on a
+    CPU that has units for it.
+    """
+    model.to(memory_format=torch.channels_last)
     optimiser = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, weight_decay=5e-4, nesterov=True)
     steps = epochs * -(-len(images) // batch)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, max_lr=0.1, total_steps=steps)
@@ -68,14 +82,15 @@ def train(model: nn.Module, images: Tensor, labels: Tensor, *, epochs: int, batc
             x = images[rows]
             if augment:
                 x = torch.where(torch.rand(len(x), 1, 1, 1) < 0.5, x.flip(3), x)
-            loss = F.cross_entropy(model(x), labels[rows])
+            with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+                loss = F.cross_entropy(model(x.contiguous(memory_format=torch.channels_last)), labels[rows])
             optimiser.zero_grad()
             loss.backward()
             optimiser.step()
             schedule.step()
             total += loss.item() * len(rows)
         print(f"epoch {epoch + 1}/{epochs}: loss {total / len(images):.3f}", file=sys.stderr, flush=True)
-    model.eval()
+    model.to(memory_format=torch.contiguous_format).eval()
 
 
 def main(output: str) -> None:

@@ -42,24 +42,41 @@ def make_model() -> torch.nn.Module:
     return ResidualNet(widths=(16, 16, 32, 32, 64, 64), strides=(1, 1, 2, 1, 2, 1))
 
 
-def prepare(data: Path) -> None:
-    """Divide the training pictures and train the network; what is in the cache is kept."""
+def divide(data: Path) -> dict[str, Path]:
+    """The training pictures as two files: ``fit`` trains, ``val`` is what nothing sees before the search."""
     CACHE.mkdir(parents=True, exist_ok=True)
     dataset = open_dataset(f"{data}#train")
     order = np.random.default_rng(0).permutation(len(dataset))
     assert isinstance(dataset.items, np.ndarray)
     assert dataset.labels is not None
     parts = {"fit": order[UNSEEN:], "val": order[:UNSEEN]}
+    files = {name: CACHE / f"{name}.npz" for name in parts}
     for name, rows in parts.items():
-        if not (CACHE / f"{name}.npz").is_file():
-            np.savez_compressed(CACHE / f"{name}.npz", images=dataset.items[rows], labels=dataset.labels[rows])
-    if not (CACHE / "model.pt").is_file():
-        torch.manual_seed(0)
-        rows = parts["fit"]
-        images = torch.from_numpy(preprocess(dataset.items[rows], INPUT))
-        model = make_model()
-        train(model, images, torch.from_numpy(dataset.labels[rows]), epochs=EPOCHS, batch=128, augment=True)
-        torch.save(model.state_dict(), CACHE / "model.pt")
+        if not files[name].is_file():
+            np.savez_compressed(files[name], images=dataset.items[rows], labels=dataset.labels[rows])
+    return files
+
+
+def trained(
+    model: torch.nn.Module, pictures: Path, weights: Path, *, epochs: int, bf16: bool = False
+) -> torch.nn.Module:
+    """The model with the weights of that file; trained first, and stored there, if it does not exist."""
+    if not weights.is_file():
+        dataset = open_dataset(pictures)
+        assert dataset.labels is not None
+        images = torch.from_numpy(preprocess(dataset.images(range(len(dataset))), INPUT))
+        train(model, images, torch.from_numpy(dataset.labels), epochs=epochs, batch=128, augment=True, bf16=bf16)
+        weights.parent.mkdir(parents=True, exist_ok=True)
+        torch.save(model.state_dict(), weights)
+    model.load_state_dict(torch.load(weights, weights_only=True))
+    return model.eval()
+
+
+def prepare(data: Path) -> None:
+    """Divide the training pictures and train the network; what is in the cache is kept."""
+    files = divide(data)
+    torch.manual_seed(0)
+    trained(make_model(), files["fit"], CACHE / "model.pt", epochs=EPOCHS)
 
 
 def dyce(*arguments: str) -> dict[str, Any]:
@@ -74,12 +91,11 @@ def dyce(*arguments: str) -> dict[str, Any]:
     return document
 
 
-def export() -> dict[str, Any]:
-    """Export the trained network."""
-    numbers = ["--input-size", "1,28,28", "--mean", str(INPUT.mean[0]), "--std", str(INPUT.std[0])]
-    described = ["--model", "benchmarks.fashion_mnist:make_model", *numbers, "--crop-pct", "1"]
-    files = ["--data", str(CACHE / "fit.npz"), "--val", str(CACHE / "val.npz"), "-o", str(CACHE / "model.dyce")]
-    return dyce("export", str(CACHE / "model.pt"), *described, "--exits", EXITS, *files, "--force")
+def export(model: str, weights: Path, exits: str, files: dict[str, Path], output: Path, *more: str) -> dict[str, Any]:
+    """Export a trained network for these pictures."""
+    numbers = ["--input-size", "1,28,28", "--mean", str(INPUT.mean[0]), "--std", str(INPUT.std[0]), "--crop-pct", "1"]
+    data = ["--data", str(files["fit"]), "--val", str(files["val"]), "-o", str(output)]
+    return dyce("export", str(weights), "--model", model, *numbers, "--exits", exits, *data, *more, "--force")
 
 
 def bench(data: Path, threads: int) -> dict[str, Any]:
@@ -138,7 +154,9 @@ def main() -> None:
     prepare(arguments.data)
     if arguments.prepare:
         return
-    exported = export()
+    exported = export(
+        "benchmarks.fashion_mnist:make_model", CACHE / "model.pt", EXITS, divide(arguments.data), CACHE / "model.dyce"
+    )
     manifest = json.loads((CACHE / "model.dyce" / "manifest.json").read_text())
     results = {
         "environment": machine.describe("torch", "onnxruntime", "numpy"),

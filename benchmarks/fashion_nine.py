@@ -1,40 +1,35 @@
-"""Fashion-MNIST with nine exit points: the fixed base network, heads of all five types, and their records.
+"""Fashion-MNIST with nine exit points: the fixed base network, heads of all five types, and what they say.
 
 ``python -m benchmarks.fashion_nine`` trains the base on 50,000 of the training pictures (nine blocks of two 3x3
-convolutions, widths 32, 64 and 128, about 124 MMACs), then all heads at all positions, and records what each says of
-the 10,000 training pictures that nothing was trained on and of the 10,000 test pictures. Hours on two cores; every step
-is kept in ``benchmarks/.cache/fashion_nine`` and is not done again. ``records.npz`` there has the splits of an export's
-``--val`` (temperature, search, certification) and, as ``test``, the test pictures.
+convolutions, widths 32, 64 and 128, about 124 MMACs) and exports it with all heads at all positions through the command
+line; the other 10,000 training pictures, which nothing was trained on, are its ``--val``. An hour and a half on two
+cores; what is done stays in ``benchmarks/.cache/fashion_nine``.
+
+``unseen()`` are the bundle's records, ``tested()`` what its pieces say of the 10,000 test pictures.
 """
 
 from __future__ import annotations
 
 import argparse
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from benchmarks.digits import ResidualNet, train
-from benchmarks.fashion_mnist import DEBIAN, INPUT, UNSEEN
-from dyce_calibration.costs import write_costs
-from dyce_calibration.features import Features, extract_features
-from dyce_calibration.heads import TYPES, Recipe, TrainedHead, train_heads
+from benchmarks import fashion_mnist
+from benchmarks.digits import ResidualNet
+from dyce_calibration.costs import CostTable, macs_of
 from dyce_calibration.records import Records
-from dyce_calibration.splits import divide
-from dyce_calibration.temperature import fit_temperature, softmax
-from dyce_export.backbone import Backbone
-from dyce_export.calibrate import macs_of_heads
-from dyce_export.capture import capture
-from dyce_export.exit_points import ExitPoints, find_exit_points
+from dyce_runtime import Session, load
+from dyce_runtime.bundle import RECORDS, open_bundle
 from dyce_runtime.datasets import open_dataset
-from dyce_runtime.preprocessing import preprocess
+from dyce_runtime.manifest import FINAL
 
 CACHE = Path("benchmarks/.cache/fashion_nine")
+BUNDLE = CACHE / "nine.dyce"
 EPOCHS = 8
-RECIPE = Recipe(epochs=12)
-SHARES = {"temperature": 0.10, "search": 0.65, "certification": 0.25}
+HEAD_EPOCHS = 12
+_BATCH = 200
 
 
 def make_model() -> torch.nn.Module:
@@ -42,89 +37,71 @@ def make_model() -> torch.nn.Module:
     return ResidualNet(widths=(32,) * 3 + (64,) * 3 + (128,) * 3, strides=(1, 1, 1, 2, 1, 1, 2, 1, 1))
 
 
-def rows_of(data: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Rows of the training pictures: those that train, and those that nothing sees."""
-    order = np.random.default_rng(0).permutation(len(open_dataset(f"{data}#train")))
-    return order[UNSEEN:], order[:UNSEEN]
-
-
-def trained_base(data: Path) -> torch.nn.Module:
-    path = CACHE / "base.pt"
+def prepare(data: Path) -> None:
+    """Train the base and export it; what is in the cache is kept."""
+    files = fashion_mnist.divide(data)
+    weights = CACHE / "base.pt"
     torch.manual_seed(0)
-    model = make_model()
-    if not path.is_file():
-        dataset, (fit, _) = open_dataset(f"{data}#train"), rows_of(data)
-        assert dataset.labels is not None
-        images = torch.from_numpy(preprocess(dataset.images(fit), INPUT))
-        train(model, images, torch.from_numpy(dataset.labels[fit]), epochs=EPOCHS, batch=128, augment=True)
-        torch.save(model.state_dict(), path)
-    model.load_state_dict(torch.load(path, weights_only=True))
-    return model.eval()
+    fashion_mnist.trained(make_model(), files["fit"], weights, epochs=EPOCHS, bf16=True)
+    if not BUNDLE.is_dir():
+        exits, heads = ",".join(map(str, range(1, 10))), ["--heads", "all", "--epochs", str(HEAD_EPOCHS)]
+        fashion_mnist.export("benchmarks.fashion_nine:make_model", weights, exits, files, BUNDLE, *heads)
+    if not (CACHE / "test.npz").is_file():
+        with load(BUNDLE) as session:
+            record(session, f"{data}#test").save(CACHE / "test.npz")
 
 
-def backbone_of(model: torch.nn.Module) -> tuple[Backbone, ExitPoints]:
-    program = capture(model, (1, 28, 28))
-    points = find_exit_points(program)
-    return Backbone(program, points.points), points
+def record(session: Session, data: str) -> Records:
+    """What every head of a bundle says of every picture, through its pieces."""
+    dataset, manifest = open_dataset(data), session.manifest
+    heads = [(exit.id, head.type) for exit in manifest.exits if exit.id != FINAL for head in exit.heads]
+    found = []
+    for start in range(0, len(dataset), _BATCH):
+        images = session.preprocess(dataset.images(range(start, min(start + _BATCH, len(dataset)))))
+        found.append(_answers(session, images))
+    confidences, predictions = (np.concatenate(parts) for parts in zip(*found, strict=True))
+    assert dataset.labels is not None
+    split = np.full(len(dataset), "test")
+    return Records(tuple(heads), predictions, confidences, dataset.labels, dataset.hashes, split)
 
 
-def features_of(backbone: Backbone, data: Path) -> tuple[Features, Features, Features]:
-    """Of the pictures that train, of those that nothing sees, and of the test pictures."""
-    train_set, test_set = open_dataset(f"{data}#train"), open_dataset(f"{data}#test")
-    fit, unseen = (
-        replace(train_set, items=train_set.items[rows], labels=train_set.labels[rows])  # type: ignore[index]
-        for rows in rows_of(data)
-    )
-    parts = {"fit": fit, "unseen": unseen, "test": test_set}
-    fit_features, *others = (
-        extract_features(backbone, part, INPUT, CACHE / "features" / name, seed=0) for name, part in parts.items()
-    )
-    return fit_features, others[0], others[1]
+def _answers(session: Session, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Confidences and labels (N, heads), the final one last."""
+    device, answers = session.device, []
+    live = [device.put(images)]
+    for index, exit in enumerate(session.manifest.exits):
+        live = device.run(f"segment_{index:02d}", live)
+        outputs = [live] if exit.id == FINAL else [device.run(head.piece, live) for head in exit.heads]
+        answers += [(device.fetch(decision[1]), device.fetch(decision[2])) for decision in outputs]
+    confidences, labels = zip(*answers, strict=True)
+    return np.stack(confidences, 1), np.stack(labels, 1)
 
 
-def record(heads: list[list[TrainedHead]], unseen: Features, test: Features, points: ExitPoints) -> Records:
-    """What every head says, calibrated on the split for temperatures."""
-    parts = divide(unseen.hashes, SHARES, seed=0)
-    rows = parts["temperature"]
-    split = np.empty(len(unseen), dtype="<U16")
-    for name, members in parts.items():
-        split[members] = name
-    names = [(str(p.number), head.type) for p, of_exit in zip(points.points, heads, strict=True) for head in of_exit]
-    predictions, confidences = [], []
-    flat = [(index, head) for index, of_exit in enumerate(heads) for head in of_exit]
-    for index, head in [*flat, (None, None)]:
-        both = []
-        for features in (unseen, test):
-            if head is None or index is None:
-                both.append(np.asarray(features.logits))
-            else:
-                both.append(head.logits(torch.from_numpy(np.asarray(features.exits[index]))).numpy())
-        temperature = fit_temperature(both[0][rows], unseen.labels[rows])
-        logits = np.concatenate(both)
-        predictions.append(logits.argmax(1))
-        confidences.append(softmax(logits, temperature).max(1))
-    return Records(
-        tuple(names),
-        np.stack(predictions, 1).astype(np.int64),
-        np.stack(confidences, 1),
-        np.concatenate([unseen.labels, test.labels]),
-        np.concatenate([unseen.hashes, test.hashes]),
-        np.concatenate([split, np.full(len(test), "test")]),
-    )
+def unseen() -> Records:
+    """Of the 10,000 pictures that nothing was trained on, with the splits that the bundle has made of them."""
+    return Records.load(BUNDLE / RECORDS)
+
+
+def tested() -> Records:
+    """Of the 10,000 test pictures."""
+    return Records.load(CACHE / "test.npz")
+
+
+def chosen_on() -> Records:
+    """All unseen pictures that no temperature was fitted on: a bundle keeps some of them for certificates."""
+    found = unseen()
+    return found.take(found.split != "temperature")
+
+
+def costs() -> CostTable:
+    """Multiply-accumulates of the bundle's pieces."""
+    return macs_of(open_bundle(BUNDLE, check_hashes=False).manifest)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--data", type=Path, default=DEBIAN, help="folder with the four IDX files")
-    data = parser.parse_args().data
-    CACHE.mkdir(parents=True, exist_ok=True)
-    if (CACHE / "records.npz").is_file():
-        return
-    backbone, points = backbone_of(trained_base(data))
-    fit, unseen, test = features_of(backbone, data)
-    heads = train_heads(fit, TYPES, RECIPE, seed=0)
-    write_costs(macs_of_heads(points.points, heads, points.total_macs), CACHE / "costs.json")
-    record(heads, unseen, test, points).save(CACHE / "records.npz")
+    parser.add_argument("--data", type=Path, default=fashion_mnist.DEBIAN, help="folder with the four IDX files")
+    prepare(parser.parse_args().data)
 
 
 if __name__ == "__main__":

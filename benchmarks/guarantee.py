@@ -1,7 +1,7 @@
 """Whether certificates keep what they promise: 1,000 draws of calibration samples from a population that is known.
 
 ``python -m benchmarks.guarantee`` takes the records of ``python -m benchmarks.fashion_nine``. The front comes from the
-search split; all certification and test samples together are the population, whose losses are therefore known exactly.
+search split; all other unseen pictures and the test pictures are the population, whose losses are therefore known exactly.
 Samples are drawn from it with replacement, the front is certified on each draw, and the promised loss is compared with
 what the cheapest certified configuration loses on the population. It writes ``results/guarantee.json`` and
 ``docs/guarantee.md``.
@@ -18,8 +18,6 @@ import numpy as np
 from benchmarks import fashion_nine, machine
 from dyce_calibration.certify import certified
 from dyce_calibration.choose import thin
-from dyce_calibration.costs import read_costs
-from dyce_calibration.records import Records
 from dyce_calibration.search.problem import make_problem
 from dyce_calibration.search.run import Search, run
 
@@ -84,14 +82,20 @@ def page(results: dict[str, Any]) -> str:
 
 
 def main() -> None:
-    records, costs = Records.load(fashion_nine.CACHE / "records.npz"), read_costs(fashion_nine.CACHE / "costs.json")
-    found = run(make_problem(records.of_split("search"), costs), None, Search())
+    unseen, costs = fashion_nine.unseen(), fashion_nine.costs()
+    found = run(make_problem(unseen.of_split("search"), costs), None, Search())
     settings = [setting for setting in thin(found.settings)[::-1] if any(setting)]
-    population = make_problem(records.take(np.isin(records.split, ["certification", "test"])), costs)
-    losses = np.stack([population.correct - population.outcomes(setting) for setting in settings])
-    paid = np.array([population.evaluate(setting).cost for setting in settings])
+    rest = unseen.take(np.isin(unseen.split, ["certification", "test"]))
+    population = [make_problem(records, costs) for records in (rest, fashion_nine.tested())]
+    losses = np.stack(
+        [np.concatenate([part.correct - part.outcomes(setting) for part in population]) for setting in settings]
+    )
+    sizes = [len(part) for part in population]
+    paid = np.array(
+        [np.average([part.evaluate(setting).cost for part in population], weights=sizes) for setting in settings]
+    )
     rows = [measure(losses, paid, size, *promise) for size in SIZES for promise in PROMISES]
-    results = {"environment": machine.describe("numpy"), "population": len(population), "rows": rows}
+    results = {"environment": machine.describe("numpy"), "population": sum(sizes), "rows": rows}
     RESULTS.write_text(json.dumps(results, indent=1) + "\n")
     PAGE.write_text(page(results))
 

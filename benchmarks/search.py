@@ -19,8 +19,6 @@ from typing import Any
 import numpy as np
 
 from benchmarks import fashion_nine, machine, synthetic_records
-from dyce_calibration.costs import CostTable, read_costs
-from dyce_calibration.records import Records
 from dyce_calibration.released import read_released_costs, read_released_records, write_released
 from dyce_calibration.search.problem import Problem, make_problem
 from dyce_calibration.search.run import Outcome, Search, run
@@ -100,13 +98,13 @@ def command(folder: Path, *words: str) -> dict[str, Any]:
     }
 
 
-def fashion_files(records: Records, costs: CostTable, folder: Path) -> None:
+def fashion_files(folder: Path) -> None:
     """9 positions x 2 types x 10,000 samples in the release's files: what nothing was trained on, and test."""
-    heads = {head for head in records.heads if head[1] in ("mlp1x1000", "mlp3x500")}
     folder.mkdir(parents=True, exist_ok=True)
-    fewer, cheaper = restrict_records(records, heads), restrict_costs(costs, heads)
-    for name, rows in (("search", fewer.split != "test"), ("test", fewer.split == "test")):
-        write_released(fewer.take(rows), cheaper, folder / f"{name}.npz", folder / "macs.json")
+    for name, records in (("search", fashion_nine.unseen()), ("test", fashion_nine.tested())):
+        heads = {head for head in records.heads if head[1] in ("mlp1x1000", "mlp3x500")}
+        cheaper = restrict_costs(fashion_nine.costs(), heads)
+        write_released(restrict_records(records, heads), cheaper, folder / f"{name}.npz", folder / "macs.json")
 
 
 def speed(folder: Path, published: int, repeats: int) -> dict[str, Any]:
@@ -163,9 +161,8 @@ def page(results: dict[str, Any]) -> str:
 
 
 def main() -> None:
-    records, costs = Records.load(fashion_nine.CACHE / "records.npz"), read_costs(fashion_nine.CACHE / "costs.json")
     small, large = CACHE / "fashion", CACHE / "imagenet"
-    fashion_files(records, costs, small)
+    fashion_files(small)
     large.mkdir(parents=True, exist_ok=True)
     for seed, split in enumerate(("search", "test")):
         synthetic_records.write(large, split, seed)
@@ -174,7 +171,8 @@ def main() -> None:
         "Fashion-MNIST, 9 x 2 x 10,000": speed(small, published=20, repeats=3),
         "ImageNet's size, 50 x 5 x 50,000": speed(large, published=1, repeats=1),
     }
-    fashion = [make_problem(records.of_split(split), costs) for split in ("search", "test")]
+    parts = fashion_nine.chosen_on(), fashion_nine.tested()
+    fashion = [make_problem(records, fashion_nine.costs()) for records in parts]
     released = read_released_costs(large / "macs.json")
     synthetic = [
         make_problem(read_released_records(large / f"{s}.npz", released, s), released) for s in ("search", "test")
