@@ -2,7 +2,7 @@
 
 ``python -m benchmarks.recipes`` trains heads of two types behind all six blocks with every recipe and every seed, on the
 same features, searches on one part of the 20,000 pictures that nothing was trained on, and compares the fronts on
-another. It writes ``results/recipes.json`` and ``docs/recipes.md``.
+another. What is done stays in ``benchmarks/.cache/recipes``. It writes ``results/recipes.json`` and ``docs/recipes.md``.
 """
 
 from __future__ import annotations
@@ -119,10 +119,14 @@ def main() -> None:
     points = find_exit_points(program)
     backbone = Backbone(program, points.points)
     fit, val = open_dataset(files["fit"]), unseen(data)
-    recipes = {
-        name: [measure(backbone, points.total_macs, fit, val, recipe, seed) for seed in SEEDS]
-        for name, recipe in RECIPES.items()
-    }
+    recipes: dict[str, Any] = {name: [] for name in RECIPES}
+    for seed in SEEDS:
+        for name, recipe in RECIPES.items():
+            done = WORK / f"{seed} {name}.json"
+            if not done.is_file():
+                done.parent.mkdir(parents=True, exist_ok=True)
+                done.write_text(json.dumps(measure(backbone, points.total_macs, fit, val, recipe, seed)))
+            recipes[name].append(json.loads(done.read_text()))
     results = {"environment": machine.describe("torch", "numpy"), "recipes": recipes}
     RESULTS.write_text(json.dumps(results, indent=1) + "\n")
     PAGE.write_text(page(results))
