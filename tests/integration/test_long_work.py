@@ -17,10 +17,12 @@ from dyce_calibration.records import Records
 from dyce_export import calibrate as calibrate_module
 from dyce_export import pipeline
 from dyce_export.pipeline import Options, export_source
+from dyce_export.sources import from_module
 from dyce_runtime import load
 from dyce_runtime.bundle import RECORDS
 from dyce_runtime.errors import VerificationError
 from tests.integration.small import labelled, tiny
+from tests.models import INPUT_SIZE, Convolutions, build
 
 OPTIONS = Options(recipe=Recipe(epochs=3))
 
@@ -60,6 +62,21 @@ def test_other_pictures_are_other_work(tmp_path: Path, monkeypatch: pytest.Monke
             export_source(tiny(), ["2"], output, data=labelled(tmp_path / "a.npz", 400), options=OPTIONS)
     export_source(tiny(), ["2"], output, data=labelled(tmp_path / "b.npz", 300), options=OPTIONS)
     assert len(records_of(output)) < 150, "30 % of 300 were held out"
+
+
+def test_another_model_is_other_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    data, output = labelled(tmp_path / "data.npz"), tmp_path / "tiny.dyce"
+    other = build(Convolutions)
+    with torch.no_grad():
+        other.stem.weight.mul_(-1.0)
+    source = from_module(other, input_size=INPUT_SIZE)
+    with monkeypatch.context() as patch:
+        patch.setattr(pipeline, "choose", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            export_source(tiny(), ["2"], output, data=data, options=OPTIONS)
+    export_source(source, ["2"], output, data=data, options=OPTIONS)
+    export_source(source, ["2"], tmp_path / "afresh.dyce", data=data, options=OPTIONS)
+    np.testing.assert_array_equal(records_of(output).confidences, records_of(tmp_path / "afresh.dyce").confidences)
 
 
 def test_two_processes_end_with_what_one_computes(tmp_path: Path):
