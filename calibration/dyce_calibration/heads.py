@@ -34,6 +34,8 @@ class Recipe:
 
     Attributes:
         batch: samples per step, of all processes together.
+        by_width: divide the learning rate by the square root of a layer's inputs, so that one rate serves a linear head
+            on 32 features and five layers of 1000 (docs/recipes.md).
         warmup: share of the steps with a rising learning rate.
         distillation: share of the soft targets in the loss, 0 to 1.
         hard_first: weigh every sample by 2 * (1 - confidence of the first exit), so that samples that leave there
@@ -44,7 +46,8 @@ class Recipe:
 
     epochs: int = 30
     batch: int = 256
-    learning_rate: float = 2e-3
+    learning_rate: float = 0.15
+    by_width: bool = True
     weight_decay: float = 0.05
     warmup: float = 0.1
     label_smoothing: float = 0.1
@@ -53,9 +56,13 @@ class Recipe:
     hard_first: bool = False
     average: float = 0.0
 
+    def rate_of(self, inputs: int) -> float:
+        """The learning rate of a layer with that many inputs."""
+        return self.learning_rate / inputs**0.5 if self.by_width else self.learning_rate
+
 
 #: The recipe of the DyCE release.
-PUBLISHED = Recipe(epochs=50, learning_rate=6.25e-4, hard_first=True, average=0.9999)
+PUBLISHED = Recipe(epochs=50, learning_rate=6.25e-4, by_width=False, hard_first=True, average=0.9999)
 
 
 @dataclass(frozen=True)
@@ -192,9 +199,9 @@ class _State:
     def __init__(self, heads: _Heads, recipe: Recipe, steps: int) -> None:
         self._heads = heads
         parameters = list(heads.parameters())
-        self._optimiser = torch.optim.AdamW(
-            parameters, lr=recipe.learning_rate, weight_decay=recipe.weight_decay, fused=True
-        )
+        layers = [module for module in heads.modules() if isinstance(module, nn.Linear)]
+        groups = [{"params": [*layer.parameters()], "lr": recipe.rate_of(layer.in_features)} for layer in layers]
+        self._optimiser = torch.optim.AdamW(groups, weight_decay=recipe.weight_decay, fused=True)
         self._schedule = torch.optim.lr_scheduler.LambdaLR(self._optimiser, _cosine(steps, recipe.warmup))
         self.average = _Average(parameters, recipe.average)
 
