@@ -20,13 +20,18 @@ from dyce_calibration.search.front import Front
 from dyce_calibration.search.line import Arrived, Later, Line
 from dyce_calibration.search.problem import Head, On, Problem, Setting
 
-# How many confidences a search looks at, at most: one sweep looks at samples x heads of them. First the weights are
-# solved; restarts then get a share of their own.
-_MOST_FOR_WEIGHTS = 1_200_000_000
-_MOST_FOR_RESTARTS = 8_000_000
-_MOST_RESTARTS = 400
+# How many confidences a search looks at: one sweep looks at samples x heads of them. First the weights are solved.
+_MOST_FOR_WEIGHTS = 1_000_000_000
+# Then come restarts: many where they are cheap, and where there are many heads to choose from, as local optima multiply
+# with these.
+_CHEAP = 8_000_000
+_MOST_CHEAP_SWEEPS = 1600
+_SWEEPS_PER_HEADS_4 = 1 / 2400
+_MOST_FOR_RESTARTS = 700_000_000
+_SHARE_OF_NEIGHBOURS = 0.2
 _SWEEPS_OF_A_RESTART = 3
 _CHANGED_BY_A_RESTART = 2
+_RESTARTS_OF_A_ROUND = 32
 # Sums in another order differ in their last bits; that is no improvement. More than the front's own measure for it.
 _SAME_SCORE = 1e-9
 
@@ -47,13 +52,16 @@ def search(problem: Problem, weights: Sequence[float], seed: int = 0, *, around:
         seed: of the restarts.
         around: False leaves out the second part.
     """
-    work = len(problem) * max(1, sum(len(position.heads) for position in problem.positions))
+    heads = max(1, sum(len(position.heads) for position in problem.positions))
+    work = len(problem) * heads
     searcher = _Searcher(problem)
     solved = searcher.solve(_coarse_to_fine(weights), _MOST_FOR_WEIGHTS // work)
-    if not around:
-        return Found(searcher.front, solved)
-    left = searcher.expand(_MOST_FOR_RESTARTS // work // 2)
-    searcher.restart(weights, _MOST_FOR_RESTARTS // work // 2 + left, np.random.default_rng(seed))
+    if around:
+        sweeps = max(min(_CHEAP // work, _MOST_CHEAP_SWEEPS), int(heads**4 * _SWEEPS_PER_HEADS_4))
+        sweeps = min(sweeps, _MOST_FOR_RESTARTS // work)
+        for_neighbours = int(sweeps * _SHARE_OF_NEIGHBOURS)
+        left = searcher.expand(for_neighbours)
+        searcher.restart(weights, sweeps - for_neighbours + left, np.random.default_rng(seed))
     return Found(searcher.front, solved)
 
 
@@ -108,10 +116,15 @@ class _Searcher:
         return sweeps
 
     def restart(self, weights: Sequence[float], sweeps: int, random: np.random.Generator) -> None:
-        """Change a setting of the front at random in a place or two, and descend from there."""
-        for _ in range(min(sweeps // _SWEEPS_OF_A_RESTART, _MOST_RESTARTS)):
-            setting = self._disturbed(self.front.setting(int(random.choice(self.front.points()))), random)
-            weight = float(random.choice(weights))
+        """Change a setting of the front at random, and descend, every other time with the weight that fits there."""
+        for number in range(sweeps // _SWEEPS_OF_A_RESTART):
+            if number % _RESTARTS_OF_A_ROUND == 0:
+                points = self.front.points()
+                best = np.array([self._best_point(weight) for weight in weights])
+            point = int(random.choice(points))
+            fitting = np.argmin(np.abs(best - point)) if number % 2 else random.integers(len(weights))
+            weight = weights[int(fitting)]
+            setting = self._disturbed(self.front.setting(point), random)
             for _ in range(_SWEEPS_OF_A_RESTART):
                 before, setting = setting, self.sweep(setting, weight)
                 if setting == before:
@@ -178,9 +191,13 @@ class _Searcher:
         return float(self._score(right.sum(), cost, weight))
 
     def _best(self, weight: float) -> Setting:
+        return self.front.setting(self._best_point(weight))
+
+    def _best_point(self, weight: float) -> int:
+        """The point of the front with the lowest objective."""
         points = self.front.points()
         scores = self._score(points, self.front.bound[points] * len(self.problem), weight)
-        return self.front.setting(int(points[np.argmin(scores)]))
+        return int(points[np.argmin(scores)])
 
     def _later(self, setting: Setting) -> list[Later]:
         """For every position, what becomes of the samples that pass it."""
@@ -193,8 +210,11 @@ class _Searcher:
         return found[::-1]
 
     def _disturbed(self, setting: Setting, random: np.random.Generator) -> Setting:
-        changed = list(setting)
+        """A place or two, or all from some place on, set at random."""
         places = random.permutation(len(setting))[: random.integers(1, _CHANGED_BY_A_RESTART + 1)]
+        if random.random() < 0.5:
+            places = np.arange(random.integers(0, len(setting)), len(setting))
+        changed = list(setting)
         for index in places:
             heads = self.problem.positions[index].heads
             number = int(random.integers(-1, len(heads)))

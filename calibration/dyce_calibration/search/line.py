@@ -79,36 +79,59 @@ class Later:
         return Later(np.where(leave, head.correct, self.right), cost)
 
 
-def replay(
-    problem: Problem, line: Line, thresholds: NDArray[np.float32]
-) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """Right answers and cost per sample of many thresholds of one line, on samples that need not be those searched.
+class Replay:
+    """Many thresholds of many lines on samples that need not be those searched; what lines share is done once."""
 
-    Args:
-        thresholds: (n,); for a line that turns its position off they say nothing.
+    _MOST_KEPT = 64
 
-    Returns:
-        (n,) int64 and (n,) float64.
-    """
-    arrived, later = Arrived.at_start(problem), Later.at_end(problem)
-    pairs = list(zip(problem.positions, line.setting, strict=True))
-    for position, on in pairs[: line.position]:
-        if on is not None:
-            arrived.leave(position, on)
-    for position, on in pairs[: line.position : -1]:
-        if on is not None:
-            later = later.before(position, on)
-    samples = np.flatnonzero(arrived.mask)
-    right = arrived.right + int(np.count_nonzero(later.right[samples]))
-    cost = arrived.cost + float(later.cost[samples].sum()) + len(samples) * arrived.heads
-    if line.head is None:
-        return np.full(len(thresholds), right), np.full(len(thresholds), cost / len(problem))
-    position = problem.positions[line.position]
-    head = position.heads[line.head]
-    samples = samples[np.argsort(head.confidence[samples])]  # from the least confident: who stays for longest
-    gained = np.cumsum((head.correct[samples] - later.right[samples])[::-1], dtype=np.int64)
-    saved = np.cumsum((position.cost - later.cost[samples])[::-1])
-    leaving = len(samples) - np.searchsorted(head.confidence[samples], thresholds, side="right")
-    rights = right + np.concatenate([[0], gained])[leaving]
-    costs = cost + len(samples) * head.cost + np.concatenate([[0.0], saved])[leaving]
-    return rights, costs / len(problem)
+    def __init__(self, problem: Problem) -> None:
+        self._problem = problem
+        self._rising: dict[tuple[int, int], NDArray[np.int64]] = {}
+        self._later: dict[Setting, Later] = {}
+
+    def __call__(self, line: Line, thresholds: NDArray[np.float32]) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+        """Right answers and cost per sample.
+
+        Args:
+            thresholds: (n,); for a line that turns its position off they say nothing.
+
+        Returns:
+            (n,) int64 and (n,) float64.
+        """
+        problem, arrived = self._problem, Arrived.at_start(self._problem)
+        for position, on in zip(problem.positions[: line.position], line.setting, strict=False):
+            if on is not None:
+                arrived.leave(position, on)
+        later = self._behind(line.setting[line.position + 1 :])
+        right = arrived.right + int(np.count_nonzero(later.right[arrived.mask]))
+        cost = arrived.cost + float(later.cost[arrived.mask].sum()) + arrived.count * arrived.heads
+        if line.head is None:
+            return np.full(len(thresholds), right), np.full(len(thresholds), cost / len(problem))
+        position = problem.positions[line.position]
+        head = position.heads[line.head]
+        order = self._from_the_least_sure(line.position, line.head)
+        samples = order[arrived.mask[order]]
+        gained = np.cumsum((head.correct[samples] - later.right[samples])[::-1], dtype=np.int64)
+        saved = np.cumsum((position.cost - later.cost[samples])[::-1])
+        leaving = len(samples) - np.searchsorted(head.confidence[samples], thresholds, side="right")
+        rights = right + np.concatenate([[0], gained])[leaving]
+        costs = cost + len(samples) * head.cost + np.concatenate([[0.0], saved])[leaving]
+        return rights, costs / len(problem)
+
+    def _from_the_least_sure(self, position: int, head: int) -> NDArray[np.int64]:
+        if (position, head) not in self._rising:
+            confidence = self._problem.positions[position].heads[head].confidence
+            self._rising[position, head] = np.argsort(confidence, kind="stable")
+        return self._rising[position, head]
+
+    def _behind(self, rest: Setting) -> Later:
+        """What becomes of the samples when only the positions of ``rest``, the last ones, are to come."""
+        if not rest:
+            return Later.at_end(self._problem)
+        if rest not in self._later:
+            if len(self._later) >= self._MOST_KEPT:
+                self._later.clear()
+            later = self._behind(rest[1:])
+            position = self._problem.positions[len(self._problem.positions) - len(rest)]
+            self._later[rest] = later if rest[0] is None else later.before(position, rest[0])
+        return self._later[rest]

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from dyce_calibration.certify import check_promise
 from dyce_calibration.search import exact, published
 from dyce_calibration.search.front import Front
-from dyce_calibration.search.line import replay
+from dyce_calibration.search.line import Replay
 from dyce_calibration.search.problem import Problem, Setting
 from dyce_runtime.errors import UsageError
 
@@ -120,9 +120,10 @@ def _whole_front(front: Front, chosen_on: Problem, reported_on: Problem | None, 
     if reported_on is None:
         return outcome
     right, cost = np.empty(len(points), np.int64), np.empty(len(points))
+    replay = Replay(reported_on)
     for line, group, thresholds in front.lines():
         at = np.searchsorted(points, group)
-        right[at], cost[at] = replay(reported_on, line, thresholds)
+        right[at], cost[at] = replay(line, thresholds)
     full = [index for index, setting in enumerate(settings) if not any(setting)]
     cost[full] = 1.0
     return _with_test(outcome, right / len(reported_on), cost)
