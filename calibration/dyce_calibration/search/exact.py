@@ -70,10 +70,14 @@ class _Best:
     """The lowest objective in a sweep so far, and the choice at the present position that reaches it.
 
     Without a weight nothing is better than what is there.
+
+    Attributes:
+        of_front: nothing on the front has a lower objective, so only what improves the front can.
     """
 
     weight: float | None
     score: float
+    of_front: bool = False
     choice: On | None = None
 
     def offer(self, score: float, choice: On | None) -> None:
@@ -137,7 +141,7 @@ class _Searcher:
         """
         later = self._later(setting)
         arrived = Arrived.at_start(self.problem)
-        best = _Best(weight, self._score_of(setting, weight or 0))
+        best = self._start(setting, weight)
         for index, position in enumerate(self.problem.positions):
             best.choice = setting[index]
             self._walk(setting, index, later[index], arrived, best)
@@ -145,6 +149,13 @@ class _Searcher:
             if best.choice is not None:
                 arrived.leave(position, best.choice)
         return setting
+
+    def _start(self, setting: Setting, weight: float | None) -> _Best:
+        if weight is None:
+            return _Best(None, 0.0)
+        score, point = self._score_of(setting, weight), self._best_point(weight)
+        least = float(self._score(point, self.front.bound[point] * len(self.problem), weight))
+        return _Best(weight, score, of_front=score <= least + _SAME_SCORE)
 
     def _walk(self, setting: Setting, index: int, later: Later, arrived: Arrived, best: _Best) -> None:
         """Walk along all lines of one position, and note what is better than what is there."""
@@ -166,20 +177,44 @@ class _Searcher:
             rights += right
             costs = np.cumsum(position.cost - later.cost[samples])
             costs += cost + arrived.count * head.cost
-            self._offer(rights, costs, head, samples, Line(setting, index, number))
+            improving = self._offer(rights, costs, head, samples, Line(setting, index, number))
             if best.weight is not None:
-                scores = self._score(rights, costs, best.weight)
-                at = _lowest(scores, head, samples)
-                if at is not None and scores[at] < best.score:
-                    best.offer(scores[at], On(number, float(_thresholds(head, samples, np.array([at]))[0])))
+                self._choose(number, head, samples, rights, costs, improving if best.of_front else None, best)
+
+    def _choose(
+        self,
+        number: int,
+        head: Head,
+        samples: NDArray[np.int64],
+        rights: NDArray[np.int64],
+        costs: NDArray[np.float64],
+        among: NDArray[np.int64] | None,
+        best: _Best,
+    ) -> None:
+        """Offer the lowest score of a line, or of some of its points, which can all be parted."""
+        assert best.weight is not None
+        if among is None:
+            scores = self._score(rights, costs, best.weight)
+            at = _lowest(scores, head, samples)
+            score = None if at is None else float(scores[at])
+        elif len(among):
+            scores = self._score(rights[among], costs[among], best.weight)
+            lowest = int(np.argmin(scores))
+            at, score = int(among[lowest]), float(scores[lowest])
+        else:
+            return
+        if at is not None and score is not None and score < best.score:
+            best.offer(score, On(number, float(_thresholds(head, samples, np.array([at]))[0])))
 
     def _offer(
         self, right: NDArray[np.int64], cost: NDArray[np.float64], head: Head, samples: NDArray[np.int64], line: Line
-    ) -> None:
+    ) -> NDArray[np.int64]:
+        """Add to the front what improves it; return the indices of that."""
         cost = cost / len(self.problem)
         improving = self.front.improving(right, cost)
         if len(improving) and len(improving := _parting(head, samples, improving)):
             self.front.add(right[improving], cost[improving], _thresholds(head, samples, improving), line)
+        return improving
 
     def _score(self, right: Any, cost: Any, weight: float) -> Any:
         """The objective, but for what is the same everywhere; of arrays or numbers. ``cost`` is summed over samples."""
