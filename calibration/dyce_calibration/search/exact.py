@@ -26,11 +26,12 @@ _MOST_FOR_WEIGHTS = 1_000_000_000
 # with these.
 _CHEAP = 8_000_000
 _MOST_CHEAP_SWEEPS = 1600
-_SWEEPS_PER_HEADS_4 = 1 / 2400
-_MOST_FOR_RESTARTS = 700_000_000
+_SWEEPS_PER_HEADS_4 = 1 / 2000
+_MOST_FOR_RESTARTS = 1_000_000_000
 _SHARE_OF_NEIGHBOURS = 0.2
 _SWEEPS_OF_A_RESTART = 3
 _CHANGED_BY_A_RESTART = 2
+_SPLICED = 0.6
 _RESTARTS_OF_A_ROUND = 32
 # Sums in another order differ in their last bits; that is no improvement. More than the front's own measure for it.
 _SAME_SCORE = 1e-9
@@ -245,7 +246,12 @@ class _Searcher:
         return found[::-1]
 
     def _disturbed(self, setting: Setting, random: np.random.Generator) -> Setting:
-        """A place or two, or all from some place on, set at random."""
+        """Spliced with another setting of the front, or a place or two, or all from some place on, set at random."""
+        if random.random() < _SPLICED:
+            other, cut = self.front.setting(int(random.choice(self.front.points()))), random.integers(len(setting))
+            first, second = (setting, other) if random.random() < 0.5 else (other, setting)
+            if (spliced := (*first[:cut], *second[cut:])) != setting:
+                return spliced
         places = random.permutation(len(setting))[: random.integers(1, _CHANGED_BY_A_RESTART + 1)]
         if random.random() < 0.5:
             places = np.arange(random.integers(0, len(setting)), len(setting))
