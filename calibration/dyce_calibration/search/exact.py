@@ -54,16 +54,21 @@ def search(problem: Problem, weights: Sequence[float], seed: int = 0, *, around:
         around: False leaves out the second part.
     """
     heads = max(1, sum(len(position.heads) for position in problem.positions))
-    work = len(problem) * heads
+    of_a_sweep = len(problem) * heads
     searcher = _Searcher(problem)
-    solved = searcher.solve(_coarse_to_fine(weights), _MOST_FOR_WEIGHTS // work)
+    solved = searcher.solve(_coarse_to_fine(weights), _MOST_FOR_WEIGHTS // of_a_sweep)
     if around:
-        sweeps = max(min(_CHEAP // work, _MOST_CHEAP_SWEEPS), int(heads**4 * _SWEEPS_PER_HEADS_4))
-        sweeps = min(sweeps, _MOST_FOR_RESTARTS // work)
+        sweeps = _sweeps_around(heads, of_a_sweep)
         for_neighbours = int(sweeps * _SHARE_OF_NEIGHBOURS)
         left = searcher.expand(for_neighbours)
         searcher.restart(weights, sweeps - for_neighbours + left, np.random.default_rng(seed))
     return Found(searcher.front, solved)
+
+
+def _sweeps_around(heads: int, of_a_sweep: int) -> int:
+    """How many sweeps to spend around the front: by what one looks at, and by how many heads there are."""
+    cheap = min(_CHEAP // of_a_sweep, _MOST_CHEAP_SWEEPS)
+    return min(max(cheap, int(heads**4 * _SWEEPS_PER_HEADS_4)), _MOST_FOR_RESTARTS // of_a_sweep)
 
 
 @dataclass
