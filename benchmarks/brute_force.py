@@ -82,7 +82,7 @@ def summarise(rows: list[dict[str, Any]]) -> dict[str, Any]:
 
 def page(results: dict[str, Any]) -> str:
     """``docs/brute-force.md``."""
-    facts = ", ".join(f"{key} {value}" for key, value in results["environment"].items())
+    facts = machine.sentence(results["environment"])
     rows = results["problems"]
     settings = [row["settings"] for row in rows]
     optima = float(np.mean([row["optima"] for row in rows]))

@@ -128,7 +128,7 @@ def page(results: dict[str, Any]) -> str:
         "timm gives no classifier (deepseek_vit, gemma4_vit, qwen3_vit) get one with 1,000 classes.",
         "",
         f"**{len(passed)} of {len(FAMILIES)} pass.** Made by `python -m benchmarks.coverage`; "
-        + ", ".join(f"{key} {value}" for key, value in results["environment"].items())
+        + machine.sentence(results["environment"])
         + ".",
         "",
         "*points*: exit points found. *tensors*: the most that one of the three cuts carries. *error*: the largest "

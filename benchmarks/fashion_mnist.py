@@ -112,9 +112,7 @@ def page(results: dict[str, Any]) -> str:
         f"A residual network of {results['mmacs']:.0f} MMACs with exits behind blocks {EXITS}. Heads are fitted on the "
         "50,000 pictures that trained the network; configurations are chosen on pictures that it has never seen; all "
         "figures below are for the 10,000 test pictures, one per call, uncut model and configurations in turn in one "
-        "run. Made by `python -m benchmarks.fashion_mnist`; "
-        + ", ".join(f"{key} {value}" for key, value in results["environment"].items())
-        + ".",
+        "run. Made by `python -m benchmarks.fashion_mnist`; " + machine.sentence(results["environment"]) + ".",
     ]
     for name, document in results["bench"].items():
         exits = list(document["configurations"][0]["share_per_exit"])

@@ -60,7 +60,7 @@ def measure(losses: np.ndarray, costs: np.ndarray, size: int, epsilon: float, de
 
 def page(results: dict[str, Any]) -> str:
     """``docs/guarantee.md``."""
-    facts = ", ".join(f"{key} {value}" for key, value in results["environment"].items())
+    facts = machine.sentence(results["environment"])
     lines = [
         "# Whether certificates keep what they promise",
         "",

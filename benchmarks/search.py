@@ -16,9 +16,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from benchmarks import fashion_nine, machine, synthetic_records
+from benchmarks.fronts import hypervolume, shortfall
 from dyce_calibration.released import read_released_costs, read_released_records, write_released
 from dyce_calibration.search.problem import Problem, make_problem
 from dyce_calibration.search.run import Outcome, Search, run
@@ -28,19 +27,6 @@ HERE = Path(__file__).parent
 RESULTS = HERE / "results" / "search.json"
 PAGE = HERE.parent / "docs" / "search.md"
 CACHE = Path("benchmarks/.cache/search")
-# Hypervolume: the area over this accuracy and under a cost of 1.
-REFERENCE = 0.80
-
-
-def hypervolume(cost: np.ndarray, accuracy: np.ndarray) -> float:
-    """The area between accuracy 0.80, cost 1 and the best accuracy at each cost."""
-    order = np.argsort(cost)
-    best, area = REFERENCE, 0.0
-    for c, a in zip(cost[order], accuracy[order], strict=True):
-        if a > best and c < 1:
-            area += (a - best) * (1 - c)
-            best = a
-    return float(area)
 
 
 def compare(chosen_on: Problem, reported_on: Problem, methods: dict[str, int]) -> dict[str, Any]:
@@ -70,12 +56,6 @@ def compare(chosen_on: Problem, reported_on: Problem, methods: dict[str, int]) -
         "hypervolume_test": hypervolume(best.cost, best.accuracy),
     }
     return rows
-
-
-def shortfall(exact: Outcome, cost: float, accuracy: float) -> float:
-    """How much more than a point the exact front costs at that accuracy; 0 or less where it dominates or equals."""
-    at_least = exact.cost[exact.accuracy >= accuracy - 1e-12]
-    return float(at_least.min() - cost) if len(at_least) else float("inf")
 
 
 def command(folder: Path, *words: str) -> dict[str, Any]:
@@ -127,7 +107,7 @@ def speed(folder: Path, published: int, repeats: int) -> dict[str, Any]:
 
 def page(results: dict[str, Any]) -> str:
     """``docs/search.md``."""
-    facts = ", ".join(f"{key} {value}" for key, value in results["environment"].items())
+    facts = machine.sentence(results["environment"])
     lines = [
         "# The exact search next to the published ones",
         "",

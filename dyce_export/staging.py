@@ -16,6 +16,8 @@ from dyce_runtime.errors import DestinationError, DyceError, VerificationError
 
 log = logging.getLogger("dyce_export")
 
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+
 
 @contextmanager
 def staged(destination: Path, *, force: bool) -> Iterator[Path]:
@@ -107,7 +109,7 @@ def _disk_errors(place: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        if error.errno in _FULL:
             raise DestinationError(
                 f"the disk of {place} is full; nothing was written",
                 hint="Free some space, or write elsewhere with -o.",
@@ -121,7 +123,7 @@ def _writable(place: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        if error.errno in _FULL:
             raise
         raise DestinationError(f"{place} cannot be written: {error.strerror}") from error
 

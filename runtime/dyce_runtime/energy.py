@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -29,7 +30,7 @@ _NOWHERE = (
 )
 
 
-class Meter:
+class Meter(ABC):
     """Counts energy from when it is made; used in ``with``.
 
     Attributes:
@@ -38,9 +39,9 @@ class Meter:
 
     source: str
 
+    @abstractmethod
     def joules(self) -> float:
         """Energy so far. Raises TargetError if it can no longer be read."""
-        raise NotImplementedError
 
     def __enter__(self) -> Meter:
         return self
