@@ -67,12 +67,13 @@ def record(session: Session, data: str) -> Records:
 
 def _answers(session: Session, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Confidences and labels (N, heads), the final one last."""
-    device, answers = session.device, []
-    live = [device.put(images)]
-    for index, exit in enumerate(session.manifest.exits):
-        live = device.run(f"segment_{index:02d}", live)
-        outputs = [live] if exit.id == FINAL else [device.run(head.piece, live) for head in exit.heads]
-        answers += [(device.fetch(decision[1]), device.fetch(decision[2])) for decision in outputs]
+    answers = []
+    with session.device.lane(len(images)) as lane:
+        lane.put(images)
+        for index, exit in enumerate(session.manifest.exits):
+            lane.run(f"segment_{index:02d}")
+            for head in [None] if exit.id == FINAL else [head.piece for head in exit.heads]:
+                answers.append((lane.decide(head).copy(), lane.answers()[1].copy()))
     confidences, labels = zip(*answers, strict=True)
     return np.stack(confidences, 1), np.stack(labels, 1)
 

@@ -111,6 +111,38 @@ def extract(
     return ir.Model(graph, ir_version=IR_VERSION)
 
 
+def join(parts: Sequence[ir.Model]) -> ir.Model:
+    """Models that run one after another as one: what each returns is what the next reads, in that order.
+
+    The parts are used up.
+    """
+    inputs, live = list(parts[0].graph.inputs), None
+    nodes: list[ir.Node] = []
+    initializers: list[ir.Value] = []
+    for number, part in enumerate(parts):
+        graph = part.graph
+        if live is not None:
+            for own, given in zip(graph.inputs, live, strict=True):
+                ir.convenience.replace_all_uses_with(own, given)
+        live = list(graph.outputs)
+        own_nodes = list(graph)
+        for value in (*graph.initializers.values(), *(output for node in own_nodes for output in node.outputs)):
+            if number < len(parts) - 1 or value not in live:
+                value.name = f"{value.name}.{number}"
+        for node in own_nodes:
+            node.name = f"{node.name}.{number}"
+        own_initializers = list(graph.initializers.values())
+        graph.outputs.clear()
+        graph.initializers.clear()
+        graph.remove(own_nodes)
+        nodes += own_nodes
+        initializers += own_initializers
+    parts[0].graph.inputs.clear()
+    assert live is not None
+    joined = ir.Graph(inputs, live, nodes=nodes, initializers=initializers, opset_imports={"": OPSET}, name="span")
+    return ir.Model(joined, ir_version=IR_VERSION)
+
+
 def _copy_passed_through(graph: ir.Graph) -> None:
     """An activation that is alive at both ends of a piece: not every engine returns an input as it is."""
     for index, value in enumerate(graph.outputs):

@@ -31,6 +31,7 @@ from dyce_export.probes import FEWEST_PROBES, condition, probe_count, synthetic_
 from dyce_export.progress import Progress
 from dyce_export.rounding import SAMPLES, explained_by_rounding, rounding_errors
 from dyce_export.sources import Source
+from dyce_export.spans import write_spans
 from dyce_export.staging import check_destination, kept_work, staged
 from dyce_export.verify import TOLERANCE, Reference, compute_reference, probe_configuration, verify
 from dyce_runtime.bundle import (
@@ -249,6 +250,9 @@ def _write(
         probe = probe_configuration(manifest, reference)
         configurations = _configurations(manifest, calibration, probe)
         write_document(configurations, folder / CONFIGURATIONS)
+        with progress.stage("spans"):
+            spans = write_spans(manifest, configurations, folder)
+            manifest = msgspec.structs.replace(manifest, pieces=(*manifest.pieces, *spans))
         with progress.stage("verify"):
             verification = verify(Bundle(folder, manifest, configurations), reference, probe, options.tolerance)
             if verification.verdict != "passed":

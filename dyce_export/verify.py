@@ -20,8 +20,8 @@ from dyce_export.backbone import Backbone
 from dyce_runtime import targets
 from dyce_runtime.bundle import Bundle
 from dyce_runtime.configuration import Configuration, ExitSetting, float32_midpoint
-from dyce_runtime.contracts import Device, TargetSpec
-from dyce_runtime.manifest import UNCUT, Manifest, Verification
+from dyce_runtime.contracts import Device, Lane, TargetSpec
+from dyce_runtime.manifest import FINAL, Manifest, Verification
 from dyce_runtime.plan import Plan, make_plan
 from dyce_runtime.session import Session
 
@@ -132,23 +132,36 @@ def relative_error(expected: Floats, found: Floats, scale_of: Floats) -> float:
 
 
 def _seam_errors(manifest: Manifest, device: Device, reference: Reference, batch: int) -> dict[str, float]:
-    """Chain the segments and run every head on the way; then the uncut model."""
+    """Chain the segments and run every head on the way; then every span behind the segments before it."""
     errors: dict[str, float] = {}
-    images = reference.images[:batch]
-    live = [device.put(images)]
-    for index, exit in enumerate(manifest.exits[:-1]):
-        live = device.run(f"segment_{index:02d}", live)
-        for expected, handle in zip(reference.seams[index], live, strict=True):
-            name = f"exit {exit.id}"
-            error = relative_error(expected[:batch], device.fetch(handle), expected)
-            errors[name] = max(error, errors.get(name, 0.0))
-        for head, expected in zip(exit.heads, reference.head_logits[index], strict=True):
-            found = device.fetch(device.run(head.piece, live)[0])
-            errors[f"exit {exit.id} {head.type}"] = relative_error(expected[:batch], found, expected)
-    final = device.run(f"segment_{len(manifest.exits) - 1:02d}", live)
-    full = device.run(UNCUT, [device.put(images)])
-    for name, outputs in (("logits", final), (UNCUT, full)):
-        errors[name] = relative_error(reference.logits[:batch], device.fetch(outputs[0]), reference.logits)
+
+    def note(name: str, expected: Floats, found: Floats) -> None:
+        errors[name] = max(relative_error(expected[:batch], found, expected), errors.get(name, 0.0))
+
+    def compare(name: str, lane: Lane, end: int) -> None:
+        """What is live behind the segment ``end``."""
+        if end == len(reference.seams):
+            lane.decide()
+            note(name, reference.logits, lane.answers()[0])
+        else:
+            for expected, found in zip(reference.seams[end], lane.live(), strict=True):
+                note(name, expected, found)
+
+    with device.lane(batch) as lane:
+        lane.put(reference.images[:batch])
+        for index, exit in enumerate(manifest.exits):
+            lane.run(f"segment_{index:02d}")
+            compare("logits" if exit.id == FINAL else f"exit {exit.id}", lane, index)
+            for number, head in enumerate(exit.heads):
+                lane.decide(head.piece)
+                note(f"exit {exit.id} {head.type}", reference.head_logits[index][number], lane.answers()[0])
+    for span in (piece for piece in manifest.pieces if piece.kind == "span"):
+        with device.lane(batch) as lane:
+            lane.put(reference.images[:batch])
+            for index in range(span.first):
+                lane.run(f"segment_{index:02d}")
+            lane.run(span.id)
+            compare(span.id, lane, span.last)
     return errors
 
 

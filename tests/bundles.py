@@ -213,6 +213,7 @@ class Spy:
     """
 
     name = "onnxruntime"
+    spans = True
 
     def __init__(self) -> None:
         self.calls: list[tuple[str, int]] = []
@@ -223,13 +224,40 @@ class Spy:
         self._device = OnnxRuntimeCpu().open(pieces, spec)
         return self
 
-    def run(self, piece: str, handles: Sequence[NDArray[Any]]) -> list[NDArray[Any]]:
-        self.calls.append((piece, len(handles[0])))
-        self.before(piece)
-        return self._device.run(piece, handles)
+    def lane(self, rows: int) -> SpiedLane:
+        return SpiedLane(self, self._device.lane(rows))
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._device, name)
+
+
+class SpiedLane:
+    """A lane that tells the spy what runs."""
+
+    def __init__(self, spy: Spy, lane: Any) -> None:
+        self._spy, self._lane = spy, lane
+
+    def run(self, piece: str) -> None:
+        self._note(piece)
+        self._lane.run(piece)
+
+    def decide(self, head: str | None = None) -> Any:
+        if head is not None:
+            self._note(head)
+        return self._lane.decide(head)
+
+    def _note(self, piece: str) -> None:
+        self._spy.calls.append((piece, self._lane.rows))
+        self._spy.before(piece)
+
+    def __enter__(self) -> SpiedLane:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._lane.__exit__(*error)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._lane, name)
 
 
 class Clock(dict[str, float]):

@@ -47,6 +47,11 @@ class Bundle:
         """The path of a file inside the bundle, by its name in the manifest."""
         return self.path / name
 
+    def memory(self, piece: str) -> int:
+        """Bytes that a piece takes when it is open, about: those of its files, which are weights."""
+        found = self.manifest.piece(piece)
+        return sum(self.file(name).stat().st_size for name in (found.file, *found.data))
+
     def configuration(self, name: str) -> Configuration:
         """A named configuration. Raises ConfigurationError if there is none."""
         return self.configurations.get(name)

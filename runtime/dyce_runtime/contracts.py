@@ -1,7 +1,7 @@
 """What a target has to offer: the only thing that the session knows about engines.
 
 A target is found through the entry-point group ``dyce.targets``, which names a class with no-argument
-constructor. Handles are opaque to the session: arrays on a CPU, device memory on a GPU.
+constructor. Activations stay in the lanes of its device: the session sees confidences, labels and logits.
 """
 
 from __future__ import annotations
@@ -46,32 +46,71 @@ class TargetSpec:
     precision: Literal["float32"] = "float32"
 
 
+class Lane(Protocol):
+    """The buffers of one call, with the activations that are live in it. Used by one call at a time.
+
+    Attributes:
+        rows: samples in it.
+    """
+
+    rows: int
+
+    def put(self, images: npt.NDArray[np.float32]) -> None:
+        """Start with images (N, C, H, W), which must not change before the last :meth:`run`."""
+
+    def run(self, piece: str) -> None:
+        """Run a segment or a span on what is live; its outputs are then. May return before they are computed."""
+
+    def rewind(self) -> None:
+        """Make the inputs of the last :meth:`run` live again."""
+
+    def decide(self, head: str | None = None) -> npt.NDArray[np.float32]:
+        """Confidences (rows,) of a head on what is live, or of the final head, in which the last run ended.
+
+        They are valid until the next call of this method.
+        """
+
+    def answers(self) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]:
+        """Logits (rows, classes) and labels (rows,) of the last decision, valid until the next one."""
+
+    def compact(self, sources: npt.NDArray[np.intp], places: npt.NDArray[np.intp], rows: int) -> None:
+        """Copy the samples at ``sources`` over those at ``places``, then keep the first ``rows``."""
+
+    def take(self, rows: npt.NDArray[np.intp]) -> Handle:
+        """A copy of some samples of what is live, which outlives the call."""
+
+    def add(self, handle: Handle) -> None:
+        """Append samples that were taken behind the same piece."""
+
+    def live(self) -> list[npt.NDArray[Any]]:
+        """What is live, on the host; valid until the next :meth:`run`."""
+
+    def __enter__(self) -> Lane:
+        """The lane itself."""
+
+    def __exit__(self, *_: object) -> None:
+        """Give the buffers back. The lane must not be used any more."""
+
+
 class Device(Protocol):
-    """Open pieces, ready to run. Every method may raise :class:`dyce_runtime.errors.PieceError`."""
+    """Open pieces, ready to run. What its lanes do may raise :class:`dyce_runtime.errors.PieceError`."""
 
-    def prepare(self, max_batch: int) -> None:
-        """Allocate and warm up for batches of up to ``max_batch`` samples."""
-
-    def put(self, array: npt.NDArray[Any]) -> Handle:
-        """A handle to ``array`` on the device."""
-
-    def run(self, piece: str, handles: Sequence[Handle]) -> list[Handle]:
-        """Run a piece on its inputs, in the order of its spec; may return before the result is computed."""
-
-    def take(self, handle: Handle, rows: npt.NDArray[np.intp]) -> Handle:
-        """Keep the given rows (samples) only: compaction."""
-
-    def fetch(self, handle: Handle) -> npt.NDArray[Any]:
-        """The values, on the host; waits for them."""
+    def lane(self, rows: int) -> Lane:
+        """Buffers for a call of up to ``rows`` samples, from a pool."""
 
     def close(self) -> None:
-        """Release everything. Calling it twice is allowed."""
+        """Release everything; calls that are running end. Calling it twice is allowed."""
 
 
 class Target(Protocol):
-    """An engine that compiles pieces ahead of time and opens them on a device."""
+    """An engine that compiles pieces ahead of time and opens them on a device.
+
+    Attributes:
+        spans: whether spans are worth their memory here; where launching a piece costs nothing they are not.
+    """
 
     name: str
+    spans: bool
 
     def available(self) -> str | None:
         """None if it works on this machine, otherwise the reason and what to install."""

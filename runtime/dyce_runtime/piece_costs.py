@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dyce_runtime.configuration import Configuration, ExitSetting
-from dyce_runtime.contracts import Handle
+from dyce_runtime.contracts import Lane
 from dyce_runtime.energy import Meter
 from dyce_runtime.manifest import FINAL
 from dyce_runtime.session import Session
@@ -96,26 +96,24 @@ def _measure(session: Session, batches: Iterable[NDArray[np.float32]], cost_of: 
 
 def _walk(session: Session, images: NDArray[np.float32]) -> Iterator[tuple[object, Run]]:
     """Every segment and head, then a whole call and the uncut model. Each has to be run before the next is taken."""
-    device = session.device
-    live: list[Handle] = []
-
-    def segment(index: int, inputs: list[Handle], *, final: bool) -> None:
-        nonlocal live
-        live = device.run(f"segment_{index:02d}", inputs or [device.put(images)])
-        if final:
-            device.fetch(live[1])
-
-    for index, exit in enumerate(session.manifest.exits):
-        final = exit.id == FINAL
-        yield exit.id, partial(segment, index, live, final=final)
-        for head in () if final else exit.heads:
-            yield (exit.id, head.type), partial(_decide, session, head.piece, live)
+    with session.device.lane(len(images)) as lane:
+        lane.put(images)
+        for index, exit in enumerate(session.manifest.exits):
+            yield exit.id, partial(_run_again, lane, f"segment_{index:02d}", final=exit.id == FINAL, ran=[])
+            for head in exit.heads:
+                yield (exit.id, head.type), partial(lane.decide, head.piece)
     yield "call", partial(session, images)
     yield "uncut", partial(session.run_uncut, images)
 
 
-def _decide(session: Session, head: str, live: list[Handle]) -> None:
-    session.device.fetch(session.device.run(head, live)[1])
+def _run_again(lane: Lane, segment: str, *, final: bool, ran: list[bool]) -> None:
+    """Run a segment, however often it ran before on the same inputs."""
+    if ran:
+        lane.rewind()
+    ran.append(True)
+    lane.run(segment)
+    if final:
+        lane.decide()
 
 
 def _milliseconds(run: Run) -> float:

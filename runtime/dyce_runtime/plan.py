@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable
 
+import msgspec
 import numpy as np
 
 from dyce_runtime.configuration import Configuration
-from dyce_runtime.manifest import Manifest, Piece
+from dyce_runtime.manifest import FINAL, Manifest, Piece
 
 
-@dataclass(frozen=True)
-class Step:
+class Step(msgspec.Struct, frozen=True):
     """One stretch of backbone and the decision behind it.
 
     Attributes:
@@ -28,33 +27,44 @@ class Step:
     exit: int
 
 
-@dataclass(frozen=True)
-class Plan:
-    """A configuration, resolved against a bundle. Immutable: sharing it between threads is safe."""
+class Plan(msgspec.Struct, frozen=True):
+    """A configuration, resolved against a bundle. Immutable: sharing it between threads is safe.
+
+    Attributes:
+        budget: the share of the full model's cost that it was chosen for, if it was.
+    """
 
     configuration: Configuration
     steps: tuple[Step, ...]
+    budget: float | None = None
 
 
-def make_plan(manifest: Manifest, configuration: Configuration) -> Plan:
+def make_plan(manifest: Manifest, configuration: Configuration, available: Collection[str] | None = None) -> Plan:
     """Resolve a configuration.
+
+    Args:
+        available: ids of the pieces that may run, all segments and heads among them; None are all.
 
     Raises:
         ConfigurationError: it does not fit the bundle.
     """
     configuration.check(manifest)
-    steps, first = [], 0
-    for index, exit in enumerate(manifest.exits):
+    pieces = [piece for piece in manifest.pieces if available is None or piece.id in available]
+    steps = []
+    for first, last in stretches(manifest, configuration):
+        exit = manifest.exits[last]
         setting = configuration.exits.get(exit.id)
-        last_step = index == len(manifest.exits) - 1
-        if setting is None and not last_step:
-            continue
-        body = tuple(piece.id for piece in _cover(manifest.pieces, first, index))
+        body = tuple(piece.id for piece in _cover(pieces, first, last))
         head = None if setting is None else next(h.piece for h in exit.heads if h.type == setting.head)
         threshold = np.float32(np.inf if setting is None else setting.threshold)
-        steps.append(Step(body, head, threshold, index))
-        first = index + 1
+        steps.append(Step(body, head, threshold, last))
     return Plan(configuration, tuple(steps))
+
+
+def stretches(manifest: Manifest, configuration: Configuration) -> list[tuple[int, int]]:
+    """The first and the last segment of every stretch of backbone between exits that are on, in order."""
+    ends = [i for i, exit in enumerate(manifest.exits) if exit.id in configuration.exits or exit.id == FINAL]
+    return list(zip([0, *(end + 1 for end in ends)], ends, strict=False))
 
 
 def pieces_of(plans: Iterable[Plan]) -> list[str]:
@@ -63,7 +73,7 @@ def pieces_of(plans: Iterable[Plan]) -> list[str]:
     return list(dict.fromkeys(ids))
 
 
-def _cover(pieces: tuple[Piece, ...], first: int, last: int) -> list[Piece]:
+def _cover(pieces: Iterable[Piece], first: int, last: int) -> list[Piece]:
     """The fewest pieces from segment ``first`` to ``last``, found from the end backwards."""
     rest: dict[int, list[Piece]] = {last + 1: []}
     for start in range(last, first - 1, -1):

@@ -1,42 +1,27 @@
-"""The session: runs segment after segment and lets every sample leave as soon as its head is confident."""
+"""The session: an open bundle and the knob that turns it."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from typing import Any
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 
 from dyce_runtime import targets
 from dyce_runtime.bundle import Bundle, open_bundle
 from dyce_runtime.configuration import FULL, Configuration
-from dyce_runtime.contracts import Device, Handle, Pool, TargetSpec
-from dyce_runtime.errors import ConfigurationError, DyceError, PieceError, RuntimeInputError
+from dyce_runtime.contracts import Device, Pool, TargetSpec
+from dyce_runtime.errors import ConfigurationError, RuntimeInputError, TargetError
+from dyce_runtime.images import check_images
 from dyce_runtime.manifest import UNCUT, Manifest
-from dyce_runtime.plan import Plan, Step, make_plan
+from dyce_runtime.plan import Plan, make_plan
 from dyce_runtime.preprocessing import Picture, preprocess
+from dyce_runtime.routing import Result, route
 
-
-@dataclass(frozen=True)
-class Result:
-    """What a call returns, in the order of its input. It owns its memory.
-
-    Attributes:
-        logits: (N, classes) float32, of the exit that each sample took.
-        label: (N,) int64.
-        confidence: (N,) float32.
-        exit: (N,) int64, index into the manifest's exits; the last one is the final head.
-        configuration: the one that produced it.
-    """
-
-    logits: npt.NDArray[np.float32]
-    label: npt.NDArray[np.int64]
-    confidence: npt.NDArray[np.float32]
-    exit: npt.NDArray[np.int64]
-    configuration: Configuration
+# Own configurations that are kept resolved; an application that makes more of them pays for each use.
+_MOST_KEPT = 1000
 
 
 def load(
@@ -45,6 +30,8 @@ def load(
     *,
     threads: int | None = None,
     pool: Pool = "private",
+    max_batch: int = 64,
+    max_memory: int | None = None,
     allow_untrained: bool = False,
 ) -> Session:
     """Open a bundle for running. The configuration is ``balanced`` if the bundle has one, otherwise ``full``.
@@ -54,14 +41,22 @@ def load(
         target: name of an installed target; None takes the first that is available.
         threads: threads per call; None lets the engine decide.
         pool: see :class:`dyce_runtime.contracts.TargetSpec`.
+        max_batch: samples that run at once; a call with more runs them in chunks.
+        max_memory: bytes that the pieces may take; spans are left out to stay within. None sets no limit.
         allow_untrained: let configurations with untrained heads run, for measurements of speed.
 
     Raises:
         BundleError: see :func:`dyce_runtime.bundle.open_bundle`.
-        TargetError: no such target, or it is not available here.
+        TargetError: no such target, it is not available here, or the pieces need more memory than allowed.
     """
-    bundle = open_bundle(path)
-    return Session(bundle, target, TargetSpec(threads=threads, pool=pool), allow_untrained=allow_untrained)
+    return Session(
+        open_bundle(path),
+        target,
+        TargetSpec(threads=threads, pool=pool),
+        max_batch=max_batch,
+        max_memory=max_memory,
+        allow_untrained=allow_untrained,
+    )
 
 
 class Session:
@@ -72,19 +67,37 @@ class Session:
     Attributes:
         bundle: what is open.
         target, spec: the engine, and how it was asked to open the pieces.
+        pieces: ids of the pieces that are open.
         device: the open pieces.
     """
 
-    def __init__(self, bundle: Bundle, target: str | None, spec: TargetSpec, *, allow_untrained: bool = False) -> None:
+    def __init__(
+        self,
+        bundle: Bundle,
+        target: str | None,
+        spec: TargetSpec,
+        *,
+        max_batch: int = 64,
+        max_memory: int | None = None,
+        allow_untrained: bool = False,
+    ) -> None:
+        if max_batch < 1:
+            raise RuntimeInputError(f"max_batch is {max_batch}; expected at least 1")
         self.bundle = bundle
         self.spec = spec
+        self._max_batch = max_batch
         self._allow_untrained = allow_untrained
         self.target = targets.find(target)
-        self.device: Device = self.target.open(bundle.piece_specs([p.id for p in bundle.manifest.pieces]), spec)
+        self.pieces = _fitting(bundle, self.target.spans, max_memory)
+        self.device: Device = self.target.open(bundle.piece_specs(self.pieces), spec)
         self._closed = False
-        self._budget: float | None = None
+        self._process = os.getpid()
+        self._shape = bundle.manifest.input.shape[1:]
+        self._classes = bundle.manifest.model.num_classes
+        self._named: dict[str, Plan] = {}
+        self._own: dict[str, Plan] = {}
         usable = bundle.manifest.heads == "trained" and "balanced" in bundle.configurations.named
-        self._plan = self._resolve("balanced" if usable else FULL)
+        self.use("balanced" if usable else FULL)
 
     @property
     def manifest(self) -> Manifest:
@@ -99,10 +112,24 @@ class Session:
     def use(self, configuration: str | Configuration) -> None:
         """Turn the knob: a name from the bundle, or a configuration of your own.
 
+        One attribute is written, so a call that runs meanwhile keeps the configuration that it has read. The first
+        use of a configuration resolves it, further ones look that up.
+
         Raises:
             ConfigurationError: unknown, not of this bundle, or with untrained heads that were not allowed.
         """
-        self._plan, self._budget = self._resolve(configuration), None
+        if isinstance(configuration, str):
+            plan = self._named.get(configuration)
+            if plan is None:
+                plan = self._named[configuration] = self._resolve(self.bundle.configuration(configuration))
+        else:
+            plan = self._own.get(configuration.name)
+            if plan is None or plan.configuration is not configuration:
+                plan = self._resolve(configuration)
+                if len(self._own) >= _MOST_KEPT:
+                    self._own.clear()
+                self._own[configuration.name] = plan
+        self._plan = plan
 
     @property
     def budget(self) -> float | None:
@@ -114,11 +141,12 @@ class Session:
         Raises:
             ConfigurationError: nothing costs as little as that, or the bundle has no searched configurations.
         """
-        return self._budget
+        return self._plan.budget
 
     @budget.setter
     def budget(self, share: float) -> None:
-        self._plan, self._budget = self._resolve(self.bundle.configurations.within(share)), share
+        plan = self._resolve(self.bundle.configurations.within(share))
+        self._plan = msgspec.structs.replace(plan, budget=share)
 
     def preprocess(self, images: Picture | Iterable[Picture]) -> npt.NDArray[np.float32]:
         """Pictures (paths, PIL images or uint8 HWC arrays) to the float32 (N, C, H, W) that a call takes."""
@@ -131,22 +159,33 @@ class Session:
             images: float32 (N, C, H, W), N at least 1.
 
         Raises:
-            RuntimeInputError: wrong type, shape or values.
+            RuntimeInputError: wrong type, shape or values, or the session is closed.
             PieceError: a piece failed; the session stays usable.
         """
         plan = self._plan
-        self._check_input(images)
-        return self._run(plan, images)
+        self._check(images)
+        if len(images) <= self._max_batch:
+            return self._route(plan, images)
+        starts = range(0, len(images), self._max_batch)
+        return _joined([self._route(plan, images[start : start + self._max_batch]) for start in starts])
 
     def run_uncut(self, images: npt.NDArray[np.float32]) -> npt.NDArray[np.int64]:
-        """Labels (N,) int64 of the uncut model, in one engine call and nothing else: the baseline of a benchmark."""
-        self._check_input(images)
-        outputs = self.device.run(UNCUT, [self.device.put(images)])
-        labels: npt.NDArray[np.int64] = self.device.fetch(outputs[2])
-        return labels
+        """Labels (N,) int64 of the uncut model, in one engine call and nothing else: the baseline of a benchmark.
+
+        Raises:
+            ConfigurationError: the uncut model was left out of memory.
+        """
+        if UNCUT not in self.pieces:
+            raise ConfigurationError("the uncut model is not loaded", hint="Load without max_memory.")
+        self._check(images)
+        with self.device.lane(len(images)) as lane:
+            lane.put(images)
+            lane.run(UNCUT)
+            lane.decide()
+            return lane.answers()[1].copy()
 
     def close(self) -> None:
-        """Release the device."""
+        """Release the device; calls that are running end."""
         self._closed = True
         self.device.close()
 
@@ -156,10 +195,8 @@ class Session:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _resolve(self, configuration: str | Configuration) -> Plan:
-        if isinstance(configuration, str):
-            configuration = self.bundle.configuration(configuration)
-        plan = make_plan(self.manifest, configuration)
+    def _resolve(self, configuration: Configuration) -> Plan:
+        plan = make_plan(self.manifest, configuration, self.pieces)
         if configuration.exits and self.manifest.heads == "untrained" and not self._allow_untrained:
             raise ConfigurationError(
                 f"configuration {configuration.name!r} uses heads that were never trained: its answers mean nothing",
@@ -167,69 +204,48 @@ class Session:
             )
         return plan
 
-    def _check_input(self, images: npt.NDArray[np.float32]) -> None:
+    def _route(self, plan: Plan, images: npt.NDArray[np.float32]) -> Result:
+        with self.device.lane(len(images)) as lane:
+            lane.put(images)
+            return route(plan, lane, self._classes)
+
+    def _check(self, images: npt.NDArray[np.float32]) -> None:
         if self._closed:
             raise RuntimeInputError("the session is closed", hint="Load the bundle again.")
-        expected = self.manifest.input.shape[1:]
-        wanted = f"expected a float32 array of shape (N, {', '.join(map(str, expected))})"
-        if not isinstance(images, np.ndarray):
+        if os.getpid() != self._process:
             raise RuntimeInputError(
-                f"found {type(images).__name__}; {wanted}", hint="session.preprocess(...) makes it."
+                "the session was loaded before this process was forked, and an engine's threads are not copied",
+                hint="Load the bundle in every process, or start processes with 'spawn'.",
             )
-        if images.dtype != np.float32 or images.shape[1:] != expected or images.ndim != len(expected) + 1:
-            raise RuntimeInputError(
-                f"found {images.dtype} of shape {images.shape}; {wanted}", hint="session.preprocess(...) makes it."
-            )
-        if len(images) == 0:
-            raise RuntimeInputError(f"found an empty batch; {wanted} with N at least 1")
-        if not np.isfinite(images).all():
-            bad = np.flatnonzero(~np.isfinite(images).reshape(len(images), -1).all(axis=1))
-            raise RuntimeInputError(f"sample {bad[0]} holds NaN or infinity; expected finite numbers")
+        check_images(images, self._shape)
 
-    def _run(self, plan: Plan, images: npt.NDArray[np.float32]) -> Result:
-        device, count = self.device, len(images)
-        result = Result(
-            logits=np.empty((count, self.manifest.model.num_classes), np.float32),
-            label=np.empty(count, np.int64),
-            confidence=np.empty(count, np.float32),
-            exit=np.empty(count, np.int64),
-            configuration=plan.configuration,
+
+def _fitting(bundle: Bundle, spans: bool, max_memory: int | None) -> list[str]:
+    """Ids of the pieces to open: all but the spans that are of no use or too much, the uncut model first of these."""
+    wanted = [piece for piece in bundle.manifest.pieces if piece.kind != "span" or spans or piece.id == UNCUT]
+    if max_memory is None:
+        return [piece.id for piece in wanted]
+    left = max_memory - sum(bundle.memory(piece.id) for piece in wanted if piece.kind != "span")
+    if left < 0:
+        raise TargetError(
+            f"the segments and heads take about {(max_memory - left) / 1e6:.1f} MB; found a limit of "
+            f"{max_memory / 1e6:.1f} MB",
+            hint="Raise max_memory, or export with fewer heads.",
         )
-        rows: npt.NDArray[np.intp] = np.arange(count)
-        live = [device.put(images)]
-        for step in plan.steps:
-            for piece in step.body:
-                live = self._piece(piece, live)
-            decision = live if step.head is None else self._piece(step.head, live)
-            confidence = device.fetch(decision[1])
-            leave = np.ones(len(rows), np.bool_) if step.head is None else confidence > step.threshold
-            if leave.any():
-                self._store(result, step, rows, leave, confidence, decision)
-                if leave.all():
-                    break
-                stay = np.flatnonzero(~leave)
-                rows, live = rows[stay], [device.take(handle, stay) for handle in live]
-        return result
+    chosen = []
+    for piece in sorted(wanted, key=lambda piece: (piece.kind == "span", piece.id == UNCUT)):
+        size = bundle.memory(piece.id) if piece.kind == "span" else 0
+        if size <= left:
+            left -= size
+            chosen.append(piece.id)
+    return chosen
 
-    def _store(
-        self,
-        result: Result,
-        step: Step,
-        rows: npt.NDArray[np.intp],
-        leave: npt.NDArray[np.bool_],
-        confidence: npt.NDArray[np.float32],
-        decision: Sequence[Handle],
-    ) -> None:
-        leaving = rows[leave]
-        result.logits[leaving] = self.device.fetch(decision[0])[leave]
-        result.label[leaving] = self.device.fetch(decision[2])[leave]
-        result.confidence[leaving] = confidence[leave]
-        result.exit[leaving] = step.exit
 
-    def _piece(self, piece: str, inputs: Sequence[Handle]) -> list[Any]:
-        try:
-            return self.device.run(piece, inputs)
-        except DyceError:
-            raise
-        except Exception as error:  # an engine's own exception types are not ours to know
-            raise PieceError(f"piece {piece} failed: {error}") from error
+def _joined(parts: Sequence[Result]) -> Result:
+    return Result(
+        np.concatenate([part.logits for part in parts]),
+        np.concatenate([part.label for part in parts]),
+        np.concatenate([part.confidence for part in parts]),
+        np.concatenate([part.exit for part in parts]),
+        parts[0].configuration,
+    )

