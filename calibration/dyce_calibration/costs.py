@@ -12,7 +12,7 @@ import msgspec
 
 from dyce_runtime.errors import DataError, DestinationError
 from dyce_runtime.manifest import FINAL, SCHEMA_VERSION, Manifest
-from dyce_runtime.piece_costs import PieceCosts
+from dyce_runtime.piece_costs import IMAGE, PieceCosts
 
 Unit = Literal["macs", "ms", "joules"]
 
@@ -26,6 +26,7 @@ class CostTable(msgspec.Struct, frozen=True):
             the whole chain of segments.
         heads: exit id and head type to the cost of that head.
         full: of the uncut model; measured in time it may be less than the chain.
+        spans: exit id behind which a span starts (``image`` before the first) and exit id at its end to its cost.
         model: sha256 of the manifest of the bundle it belongs to; empty if it belongs to none.
         measured: where and with what it was measured; empty for multiply-accumulates.
     """
@@ -36,6 +37,7 @@ class CostTable(msgspec.Struct, frozen=True):
     full: float
     model: str = ""
     measured: dict[str, str] = msgspec.field(default_factory=dict)
+    spans: dict[str, dict[str, float]] = msgspec.field(default_factory=dict)
     schema_version: str = SCHEMA_VERSION
 
     def check(self) -> CostTable:
@@ -56,7 +58,34 @@ class CostTable(msgspec.Struct, frozen=True):
                     raise DataError(f"head {type} at exit {exit} costs {cost} {self.unit}; expected 0 or more")
         if not (math.isfinite(self.full) and self.full > 0):
             raise DataError(f"the full model costs {self.full} {self.unit}; expected more than 0")
+        self._check_spans()
         return self
+
+    def _check_spans(self) -> None:
+        places = [IMAGE, *self.backbone]
+        for start, ends in self.spans.items():
+            for end, cost in ends.items():
+                if start not in places or end not in places[places.index(start) + 1 :]:
+                    raise DataError(f"the cost table has a span from {start} to {end}; expected exits of the backbone")
+                if not (math.isfinite(cost) and cost >= 0):
+                    raise DataError(f"the span from {start} to {end} costs {cost} {self.unit}; expected 0 or more")
+
+    def with_all_spans(self) -> CostTable:
+        """What would be paid if all segments between two exits that are on ran as one span, about.
+
+        The whole backbone then costs what the uncut model costs. What cutting adds is shared out equally among
+        the exits and falls away with their heads.
+        """
+        chain, cuts = self.backbone[FINAL], len(self.backbone) - 1
+        if chain <= self.full or not cuts:
+            return msgspec.structs.replace(self, spans={})
+        seam, share = (chain - self.full) / cuts, self.full / chain
+        return msgspec.structs.replace(
+            self,
+            backbone={exit: cost * share for exit, cost in self.backbone.items()},
+            heads={exit: {type: c + seam for type, c in types.items()} for exit, types in self.heads.items()},
+            spans={},
+        )
 
 
 def macs_of(manifest: Manifest) -> CostTable:
@@ -82,7 +111,10 @@ def costs_of(pieces: PieceCosts, unit: Unit, model: str, measured: Mapping[str, 
     heads: dict[str, dict[str, float]] = {}
     for (exit, type), cost in pieces.heads.items():
         heads.setdefault(exit, {})[type] = cost
-    return CostTable(unit, backbone, heads, pieces.uncut, model, dict(measured)).check()
+    spans: dict[str, dict[str, float]] = {}
+    for (start, end), cost in pieces.spans.items():
+        spans.setdefault(start, {})[end] = cost
+    return CostTable(unit, backbone, heads, pieces.uncut, model, dict(measured), spans).check()
 
 
 def write_costs(costs: CostTable, path: Path) -> None:

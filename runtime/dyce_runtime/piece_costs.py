@@ -16,9 +16,11 @@ from numpy.typing import NDArray
 from dyce_runtime.configuration import Configuration, ExitSetting
 from dyce_runtime.contracts import Lane
 from dyce_runtime.energy import Meter
-from dyce_runtime.manifest import FINAL
+from dyce_runtime.manifest import FINAL, UNCUT, Piece
 from dyce_runtime.session import Session
 
+# Where the first segment starts.
+IMAGE = "image"
 _WARM_UP_CALLS = 5
 _IDLE_SECONDS = 3.0
 # Energy is measured on that many batches, on each for so long: a processor's counter moves every millisecond, a
@@ -38,11 +40,13 @@ class PieceCosts:
         segments: exit id, ``final`` last, to the cost of the segment that ends there.
         heads: (exit id, head type) to the cost of the head, the decision behind it included.
         uncut: of the uncut model.
+        spans: (exit id behind which it starts or ``image``, exit id at its end) to the cost of a span.
     """
 
     segments: dict[str, float]
     heads: dict[tuple[str, str], float]
     uncut: float
+    spans: dict[tuple[str, str], float]
 
 
 def measure_times(session: Session, batches: Iterable[NDArray[np.float32]]) -> PieceCosts:
@@ -91,29 +95,47 @@ def _measure(session: Session, batches: Iterable[NDArray[np.float32]], cost_of: 
     walked = sum(cost[exit.id] for exit in exits) + sum(cost[exit, on.head] for exit, on in never.items())
     routing = max(0.0, cost["call"] - walked) / len(exits)
     heads = {(exit.id, head.type): cost[exit.id, head.type] + routing for exit in exits[:-1] for head in exit.heads}
-    return PieceCosts({exit.id: cost[exit.id] for exit in exits}, heads, cost["uncut"])
+    spans = {ends: cost[span.id] for span, ends in _spans(session)}
+    return PieceCosts({exit.id: cost[exit.id] for exit in exits}, heads, cost["uncut"], spans)
+
+
+def _spans(session: Session) -> Iterator[tuple[Piece, tuple[str, str]]]:
+    """The spans that are open, but for the uncut model, and between which exits they run."""
+    exits = session.manifest.exits
+    for piece in session.manifest.pieces:
+        if piece.kind == "span" and piece.id != UNCUT and piece.id in session.pieces:
+            yield piece, (exits[piece.first - 1].id if piece.first else IMAGE, exits[piece.last].id)
 
 
 def _walk(session: Session, images: NDArray[np.float32]) -> Iterator[tuple[object, Run]]:
-    """Every segment and head, then a whole call and the uncut model. Each has to be run before the next is taken."""
+    """Every piece, then a whole call and the uncut model. Each has to be run before the next is taken."""
+    spans, last = [span for span, _ in _spans(session)], len(session.manifest.exits) - 1
     with session.device.lane(len(images)) as lane:
         lane.put(images)
         for index, exit in enumerate(session.manifest.exits):
-            yield exit.id, partial(_run_again, lane, f"segment_{index:02d}", final=exit.id == FINAL, ran=[])
+            for span in (span for span in spans if span.first == index):
+                yield span.id, _Body(lane, span.id, final=span.last == last)
+                lane.rewind()
+            yield exit.id, _Body(lane, f"segment_{index:02d}", final=exit.id == FINAL)
             for head in exit.heads:
                 yield (exit.id, head.type), partial(lane.decide, head.piece)
     yield "call", partial(session, images)
     yield "uncut", partial(session.run_uncut, images)
 
 
-def _run_again(lane: Lane, segment: str, *, final: bool, ran: list[bool]) -> None:
-    """Run a segment, however often it ran before on the same inputs."""
-    if ran:
-        lane.rewind()
-    ran.append(True)
-    lane.run(segment)
-    if final:
-        lane.decide()
+class _Body:
+    """A segment or a span, run as often as wanted on the same inputs."""
+
+    def __init__(self, lane: Lane, piece: str, *, final: bool) -> None:
+        self._lane, self._piece, self._final, self._ran = lane, piece, final, False
+
+    def __call__(self) -> None:
+        if self._ran:
+            self._lane.rewind()
+        self._ran = True
+        self._lane.run(self._piece)
+        if self._final:
+            self._lane.decide()
 
 
 def _milliseconds(run: Run) -> float:

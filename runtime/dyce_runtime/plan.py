@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable
+from typing import Protocol, TypeVar
 
 import msgspec
 import numpy as np
 
 from dyce_runtime.configuration import Configuration
-from dyce_runtime.manifest import FINAL, Manifest, Piece
+from dyce_runtime.manifest import FINAL, Manifest
 
 
 class Step(msgspec.Struct, frozen=True):
@@ -49,12 +50,12 @@ def make_plan(manifest: Manifest, configuration: Configuration, available: Colle
         ConfigurationError: it does not fit the bundle.
     """
     configuration.check(manifest)
-    pieces = [piece for piece in manifest.pieces if available is None or piece.id in available]
+    bodies = [p for p in manifest.pieces if p.kind != "head" and (available is None or p.id in available)]
     steps = []
     for first, last in stretches(manifest, configuration):
         exit = manifest.exits[last]
         setting = configuration.exits.get(exit.id)
-        body = tuple(piece.id for piece in _cover(pieces, first, last))
+        body = tuple(piece.id for piece in cover(bodies, first, last))
         head = None if setting is None else next(h.piece for h in exit.heads if h.type == setting.head)
         threshold = np.float32(np.inf if setting is None else setting.threshold)
         steps.append(Step(body, head, threshold, last))
@@ -73,10 +74,29 @@ def pieces_of(plans: Iterable[Plan]) -> list[str]:
     return list(dict.fromkeys(ids))
 
 
-def _cover(pieces: Iterable[Piece], first: int, last: int) -> list[Piece]:
-    """The fewest pieces from segment ``first`` to ``last``, found from the end backwards."""
-    rest: dict[int, list[Piece]] = {last + 1: []}
+class Covering(Protocol):
+    """Something that runs from one segment to another."""
+
+    @property
+    def first(self) -> int:
+        """Index of the first segment."""
+
+    @property
+    def last(self) -> int:
+        """Index of the last segment."""
+
+
+_Covering = TypeVar("_Covering", bound=Covering)
+
+
+def cover(pieces: Iterable[_Covering], first: int, last: int) -> list[_Covering]:
+    """The fewest of the pieces that run from segment ``first`` to ``last``, found from the end backwards.
+
+    Among the pieces has to be every segment.
+    """
+    pieces = list(pieces)
+    rest: dict[int, list[_Covering]] = {last + 1: []}
     for start in range(last, first - 1, -1):
-        fitting = [p for p in pieces if p.kind != "head" and p.first == start and p.last <= last]
+        fitting = [p for p in pieces if p.first == start and p.last <= last]
         rest[start] = min(([piece, *rest[piece.last + 1]] for piece in fitting), key=len)
     return rest[first]

@@ -47,6 +47,7 @@ def test_every_piece_gets_its_own_milliseconds(clock: Clock, spied: Session):
     assert found.segments == pytest.approx({"3": 200, "7": 300, "final": 400})
     assert found.heads == pytest.approx({("3", HEAD): 50, ("7", HEAD): 60})
     assert found.uncut == pytest.approx(800)
+    assert found.spans == pytest.approx({("image", "7"): 500})
     assert spied.configuration.name == "balanced"
 
 
@@ -75,7 +76,7 @@ def test_less_than_the_idle_machine_draws_counts_as_nothing_and_is_said(clock: C
 
 
 def test_a_meter_that_stands_still_gives_no_cost_table():
-    nothing = PieceCosts({"3": 0.0, "7": 0.0, "final": 0.0}, {("3", HEAD): 0.0}, 0.0)
+    nothing = PieceCosts({"3": 0.0, "7": 0.0, "final": 0.0}, {("3", HEAD): 0.0}, 0.0, {})
     with pytest.raises(DataError, match=r"the full model costs 0\.0 joules"):
         costs_of(nothing, "joules", "", {})
 

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -7,7 +9,8 @@ from hypothesis import strategies as st
 
 from dyce_calibration.costs import CostTable
 from dyce_calibration.records import Records
-from dyce_calibration.search.problem import make_problem
+from dyce_calibration.search.problem import On, make_problem
+from dyce_calibration.search.run import Search, run
 from dyce_runtime.configuration import ExitSetting, Figures
 from dyce_runtime.errors import DataError
 from tests.unit.test_records import HEADS, make_records
@@ -121,3 +124,74 @@ def records_tail(records: Records):
 def test_no_samples_are_refused():
     with pytest.raises(DataError, match="no records"):
         make_problem(make_records().of_split("nowhere"), COSTS)
+
+
+# --- spans -----------------------------------------------------------------------------------------------------------
+
+EXITS = ("1", "2", "3", "4")
+HEAD_COST = 3.0
+SPANS = {"image": {"2": 17.0, "3": 26.0}, "2": {"4": 18.0, "final": 25.0}, "3": {"final": 19.0}}
+
+
+def spanned_problem(seed: int = 0, samples: int = 200):
+    """Four exits whose segments cost 10 each; spans save a little."""
+    random = np.random.default_rng(seed)
+    heads = tuple((exit, "h") for exit in EXITS)
+    labels = random.integers(0, 3, samples)
+    right = random.random((samples, 5)) < np.linspace(0.2, 0.9, 5)
+    predictions = np.where(right, labels[:, None], (labels[:, None] + 1) % 3)
+    confidences = random.random((samples, 5)).astype(np.float32) * 0.5 + right * 0.4
+    records = Records(
+        heads, predictions, confidences.astype(np.float32), labels, np.arange(samples).astype(str),
+        np.full(samples, "search"),
+    )  # fmt: skip
+    backbone = {exit: 10.0 * n for n, exit in enumerate((*EXITS, "final"), 1)}
+    table = CostTable("ms", backbone, {exit: {"h": HEAD_COST} for exit in EXITS}, 45.0, spans=SPANS).check()
+    return make_problem(records, table)
+
+
+@pytest.mark.parametrize(
+    ("on", "paid"),
+    [
+        ((), [1, 1, 1, 1, 1]),
+        (("1",), [13, None, None, None, 13 + 10 + 25]),
+        (("2",), [None, 20, None, None, 20 + 25]),
+        (("3",), [None, None, 29, None, 29 + 19]),
+        (("2", "4"), [None, 20, None, 41, 41 + 10]),
+        (("1", "2", "3"), [13, 26, 39, None, 39 + 19]),
+    ],
+)
+def test_a_setting_pays_for_the_spans_that_it_runs(on, paid):
+    problem = spanned_problem()
+    found = problem.paid(problem.setting({exit: ExitSetting("h", 0.5) for exit in on}))
+    for mine, expected in zip(found, paid, strict=True):
+        if expected is not None:
+            assert mine == pytest.approx(expected / 45 if on else 1)
+
+
+def test_along_every_chain_costs_add_up_to_what_is_paid():
+    problem = spanned_problem()
+    chains = problem.chains()
+    assert [chain.kept for chain in chains][:2] == [(0, 1, 2, 3), (1,)]
+    assert len({chain.kept for chain in chains}) == len(chains) == 8
+    for chain in chains:
+        setting = tuple(On(0, 0.7) for _ in chain.kept)
+        whole = problem.paid(chain.whole(setting))
+        np.testing.assert_allclose(chain.problem.paid(setting), whole[[*chain.kept, 4]])
+
+
+def test_a_search_finds_what_spans_make_cheaper():
+    problem = spanned_problem()
+    with_spans = run(problem, None, Search(weights=50))
+    without = run(replace(problem, spans=()), None, Search(weights=50))
+    for setting, cost, accuracy in zip(with_spans.settings, with_spans.cost, with_spans.accuracy, strict=True):
+        figures = problem.evaluate(setting)
+        assert (figures.cost, figures.accuracy) == pytest.approx((cost, accuracy))
+    for setting, accuracy in zip(without.settings, without.accuracy, strict=True):
+        assert with_spans.cost[with_spans.accuracy >= accuracy - 1e-12].min() <= problem.evaluate(setting).cost + 1e-12
+    assert hypervolume(with_spans) > hypervolume(without) + 0.005
+
+
+def hypervolume(outcome) -> float:
+    """Between cost 0 and 1 and accuracy 0 and 1."""
+    return float(np.sum(outcome.accuracy * np.diff([*outcome.cost, 1.0])))

@@ -35,9 +35,7 @@ def with_spans(path: Path, *named: tuple[str, ...]) -> tuple[Piece, ...]:
     configurations = Configurations(named={"-".join(exits): enabled(manifest, exits) for exits in named})
     spans = write_spans(manifest, configurations, path)
     files = {name: sha256_of(path / name) for name in files_of(path)}
-    write_document(
-        msgspec.structs.replace(manifest, pieces=(*manifest.pieces, *spans), files=files), path / MANIFEST
-    )
+    write_document(msgspec.structs.replace(manifest, pieces=(*manifest.pieces, *spans), files=files), path / MANIFEST)
     return spans
 
 

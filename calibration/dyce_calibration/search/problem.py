@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,6 +13,11 @@ from dyce_calibration.records import Records
 from dyce_runtime.configuration import ExitSetting, Figures
 from dyce_runtime.errors import DataError
 from dyce_runtime.manifest import FINAL
+from dyce_runtime.piece_costs import IMAGE
+from dyce_runtime.plan import cover
+
+# A search looks along that many ways through the backbone.
+_MOST_CHAINS = 8
 
 
 @dataclass(frozen=True)
@@ -53,6 +58,15 @@ class Position:
 
 
 @dataclass(frozen=True)
+class Stretch:
+    """Segments that run as one, from ``first`` to ``last``. ``cost`` is relative to the full model."""
+
+    first: int
+    last: int
+    cost: float
+
+
+@dataclass(frozen=True)
 class Problem:
     """What a search looks at.
 
@@ -60,11 +74,13 @@ class Problem:
         positions: in execution order.
         correct: (N,) int8, of the model's own classifier.
         cost: of the whole chain of segments relative to the uncut model.
+        spans: what a setting may run instead of several segments, where all exits between them are off.
     """
 
     positions: tuple[Position, ...]
     correct: NDArray[np.int8]
     cost: float
+    spans: tuple[Stretch, ...] = ()
 
     def __len__(self) -> int:
         """Number of samples."""
@@ -123,9 +139,36 @@ class Problem:
         if not any(setting):
             return np.ones(len(setting) + 1)
         heads = [0.0 if on is None else p.heads[on.head].cost for p, on in zip(self.positions, setting, strict=True)]
-        backbone = np.array([*(position.cost for position in self.positions), self.cost])
-        total: NDArray[np.float64] = backbone + np.cumsum([*heads, 0.0])
+        backbone = self._backbone(setting) if self.spans else [*(p.cost for p in self.positions), self.cost]
+        total: NDArray[np.float64] = np.array(backbone) + np.cumsum([*heads, 0.0])
         return total
+
+    def _backbone(self, setting: Setting) -> list[float]:
+        """The backbone up to each position and the end, by the spans that a setting runs."""
+        chain = [*(position.cost for position in self.positions), self.cost]
+        segments = [Stretch(k, k, cost) for k, cost in enumerate(np.diff(chain, prepend=0.0).tolist())]
+        pieces = [*segments, *self.spans]
+        paid, first = list(chain), 0
+        for last in (k for k in range(len(chain)) if k == len(setting) or setting[k] is not None):
+            start = paid[first - 1] if first else 0.0
+            paid[last] = start + sum(piece.cost for piece in cover(pieces, first, last))
+            first = last + 1
+        return paid
+
+    def chains(self) -> list[Chain]:
+        """The backbone without spans, and with those of them that go together as the only way.
+
+        Along each of these, costs add up from position to position, as a search needs it.
+        """
+        return [self._chain(spans) for spans in ((), *_families(self.spans)[: _MOST_CHAINS - 1])]
+
+    def _chain(self, spans: tuple[Stretch, ...]) -> Chain:
+        closed = {k for span in spans for k in range(span.first, span.last)}
+        kept = tuple(k for k in range(len(self.positions)) if k not in closed)
+        open_ = tuple(None if k in closed else On(0, 0.0) for k in range(len(self.positions)))
+        costs = replace(self, spans=spans)._backbone(open_)
+        positions = tuple(replace(self.positions[k], cost=costs[k]) for k in kept)
+        return Chain(Problem(positions, self.correct, costs[-1]), kept, len(self.positions))
 
     def evaluate(self, setting: Setting) -> Figures:
         """Accuracy, loss, cost and exit shares of a setting."""
@@ -147,6 +190,28 @@ class Problem:
                 head = position.heads[on.head]
                 correct = np.where(head.confidence > np.float32(on.threshold), head.correct, correct)
         return correct
+
+
+@dataclass(frozen=True)
+class Chain:
+    """A problem with some of the positions of another one, ``kept`` of ``count``."""
+
+    problem: Problem
+    kept: tuple[int, ...]
+    count: int
+
+    def whole(self, setting: Setting) -> Setting:
+        """A setting of the part as one of the whole."""
+        places = dict(zip(self.kept, setting, strict=True))
+        return tuple(places.get(k) for k in range(self.count))
+
+
+def _families(spans: Sequence[Stretch]) -> list[tuple[Stretch, ...]]:
+    """Spans that do not overlap, those that cover the most segments first."""
+    found: list[tuple[Stretch, ...]] = [()]
+    for span in spans:
+        found += [(*f, span) for f in found if all(span.first > s.last or span.last < s.first for s in f)]
+    return sorted(found[1:], key=lambda family: -sum(span.last - span.first for span in family))
 
 
 def make_problem(records: Records, costs: CostTable) -> Problem:
@@ -181,4 +246,15 @@ def make_problem(records: Records, costs: CostTable) -> Problem:
         tuple(Position(e, costs.backbone[e] / costs.full, tuple(map(head, columns.get(e, [])))) for e in exits),
         np.ascontiguousarray(correct[:, -1]),
         costs.backbone[FINAL] / costs.full,
+        _spans(costs),
+    )
+
+
+def _spans(costs: CostTable) -> tuple[Stretch, ...]:
+    ends = list(costs.backbone)
+    starts = [IMAGE, *ends]
+    return tuple(
+        Stretch(starts.index(start), ends.index(end), cost / costs.full)
+        for start, by_end in costs.spans.items()
+        for end, cost in by_end.items()
     )

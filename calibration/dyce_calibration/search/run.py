@@ -95,10 +95,11 @@ def run(chosen_on: Problem, reported_on: Problem | None, how: Search) -> Outcome
     """Search in one problem, and say what the settings found do on other samples."""
     accuracy = _counted(how)
     base = accuracy(*chosen_on.counts(chosen_on.off))
+    if how.method == "exact" and chosen_on.spans:
+        found_along, solved = _along_chains(chosen_on, how)
+        return _rate({chosen_on.off, *found_along}, chosen_on, reported_on, accuracy, solved)
     if how.method == "exact" and chosen_on.positions:
-        # Equal steps of the odds: most of what matters lies where accuracy weighs much more than cost.
-        odds = np.geomspace(0.5, 2000, how.weights)
-        found = exact.search(chosen_on, (odds / (1 + odds)).tolist(), how.seed)
+        found = exact.search(chosen_on, _weights(how), how.seed)
         if not how.conservative:
             return _whole_front(found.front, chosen_on, reported_on, base, found.solved)
         return _rate(found.front.settings(), chosen_on, reported_on, accuracy, found.solved)
@@ -110,6 +111,24 @@ def run(chosen_on: Problem, reported_on: Problem | None, how: Search) -> Outcome
         settings = method(chosen_on, np.linspace(0.5, 1.05, how.weights).tolist())
     solved = 0 if how.method == "samethres" else how.weights
     return _rate({chosen_on.off, *settings}, chosen_on, reported_on, accuracy, solved)
+
+
+def _weights(how: Search) -> list[float]:
+    # Equal steps of the odds: most of what matters lies where accuracy weighs much more than cost.
+    odds = np.geomspace(0.5, 2000, how.weights)
+    weights: list[float] = (odds / (1 + odds)).tolist()
+    return weights
+
+
+def _along_chains(problem: Problem, how: Search) -> tuple[list[Setting], int]:
+    """What is found with every choice of spans, and how many weights were solved with all of them."""
+    settings: list[Setting] = []
+    solved = how.weights
+    for chain in problem.chains():
+        found = exact.search(chain.problem, _weights(how), how.seed)
+        settings += map(chain.whole, found.front.settings())
+        solved = min(solved, found.solved)
+    return settings, solved
 
 
 def _whole_front(front: Front, chosen_on: Problem, reported_on: Problem | None, base: float, solved: int) -> Outcome:
