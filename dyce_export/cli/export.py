@@ -109,7 +109,7 @@ def command(
         raise UsageError(
             "--val was given without --data", hint="--data fits the heads; --val then chooses configurations."
         )
-    _require_extra()
+    require_extra()
     from dyce_calibration.heads import TYPES
     from dyce_export.pipeline import Options, capture_source, prepare, write_bundle
     from dyce_export.sources import load_source
@@ -145,7 +145,8 @@ def command(
         _show_export(result, json)
 
 
-def _require_extra() -> None:
+def require_extra() -> None:
+    """Raise ModelError unless what writes pieces is installed."""
     missing = [
         name
         for name in ("torch", "timm", "onnx", "onnxscript", "onnxruntime")

@@ -50,6 +50,11 @@ def command(
     conservative: Annotated[
         bool, typer.Option("--conservative", help="Count on 10 % quantiles of the accuracies: for few samples.")
     ] = False,
+    output: Annotated[
+        Path | None,
+        typer.Option("-o", "--output", help="A new bundle, with spans for what is chosen.", show_default=False),
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace the bundle at --output.")] = False,
     json: Json = False,
     verbose: Verbose = False,
     quiet: Quiet = False,
@@ -66,7 +71,9 @@ def command(
     if bundle is not None:
         if test is not None:
             raise UsageError("--test goes with --records; a bundle has a test split of its own")
-        _search_bundle(bundle, costs, how, json)
+        _search_bundle(bundle, costs, how, output, force=force, json=json)
+    elif output is not None:
+        raise UsageError("--output goes with a bundle; --records has no pieces to write")
     else:
         assert records is not None
         if costs is None:
@@ -74,27 +81,52 @@ def command(
         _search_records(records, costs, test, how, json)
 
 
-def _search_bundle(path: Path, costs_path: Path | None, how: Search, json: bool) -> None:
+def _search_bundle(
+    path: Path, costs_path: Path | None, how: Search, output: Path | None, *, force: bool, json: bool
+) -> None:
     from dyce_calibration.choose import choose
     from dyce_calibration.records import Records
-    from dyce_runtime.bundle import RECORDS, open_bundle, write_configurations
+    from dyce_runtime.bundle import RECORDS, open_bundle
 
-    opened = open_bundle(path, check_hashes=False)
+    opened = open_bundle(path, check_hashes=output is not None)
     if not opened.file(RECORDS).is_file():
         raise BundleError(f"{path} has no records to search in", hint="Export with --data; heads are then trained.")
     costs = _costs_of(opened, costs_path)
+    if output is not None:
+        costs = costs.with_all_spans()
+        _check_output(output, force=force)
     start = time.perf_counter()
     records = Records.load(opened.file(RECORDS))
     configurations = choose(records, costs, how)
     seconds = time.perf_counter() - start
-    before = opened.configurations
-    configurations = configurations.with_bench([*before.named.values(), *before.front])
-    write_configurations(configurations, path)
-    _renew_report(opened, records, costs, configurations)
+    opened = _store(opened, configurations, output, force=force)
+    _renew_report(opened, records, costs, opened.configurations)
     if json:
-        print_json("search", {"bundle": str(path), **_document(how, seconds, configurations)})
+        print_json("search", {"bundle": str(opened.path), **_document(how, seconds, opened.configurations)})
     else:
-        show_configurations(configurations, [exit.id for exit in opened.manifest.exits])
+        show_configurations(opened.configurations, [exit.id for exit in opened.manifest.exits])
+
+
+def _check_output(output: Path, *, force: bool) -> None:
+    """What would fail only after the search."""
+    from dyce_export.cli.export import require_extra
+    from dyce_export.staging import check_destination
+
+    require_extra()
+    check_destination(output, force=force)
+
+
+def _store(opened: Bundle, configurations: Configurations, output: Path | None, *, force: bool) -> Bundle:
+    """In the bundle, or in a new one, of whose pieces nothing was measured yet."""
+    from dyce_runtime.bundle import open_bundle, write_configurations
+
+    if output is not None:
+        from dyce_export.rewrite import rewrite
+
+        return rewrite(opened, configurations, output, force=force)
+    before = opened.configurations
+    write_configurations(configurations.with_bench([*before.named.values(), *before.front]), opened.path)
+    return open_bundle(opened.path, check_hashes=False)
 
 
 def _renew_report(opened: Bundle, records: Records, costs: CostTable, configurations: Configurations) -> None:

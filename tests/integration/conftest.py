@@ -4,6 +4,7 @@ import pytest
 
 import dyce_export
 from dyce_export.pipeline import Export
+from tests.integration.digits import Digits, export_digits
 from tests.models import INPUT_SIZE, Convolutions, build
 
 
@@ -12,3 +13,10 @@ def untrained(tmp_path_factory: pytest.TempPathFactory) -> Export:
     """A bundle without data, with two exits; for reading only."""
     path = tmp_path_factory.mktemp("untrained") / "tiny.dyce"
     return dyce_export.export(build(Convolutions), [1, "b3"], path, input_size=INPUT_SIZE, name="tiny")
+
+
+@pytest.fixture(scope="session")
+def digits(tmp_path_factory: pytest.TempPathFactory) -> Digits:
+    """For reading only."""
+    pytest.importorskip("sklearn", reason="the digits come with scikit-learn")
+    return export_digits(tmp_path_factory.mktemp("digits"))

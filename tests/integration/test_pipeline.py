@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import copy
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from torch import nn
 
 import dyce_export
-from benchmarks.digits import INPUT, make_model, train
+from benchmarks.digits import INPUT
 from dyce_calibration.costs import macs_of
 from dyce_calibration.heads import Recipe
 from dyce_calibration.records import Records
@@ -25,59 +22,11 @@ from dyce_runtime import Session, load
 from dyce_runtime.bundle import RECORDS, SPLITS, TEST_VECTORS, open_bundle
 from dyce_runtime.configuration import Configuration, ExitSetting
 from dyce_runtime.datasets import open_dataset
-from dyce_runtime.errors import (
-    ConfigurationError,
-    UsageError,
-)
-from dyce_runtime.preprocessing import preprocess
+from dyce_runtime.errors import ConfigurationError, UsageError
+from dyce_runtime.plan import make_plan
+from tests.integration.digits import EXITS, Digits
 from tests.integration.small import labelled, tiny
 from tests.models import INPUT_SIZE, Branches, Convolutions, Folded, Tokens, build, images
-
-pytest.importorskip("sklearn", reason="the digits come with scikit-learn")
-
-EXITS = ["2", "4", "6"]
-
-
-@dataclass
-class Digits:
-    """A bundle of the digits model, trained for a moment, and what it was made from."""
-
-    model: nn.Module
-    before: nn.Module
-    export: Export
-    parent: Path
-
-    @property
-    def path(self) -> Path:
-        return self.export.path
-
-    def logits(self, pixels: np.ndarray) -> np.ndarray:
-        self.model.eval()
-        with torch.inference_mode():
-            return self.model(torch.from_numpy(pixels)).numpy()
-
-
-@pytest.fixture(scope="module")
-def digits(tmp_path_factory: pytest.TempPathFactory) -> Digits:
-    data = open_dataset("digits#train")
-    pixels = torch.from_numpy(preprocess(data.images(range(640)), INPUT))
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        model = make_model()
-        train(model, pixels, torch.from_numpy(data.labels[:640]), epochs=2, batch=64)
-    model.train()  # an export must not care, and must not change it
-    before = copy.deepcopy(model)
-    parent = tmp_path_factory.mktemp("digits")
-    source = from_module(model, input_size=(1, 16, 16), mean=INPUT.mean, std=INPUT.std, crop_pct=1.0)
-    export = export_source(
-        source,
-        EXITS,
-        parent / "digits.dyce",
-        data="digits#train",
-        val="digits#test",
-        options=Options(recipe=Recipe(epochs=10)),
-    )
-    return Digits(model, before, export, parent)
 
 
 @pytest.fixture(scope="module")
@@ -112,7 +61,15 @@ def test_nothing_stands_beside_the_bundle_and_nothing_unlisted_inside(digits: Di
     assert files == {*digits.export.manifest.files, "manifest.json", "configurations.json", "report.html"}
     heads = {f"heads/exit_{int(exit):02d}_mlp1x1000.onnx" for exit in EXITS}
     segments = {f"segments/segment_{n:02d}.onnx" for n in range(4)}
-    assert set(digits.export.manifest.files) == heads | segments | {"spans/full.onnx", RECORDS, SPLITS, TEST_VECTORS}
+    spans = {piece.file for piece in digits.export.manifest.pieces if piece.kind == "span"}
+    assert set(digits.export.manifest.files) == heads | segments | spans | {RECORDS, SPLITS, TEST_VECTORS}
+
+
+def test_no_configuration_with_a_name_pays_for_an_exit_that_is_off(digits: Digits):
+    manifest, configurations = digits.export.manifest, digits.export.configurations
+    for name in configurations.named:
+        plan = make_plan(manifest, configurations.get(name))
+        assert [len(step.body) for step in plan.steps] == [1] * len(plan.steps), name
 
 
 def test_the_report_shows_the_configurations_and_pictures(digits: Digits):
@@ -143,7 +100,16 @@ def test_the_model_that_was_handed_over_is_unchanged(digits: Digits):
 
 
 def test_every_stage_is_timed(digits: Digits):
-    assert set(digits.export.seconds) == {"capture", "features", "heads", "reference", "onnx", "verify", "report"}
+    assert set(digits.export.seconds) == {
+        "capture",
+        "features",
+        "heads",
+        "reference",
+        "onnx",
+        "spans",
+        "verify",
+        "report",
+    }
 
 
 # --- data ------------------------------------------------------------------------------------------------------------

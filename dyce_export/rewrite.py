@@ -1,0 +1,107 @@
+"""A bundle with other configurations and the spans that these run, from a bundle; nothing is trained."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import msgspec
+import numpy as np
+
+from dyce_export.spans import write_spans
+from dyce_export.staging import staged
+from dyce_export.verify import relative_error
+from dyce_runtime import targets
+from dyce_runtime.bundle import (
+    CONFIGURATIONS,
+    MANIFEST,
+    TEST_VECTORS,
+    Bundle,
+    files_of,
+    open_bundle,
+    sha256_of,
+    write_document,
+)
+from dyce_runtime.configuration import Configurations
+from dyce_runtime.contracts import Lane, TargetSpec
+from dyce_runtime.errors import VerificationError
+from dyce_runtime.manifest import UNCUT, Manifest, Piece
+
+
+def rewrite(bundle: Bundle, configurations: Configurations, output: Path, *, force: bool = False) -> Bundle:
+    """Copy a bundle, with ``configurations`` instead of its own, their spans, and no report.
+
+    The spans are compared with the segments that they are made from, on the bundle's test vectors.
+
+    Raises:
+        DestinationError: see :func:`dyce_export.staging.staged`.
+        VerificationError: a span does not compute what its segments compute.
+    """
+    old = {piece.id for piece in bundle.manifest.pieces if piece.kind == "span" and piece.id != UNCUT}
+    with staged(output, force=force) as folder:
+        gone = {name for id in old for name in (bundle.manifest.piece(id).file, *bundle.manifest.piece(id).data)}
+        for name in sorted(set(bundle.manifest.files) - gone):
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(bundle.file(name), folder / name)
+        kept = tuple(piece for piece in bundle.manifest.pieces if piece.id not in old)
+        manifest = msgspec.structs.replace(bundle.manifest, pieces=kept)
+        spans = write_spans(manifest, configurations, folder)
+        manifest = msgspec.structs.replace(manifest, pieces=(*kept, *spans))
+        errors = _span_errors(Bundle(folder, manifest, configurations), spans)
+        hashes = {name: sha256_of(folder / name) for name in files_of(folder)}
+        write_document(_verified(manifest, errors, old, hashes), folder / MANIFEST)
+        write_document(configurations, folder / CONFIGURATIONS)
+    return open_bundle(output)
+
+
+def _span_errors(bundle: Bundle, spans: tuple[Piece, ...]) -> dict[str, float]:
+    """The relative error of every span against the chain of its segments."""
+    with np.load(bundle.file(TEST_VECTORS)) as file:
+        images = file["images"]
+    device = targets.find().open(
+        bundle.piece_specs([p.id for p in bundle.manifest.pieces if p.kind != "head"]), TargetSpec()
+    )
+
+    def outputs(span: Piece, *pieces: str) -> list[np.ndarray]:
+        with device.lane(len(images)) as lane:
+            lane.put(images)
+            for piece in (*(f"segment_{k:02d}" for k in range(span.first)), *pieces):
+                lane.run(piece)
+            return _copied(lane, final=span.last == len(bundle.manifest.exits) - 1)
+
+    try:
+        return {
+            span.id: max(
+                relative_error(expected, found, expected)
+                for expected, found in zip(
+                    outputs(span, *(f"segment_{k:02d}" for k in range(span.first, span.last + 1))),
+                    outputs(span, span.id),
+                    strict=True,
+                )
+            )
+            for span in spans
+        }
+    finally:
+        device.close()
+
+
+def _copied(lane: Lane, *, final: bool) -> list[np.ndarray]:
+    if final:
+        lane.decide()
+        return [lane.answers()[0].copy()]
+    return [array.copy() for array in lane.live()]
+
+
+def _verified(manifest: Manifest, errors: dict[str, float], old: set[str], files: dict[str, str]) -> Manifest:
+    """The manifest with what was found of its spans. Raises VerificationError if that is too much."""
+    before = manifest.verification
+    assert before is not None
+    for id, error in errors.items():
+        if not error <= before.tolerance:
+            raise VerificationError(
+                f"verification failed: the relative error of {id} against its segments is {error:.1e}; at most "
+                f"{before.tolerance:.0e} is allowed"
+            )
+    seams = {name: error for name, error in before.seams.items() if name not in old} | errors
+    verification = msgspec.structs.replace(before, seams=seams, max_relative_error=max(seams.values()))
+    return msgspec.structs.replace(manifest, verification=verification, files=files)
