@@ -3,8 +3,8 @@
 ``python -m benchmarks.savings`` takes the bundle and the records of ``python -m benchmarks.fashion_nine``: a base of about
 124 MMACs, heads of five types at nine positions. Thresholds are searched on pictures that the base has never seen, once
 weighing MACs and once the milliseconds that this machine takes for every piece, and reported on the 10,000 test
-pictures. The configurations are then timed next to the uncut model, in turn, one picture per call. It writes
-``results/savings.json`` and ``docs/savings.md``.
+pictures. Written into a bundle with spans for them, as ``dyce search -o`` does, they are then timed next to the uncut
+model, in turn, one picture per call. It writes ``results/savings.json`` and ``docs/savings.md``.
 """
 
 from __future__ import annotations
@@ -22,9 +22,10 @@ from benchmarks.fronts import cheapest_on_test
 from dyce_calibration.costs import CostTable, read_costs
 from dyce_calibration.search.problem import Problem, Setting, make_problem
 from dyce_calibration.search.run import Search, run
-from dyce_runtime import load
+from dyce_export.rewrite import rewrite
+from dyce_runtime import load, open_bundle
 from dyce_runtime.bench import benchmark
-from dyce_runtime.configuration import Configuration
+from dyce_runtime.configuration import Configuration, Configurations, Entry
 from dyce_runtime.datasets import open_dataset
 
 HERE = Path(__file__).parent
@@ -76,8 +77,11 @@ def measure(threads: int, data: Path) -> dict[str, Any]:
     pictures = f"{data}#test"
     measured = ["--write-cost-table", str(table), "--threads", str(threads), "--limit", "1000"]
     fashion_mnist.dyce("bench", str(fashion_nine.BUNDLE), "--data", pictures, *measured)
-    found = [*search(fashion_nine.costs(), "MACs"), *search(read_costs(table), "milliseconds")]
-    with load(fashion_nine.BUNDLE, threads=threads, pool="global") as session:
+    found = [*search(fashion_nine.costs(), "MACs"), *search(read_costs(table).with_all_spans(), "milliseconds")]
+    named = {"full": Entry(exits={}), **{f.configuration.name: Entry(f.configuration.exits) for f in found}}
+    spanned = fashion_nine.CACHE / f"spans_{threads}.dyce"
+    rewrite(open_bundle(fashion_nine.BUNDLE), Configurations(named=named), spanned, force=True)
+    with load(spanned, threads=threads, pool="global") as session:
         timed: dict[str, Any] = benchmark(
             session, open_dataset(pictures), [f.configuration for f in found], limit=10_000
         )
@@ -102,7 +106,8 @@ def page(results: dict[str, Any]) -> str:
         "",
         f"Fashion-MNIST, a base of {results['mmacs']:.0f} MMACs with heads of five types at nine positions. The search weighs "
         "multiply-accumulates, or the milliseconds measured for every piece on this machine. *saved* is in the unit of "
-        "the search; *time saved* is what was then measured, on the 10,000 test pictures, one per call, in turn with the "
+        "the search; *time saved* is what was then measured, with a span for every stretch between two exits that are on "
+        "(`dyce search -o`), on the 10,000 test pictures, one per call, in turn with the "
         f"uncut model. Made by `python -m benchmarks.savings`; {facts}.",
     ]
     for name, found in results["threads"].items():

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+import time
+from collections.abc import Callable, Iterable, Sequence
+from typing import TypeAlias
 
 import msgspec
 import numpy as np
@@ -19,6 +21,9 @@ from dyce_runtime.manifest import UNCUT, Manifest
 from dyce_runtime.plan import Plan, make_plan
 from dyce_runtime.preprocessing import Picture, preprocess
 from dyce_runtime.routing import Result, route
+
+# Called with what a call returned and the seconds that it took.
+Observer: TypeAlias = Callable[[Result, float], None]
 
 # Own configurations that are kept resolved; an application that makes more of them pays for each use.
 _MOST_KEPT = 1000
@@ -69,7 +74,10 @@ class Session:
         target, spec: the engine, and how it was asked to open the pieces.
         pieces: ids of the pieces that are open.
         device: the open pieces.
+        cap: what a call of so many samples runs instead of the active plan, if that is limited.
     """
+
+    cap: Callable[[Plan, int], Plan] | None = None
 
     def __init__(
         self,
@@ -96,6 +104,8 @@ class Session:
         self._classes = bundle.manifest.model.num_classes
         self._named: dict[str, Plan] = {}
         self._own: dict[str, Plan] = {}
+        self._owner: str | None = None
+        self._observers: tuple[Observer, ...] = ()
         usable = bundle.manifest.heads == "trained" and "balanced" in bundle.configurations.named
         self.use("balanced" if usable else FULL)
 
@@ -116,20 +126,58 @@ class Session:
         use of a configuration resolves it, further ones look that up.
 
         Raises:
-            ConfigurationError: unknown, not of this bundle, or with untrained heads that were not allowed.
+            ConfigurationError: unknown, not of this bundle, with untrained heads that were not allowed, or the knob
+                is somebody else's (see :meth:`take_knob`).
+        """
+        if self._owner is not None:
+            raise self._owned()
+        self._plan = self.plan(configuration)
+
+    def plan(self, configuration: str | Configuration) -> Plan:
+        """What a configuration runs here; resolved once, then looked up.
+
+        Raises:
+            ConfigurationError: as in :meth:`use`.
         """
         if isinstance(configuration, str):
             plan = self._named.get(configuration)
             if plan is None:
                 plan = self._named[configuration] = self._resolve(self.bundle.configuration(configuration))
-        else:
-            plan = self._own.get(configuration.name)
-            if plan is None or plan.configuration is not configuration:
-                plan = self._resolve(configuration)
-                if len(self._own) >= _MOST_KEPT:
-                    self._own.clear()
-                self._own[configuration.name] = plan
-        self._plan = plan
+            return plan
+        plan = self._own.get(configuration.name)
+        if plan is None or plan.configuration is not configuration:
+            plan = self._resolve(configuration)
+            if len(self._own) >= _MOST_KEPT:
+                self._own.clear()
+            self._own[configuration.name] = plan
+        return plan
+
+    def take_knob(self, owner: str) -> Callable[[Configuration], None]:
+        """From now on only the returned function turns the knob; :meth:`use` and ``budget`` raise and name the owner.
+
+        Raises:
+            ConfigurationError: it is taken already.
+        """
+        if self._owner is not None:
+            raise self._owned()
+        self._owner = owner
+
+        def turn(configuration: Configuration) -> None:
+            self._plan = self.plan(configuration)
+
+        return turn
+
+    def release_knob(self) -> None:
+        """Let everybody turn the knob again."""
+        self._owner = None
+
+    def attach(self, observer: Observer) -> None:
+        """Call ``observer(result, seconds)`` after every call, in its thread. Without any, nothing is timed."""
+        self._observers = (*self._observers, observer)
+
+    def detach(self, observer: Observer) -> None:
+        """Stop that."""
+        self._observers = tuple(other for other in self._observers if other is not observer)
 
     @property
     def budget(self) -> float | None:
@@ -145,6 +193,8 @@ class Session:
 
     @budget.setter
     def budget(self, share: float) -> None:
+        if self._owner is not None:
+            raise self._owned()
         plan = self._resolve(self.bundle.configurations.within(share))
         self._plan = msgspec.structs.replace(plan, budget=share)
 
@@ -164,10 +214,16 @@ class Session:
         """
         plan = self._plan
         self._check(images)
-        if len(images) <= self._max_batch:
-            return self._route(plan, images)
-        starts = range(0, len(images), self._max_batch)
-        return _joined([self._route(plan, images[start : start + self._max_batch]) for start in starts])
+        if self.cap is not None:
+            plan = self.cap(plan, len(images))
+        if not self._observers:
+            return self._run(plan, images)
+        start = time.perf_counter()
+        result = self._run(plan, images)
+        seconds = time.perf_counter() - start
+        for observer in self._observers:
+            observer(result, seconds)
+        return result
 
     def run_uncut(self, images: npt.NDArray[np.float32]) -> npt.NDArray[np.int64]:
         """Labels (N,) int64 of the uncut model, in one engine call and nothing else: the baseline of a benchmark.
@@ -203,6 +259,17 @@ class Session:
                 hint="Export with --data to train them, or load with allow_untrained=True to measure speed.",
             )
         return plan
+
+    def _owned(self) -> ConfigurationError:
+        return ConfigurationError(
+            f"the knob of this session belongs to {self._owner}", hint="Close that first, or let it turn the knob."
+        )
+
+    def _run(self, plan: Plan, images: npt.NDArray[np.float32]) -> Result:
+        if len(images) <= self._max_batch:
+            return self._route(plan, images)
+        starts = range(0, len(images), self._max_batch)
+        return _joined([self._route(plan, images[start : start + self._max_batch]) for start in starts])
 
     def _route(self, plan: Plan, images: npt.NDArray[np.float32]) -> Result:
         with self.device.lane(len(images)) as lane:
