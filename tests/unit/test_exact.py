@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from benchmarks.small_problems import every_setting, make_small, objective
 from dyce_calibration.search import exact
+from dyce_calibration.search.line import Lines
 from dyce_calibration.search.problem import On, Setting
 
 WEIGHTS = np.linspace(0.5, 1, 26).tolist()
@@ -88,6 +89,27 @@ def test_no_single_change_of_a_solved_weights_setting_helps(problem, weight):
             figures = problem.evaluate((*best[:index], choice, *best[index + 1 :]))
             right = figures.accuracy * len(problem)
             assert objective(problem, weight, right, figures.cost) >= min(scores) - 1e-9
+
+
+@settings(max_examples=25, deadline=None)
+@given(problems, st.data())
+def test_lines_are_walked_the_same_whatever_was_walked_before(problem, data):
+    """They share what lies before and behind a position; every point has to be what running its setting gives."""
+    lines, setting = Lines(problem), problem.off
+    for _ in range(6):
+        index = data.draw(st.integers(0, len(setting) - 1))
+        around = lines.around(setting, index)
+        for number, head in enumerate(problem.positions[index].heads):
+            walk = lines.walk(around, index, number)
+            on = On(number, float(data.draw(st.sampled_from(head.confidence.tolist()))))
+            setting = (*setting[:index], on, *setting[index + 1 :])
+            left, right = problem.counts(setting)
+            reached = (around.right, around.cost + around.arrived.count * head.cost)
+            if left[index]:
+                reached = walk.right[left[index] - 1], walk.cost[left[index] - 1]
+            assert reached == (right.sum(), pytest.approx(left @ problem.paid(setting)))
+        if data.draw(st.booleans()):
+            setting = (*setting[:index], None, *setting[index + 1 :])
 
 
 def test_work_is_bounded(monkeypatch):

@@ -22,6 +22,9 @@ def test_the_front_is_what_nothing_offered_beats(offers):
         better = front.improving(right, cost)
         front.add(right[better], cost[better], thresholds[better], Line((None, None), 1, number))
         every |= {(number, float(t)): pair for t, pair in zip(thresholds, offer, strict=True)}
+        bound = [min((cost for r, cost in every.values() if r >= least), default=np.inf) for least in range(9)]
+        assert front.bound.tolist() == bound
+        assert [point for point in range(9) if bound[point] < [*bound, np.inf][point + 1]] == front.points().tolist()
     expected = {
         r: min(c for other, c in every.values() if other == r)
         for r, c in every.values()

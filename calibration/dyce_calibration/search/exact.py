@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dyce_calibration.search.front import Front
-from dyce_calibration.search.line import Arrived, Later, Line
+from dyce_calibration.search.line import Line, Lines, Walk
 from dyce_calibration.search.problem import Head, On, Problem, Setting
 
 # How many confidences a search looks at: one sweep looks at samples x heads of them. First the weights are solved.
@@ -96,8 +96,11 @@ class _Searcher:
         self.problem = problem
         self.front = Front(len(problem))
         self._base = max(problem.right, 1)
-        self._order = [[_falling(head.confidence) for head in position.heads] for position in problem.positions]
-        self._closed: set[Setting] = set()
+        self._lines = Lines(problem)
+        # Positions of which all lines were offered to the front, and the setting without them.
+        self._offered: set[tuple[int, Setting]] = set()
+        # For every number of right answers, the cost of the last setting whose neighbours were all offered.
+        self._closed = np.full(len(problem) + 1, np.inf)
         full = Line(problem.off, 0, None)
         if problem.positions:
             self.front.add(np.array([problem.right]), np.ones(1), np.zeros(1, np.float32), full)
@@ -105,25 +108,33 @@ class _Searcher:
     def solve(self, weights: Sequence[float], sweeps: int) -> int:
         """Sweep from the best setting of each weight until it stays the best; return how many were solved."""
         for solved, weight in enumerate(weights):
-            while (setting := self._best(weight)) not in self._closed:
+            while self._is_open(point := self._best_point(weight)):
                 if sweeps <= 0:
                     return solved
                 sweeps -= 1
+                setting, cost = self.front.setting(point), self.front.bound[point]
                 if self.sweep(setting, weight) == setting:  # then every line was one of this setting
-                    self._closed.add(setting)
+                    self._closed[point] = cost
         return len(weights)
 
     def expand(self, sweeps: int) -> int:
         """Look at all single changes of the settings on the front, spread over it; return the sweeps left."""
         while sweeps > 0:
-            settings = [s for s in map(self.front.setting, self.front.points()) if s not in self._closed]
-            if not settings:
+            points = self.front.points()
+            points = points[self._is_open(points)]
+            if len(points) == 0:
                 break
-            for index in np.unique(np.linspace(0, len(settings) - 1, min(sweeps, len(settings), 64)).astype(int)):
-                self.sweep(settings[index], None)
-                self._closed.add(settings[index])
-                sweeps -= 1
+            points = points[np.unique(np.linspace(0, len(points) - 1, min(sweeps, len(points), 64)).astype(int))]
+            costs = self.front.bound[points]
+            for setting in [self.front.setting(point) for point in points]:
+                self.sweep(setting, None)
+            self._closed[points] = costs
+            sweeps -= len(points)
         return sweeps
+
+    def _is_open(self, points: Any) -> Any:
+        """Whether a point of the front was not closed since it became as cheap; of an array or one."""
+        return self.front.bound[points] < self._closed[points]
 
     def restart(self, weights: Sequence[float], sweeps: int, random: np.random.Generator) -> None:
         """Change a setting of the front at random, and descend, every other time with the weight that fits there."""
@@ -145,110 +156,83 @@ class _Searcher:
 
         Without a weight the setting stays as it is: its neighbours are looked at, no more.
         """
-        later = self._later(setting)
-        arrived = Arrived.at_start(self.problem)
         best = self._start(setting, weight)
-        for index, position in enumerate(self.problem.positions):
+        for index in range(len(setting)):
             best.choice = setting[index]
-            self._walk(setting, index, later[index], arrived, best)
+            self._walk(setting, index, best)
             setting = (*setting[:index], best.choice, *setting[index + 1 :])
-            if best.choice is not None:
-                arrived.leave(position, best.choice)
         return setting
 
     def _start(self, setting: Setting, weight: float | None) -> _Best:
         if weight is None:
-            return _Best(None, 0.0)
+            return _Best(None, 0.0, of_front=True)
         score, point = self._score_of(setting, weight), self._best_point(weight)
         least = float(self._score(point, self.front.bound[point] * len(self.problem), weight))
         return _Best(weight, score, of_front=score <= least + _SAME_SCORE)
 
-    def _walk(self, setting: Setting, index: int, later: Later, arrived: Arrived, best: _Best) -> None:
+    def _walk(self, setting: Setting, index: int, best: _Best) -> None:
         """Walk along all lines of one position, and note what is better than what is there."""
-        position = self.problem.positions[index]
-        right = arrived.right + int(np.count_nonzero(later.right[arrived.mask]))
-        cost = arrived.cost + float(later.cost[arrived.mask].sum()) + arrived.count * arrived.heads
-        off = np.array([right]), np.array([cost / len(self.problem)])
-        alone = not any(on for place, on in enumerate(setting) if place != index)  # the full model, which is there
+        rest = index, (*setting[:index], None, *setting[index + 1 :])
+        if best.of_front and rest in self._offered:  # then no point of them improves the front
+            return
+        self._offered.add(rest)
+        around = self._lines.around(setting, index)
+        off = np.array([around.right]), np.array([around.cost / len(self.problem)])
+        alone = not any(rest[1])  # the full model, which is there
         if not alone and len(self.front.improving(*off)):
             self.front.add(*off, np.zeros(1, np.float32), Line(setting, index, None))
         if best.weight is not None:
-            best.offer(float(self._score(right, len(self.problem) if alone else cost, best.weight)), None)
-        for number, head in enumerate(position.heads):
-            order = self._order[index][number]
-            samples = order if arrived.count == len(order) else order[arrived.mask[order]]
-            if len(samples) == 0:
-                continue
-            rights = np.cumsum(head.correct[samples] - later.right[samples], dtype=np.int64)
-            rights += right
-            costs = np.cumsum(position.cost - later.cost[samples])
-            costs += cost + arrived.count * head.cost
-            improving = self._offer(rights, costs, head, samples, Line(setting, index, number))
+            cost = len(self.problem) if alone else around.cost
+            best.offer(float(self._score(around.right, cost, best.weight)), None)
+        if around.arrived.count == 0:
+            return
+        for number, head in enumerate(self.problem.positions[index].heads):
+            walk = self._lines.walk(around, index, number)
+            improving = self._offer(walk, head, Line(setting, index, number))
             if best.weight is not None:
-                self._choose(number, head, samples, rights, costs, improving if best.of_front else None, best)
+                self._choose(number, head, walk, improving if best.of_front else None, best)
 
-    def _choose(
-        self,
-        number: int,
-        head: Head,
-        samples: NDArray[np.int64],
-        rights: NDArray[np.int64],
-        costs: NDArray[np.float64],
-        among: NDArray[np.int64] | None,
-        best: _Best,
-    ) -> None:
+    def _offer(self, walk: Walk, head: Head, line: Line) -> NDArray[np.int64]:
+        """Add to the front what improves it; return the indices of that."""
+        cost = walk.cost / len(self.problem)
+        improving = self.front.improving(walk.right, cost)
+        if len(improving):
+            improving, thresholds = _parted(head, walk.samples, improving)
+            self.front.add(walk.right[improving], cost[improving], thresholds, line)
+        return improving
+
+    def _choose(self, number: int, head: Head, walk: Walk, among: NDArray[np.int64] | None, best: _Best) -> None:
         """Offer the lowest score of a line, or of some of its points, which can all be parted."""
         assert best.weight is not None
-        if among is None:
-            scores = self._score(rights, costs, best.weight)
-            at = _lowest(scores, head, samples)
-            score = None if at is None else float(scores[at])
-        elif len(among):
-            scores = self._score(rights[among], costs[among], best.weight)
-            lowest = int(np.argmin(scores))
-            at, score = int(among[lowest]), float(scores[lowest])
-        else:
+        right, cost = (walk.right, walk.cost) if among is None else (walk.right[among], walk.cost[among])
+        if len(right) == 0:
             return
-        if at is not None and score is not None and score < best.score:
-            best.offer(score, On(number, float(_thresholds(head, samples, np.array([at]))[0])))
-
-    def _offer(
-        self, right: NDArray[np.int64], cost: NDArray[np.float64], head: Head, samples: NDArray[np.int64], line: Line
-    ) -> NDArray[np.int64]:
-        """Add to the front what improves it; return the indices of that."""
-        cost = cost / len(self.problem)
-        improving = self.front.improving(right, cost)
-        if len(improving) and len(improving := _parting(head, samples, improving)):
-            self.front.add(right[improving], cost[improving], _thresholds(head, samples, improving), line)
-        return improving
+        scores = self._score(right, cost, best.weight)
+        lowest = int(np.argmin(scores))
+        if scores[lowest] >= best.score:
+            return
+        at = lowest if among is None else int(among[lowest])
+        parted, thresholds = _parted(head, walk.samples, np.array([at]))
+        if len(parted):
+            best.offer(float(scores[lowest]), On(number, float(thresholds[0])))
+        else:
+            self._choose(number, head, walk, _parted(head, walk.samples, np.arange(len(right)))[0], best)
 
     def _score(self, right: Any, cost: Any, weight: float) -> Any:
         """The objective, but for what is the same everywhere; of arrays or numbers. ``cost`` is summed over samples."""
         return cost * ((1 - weight) / len(self.problem)) - right * (weight / self._base)
 
     def _score_of(self, setting: Setting, weight: float) -> float:
-        left, right = self.problem.counts(setting)
-        cost = left @ self.problem.paid(setting)
-        return float(self._score(right.sum(), cost, weight))
-
-    def _best(self, weight: float) -> Setting:
-        return self.front.setting(self._best_point(weight))
+        if not any(setting):
+            return float(self._score(self.problem.right, len(self.problem), weight))
+        found = self._lines.behind(setting)
+        return float(self._score(np.count_nonzero(found.right), found.cost.sum(), weight))
 
     def _best_point(self, weight: float) -> int:
         """The point of the front with the lowest objective."""
         points = self.front.points()
         scores = self._score(points, self.front.bound[points] * len(self.problem), weight)
         return int(points[np.argmin(scores)])
-
-    def _later(self, setting: Setting) -> list[Later]:
-        """For every position, what becomes of the samples that pass it."""
-        later = Later.at_end(self.problem)
-        found = [later]
-        for position, on in zip(self.problem.positions[:0:-1], setting[:0:-1], strict=True):
-            if on is not None:
-                later = later.before(position, on)
-            found.append(later)
-        return found[::-1]
 
     def _disturbed(self, setting: Setting, random: np.random.Generator) -> Setting:
         """Spliced with another setting of the front, or a place or two, or all from some place on, set at random."""
@@ -275,38 +259,19 @@ def _coarse_to_fine(weights: Sequence[float]) -> list[float]:
     return [weights[index] for index in np.argsort(reverse)]
 
 
-def _falling(confidence: NDArray[np.float32]) -> NDArray[np.int64]:
-    # int64: numpy converts indices of any other type at every use.
-    return np.argsort(-confidence, kind="stable")
-
-
-def _parting(head: Head, samples: NDArray[np.int64], indices: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Those of the indices behind which a threshold can part the samples: the next confidence is lower."""
-    here, there = _confidences(head, samples, indices)
-    return indices[here > there]
-
-
-def _thresholds(head: Head, samples: NDArray[np.int64], indices: NDArray[np.int64]) -> NDArray[np.float32]:
-    """float32 midpoints between the confidence at each index and the next lower one."""
-    here, there = _confidences(head, samples, indices)
-    middle = ((here.astype(np.float64) + there) / 2).astype(np.float32)
-    return np.where(middle < here, middle, there)
-
-
-def _confidences(
+def _parted(
     head: Head, samples: NDArray[np.int64], indices: NDArray[np.int64]
-) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """The confidence at each index and the next; behind the last sample comes 0, which no threshold is below."""
+) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    """Those of the indices behind which a threshold can part the samples, and that threshold.
+
+    It is the float32 midpoint between the confidence there and the next one, which has to be lower. Behind the last
+    sample comes 0, which no threshold is below.
+    """
     last = len(samples) - 1
     here = head.confidence[samples[indices]]
     there = head.confidence[samples[np.minimum(indices + 1, last)]]
-    return here, np.where(indices == last, np.float32(0), there)
-
-
-def _lowest(scores: NDArray[np.float64], head: Head, samples: NDArray[np.int64]) -> int | None:
-    """The index of the lowest score behind which the samples can be parted."""
-    least = np.array([np.argmin(scores)])
-    if len(_parting(head, samples, least)):
-        return int(least[0])
-    possible = _parting(head, samples, np.arange(len(samples)))
-    return int(possible[np.argmin(scores[possible])]) if len(possible) else None
+    there[indices == last] = 0
+    apart = here > there
+    here, there = here[apart], there[apart]
+    middle = ((here.astype(np.float64) + there) / 2).astype(np.float32)
+    return indices[apart], np.where(middle < here, middle, there)

@@ -29,25 +29,34 @@ class Front:
         self._threshold = np.zeros(samples + 1, np.float32)
         self._line = np.full(samples + 1, -1)
         self._lines: list[Line] = []
+        self._points: NDArray[np.int64] | None = None
 
     def improving(self, right: NDArray[np.int64], cost: NDArray[np.float64]) -> NDArray[np.int64]:
         """Indices of the candidates that nothing found so far equals or beats."""
-        return np.flatnonzero(cost < self.bound[right] - _SAME)
+        return np.flatnonzero(cost < self.bound.take(right) - _SAME)
 
     def add(
         self, right: NDArray[np.int64], cost: NDArray[np.float64], thresholds: NDArray[np.float32], line: Line
     ) -> None:
         """Add candidates of one line, all of them improving."""
+        if len(right) == 0:
+            return
         order = np.lexsort((-cost, right))  # of equal right answers the cheapest is written last
         right, cost = right[order], cost[order]
         self._cost[right], self._threshold[right], self._line[right] = cost, thresholds[order], len(self._lines)
         self._lines.append(line)
-        np.minimum(self.bound, np.minimum.accumulate(self._cost[::-1])[::-1], out=self.bound)
+        # Only cells up to the most right answers, and only those that cost more, can have become cheaper.
+        cells = slice(np.searchsorted(self.bound, cost.min()), right[-1] + 1)
+        bound = self.bound[cells]
+        np.minimum(bound, np.minimum.accumulate(self._cost[cells][::-1])[::-1], out=bound)
+        self._points = None
 
     def points(self) -> NDArray[np.int64]:
         """The numbers of right answers on the front, ascending; the cost rises with them."""
-        more_right = np.append(self.bound[1:], np.inf)
-        return np.flatnonzero((self._cost < more_right) & np.isfinite(self._cost))
+        if self._points is None:
+            more_right = np.append(self.bound[1:], np.inf)
+            self._points = np.flatnonzero((self._cost < more_right) & np.isfinite(self._cost))
+        return self._points
 
     def setting(self, point: int) -> Setting:
         """The setting of a point of the front."""

@@ -19,7 +19,7 @@ class Line(NamedTuple):
     head: int | None
 
 
-@dataclass
+@dataclass(frozen=True)
 class Arrived:
     """The samples that arrive at a position, what it cost them, and what those that left before gave and cost.
 
@@ -40,17 +40,18 @@ class Arrived:
         """All samples, before the first position."""
         return Arrived(np.ones(len(problem), np.bool_), len(problem))
 
-    def leave(self, position: Position, on: On) -> None:
-        """Go on to behind a position that is on."""
+    def behind(self, position: Position, on: On) -> Arrived:
+        """The same behind a position that is on."""
         head = position.heads[on.head]
         leave = head.confidence > np.float32(on.threshold)
         leave &= self.mask
-        count = int(np.count_nonzero(leave))
-        self.heads += head.cost
-        self.right += int(np.count_nonzero(head.correct[leave]))
-        self.cost += count * (position.cost + self.heads)
-        self.mask ^= leave
-        self.count -= count
+        count, heads = int(np.count_nonzero(leave)), self.heads + head.cost
+        right = self.right + int(np.count_nonzero(head.correct & leave))
+        return Arrived(self.mask ^ leave, self.count - count, heads, right, self.cost + count * (position.cost + heads))
+
+    def among(self, order: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Those of all samples that arrive, in the same order."""
+        return order if self.count == len(order) else order.take(np.flatnonzero(self.mask.take(order)))
 
 
 @dataclass(frozen=True)
@@ -73,21 +74,112 @@ class Later:
     def before(self, position: Position, on: On) -> Later:
         """The same for the samples that arrive at a position that is on."""
         head = position.heads[on.head]
-        leave = head.confidence > np.float32(on.threshold)
-        cost = np.where(leave, position.cost, self.cost)
-        cost += head.cost
-        return Later(np.where(leave, head.correct, self.right), cost)
+        # By index: of a mask, every sample is a branch.
+        leave = np.flatnonzero(head.confidence > np.float32(on.threshold))
+        right, cost = self.right.copy(), self.cost + head.cost
+        right[leave] = head.correct.take(leave)
+        cost[leave] = position.cost + head.cost
+        return Later(right, cost)
 
 
-class Replay:
-    """Many thresholds of many lines on samples that need not be those searched; what lines share is done once."""
+class Around(NamedTuple):
+    """What the lines of one position share: what lies on both sides of it, and both sums where it is off."""
 
-    _MOST_KEPT = 64
+    arrived: Arrived
+    later: Later
+    right: int
+    cost: float
+
+
+class Walk(NamedTuple):
+    """What one line reaches when one sample after the other leaves there.
+
+    Attributes:
+        samples: (n,) those that arrive, the most confident first.
+        right, cost: (n,) sums over all samples when those up to this one leave.
+    """
+
+    samples: NDArray[np.int64]
+    right: NDArray[np.int64]
+    cost: NDArray[np.float64]
+
+
+class _Queue(NamedTuple):
+    """Samples that arrive at a head, the most confident first, and for which of them it is right."""
+
+    arrived: Arrived
+    samples: NDArray[np.int64]
+    correct: NDArray[np.int8]
+
+
+class Lines:
+    """The lines of a problem, walked along. What a line shares with the last one at the same place is done once."""
 
     def __init__(self, problem: Problem) -> None:
         self._problem = problem
-        self._rising: dict[tuple[int, int], NDArray[np.int64]] = {}
-        self._later: dict[Setting, Later] = {}
+        self._order: dict[tuple[int, int], NDArray[np.int64]] = {}
+        self._queues: dict[tuple[int, int], _Queue] = {}
+        # The last of each length, with what it was found for.
+        self._before: dict[int, tuple[Setting, Arrived]] = {0: ((), Arrived.at_start(problem))}
+        self._behind: dict[int, tuple[Setting, Later]] = {0: ((), Later.at_end(problem))}
+
+    def around(self, setting: Setting, position: int) -> Around:
+        """Both sides of a position."""
+        arrived, later = self.before(setting[:position]), self.behind(setting[position + 1 :])
+        right = arrived.right + int(np.count_nonzero(later.right & arrived.mask))
+        waiting = later.cost.take(np.flatnonzero(arrived.mask))
+        return Around(arrived, later, right, arrived.cost + float(waiting.sum()) + arrived.count * arrived.heads)
+
+    def walk(self, around: Around, position: int, head: int) -> Walk:
+        """One line of a position, without the setting where no sample leaves."""
+        _, samples, correct = self._queue(around.arrived, position, head)
+        right = np.cumsum(correct - around.later.right.take(samples), dtype=np.int64)
+        right += around.right
+        at = self._problem.positions[position]
+        cost = np.cumsum(at.cost - around.later.cost.take(samples))
+        cost += around.cost + len(samples) * at.heads[head].cost
+        return Walk(samples, right, cost)
+
+    def before(self, first: Setting) -> Arrived:
+        """The samples that pass the first positions, which are set like that."""
+        if self._before.get(len(first), (None,))[0] != first:
+            arrived, on = self.before(first[:-1]), first[-1]
+            if on is not None:
+                arrived = arrived.behind(self._problem.positions[len(first) - 1], on)
+            self._before[len(first)] = first, arrived
+        return self._before[len(first)][1]
+
+    def behind(self, rest: Setting) -> Later:
+        """What becomes of the samples when only the last positions are to come, which are set like that."""
+        if self._behind.get(len(rest), (None,))[0] != rest:
+            later, on = self.behind(rest[1:]), rest[0]
+            if on is not None:
+                later = later.before(self._problem.positions[-len(rest)], on)
+            self._behind[len(rest)] = rest, later
+        return self._behind[len(rest)][1]
+
+    def _queue(self, arrived: Arrived, position: int, head: int) -> _Queue:
+        queue = self._queues.get((position, head))
+        if queue is None or queue.arrived is not arrived:
+            samples = arrived.among(self._falling(position, head))
+            correct = self._problem.positions[position].heads[head].correct.take(samples)
+            queue = self._queues[position, head] = _Queue(arrived, samples, correct)
+        return queue
+
+    def _falling(self, position: int, head: int) -> NDArray[np.int64]:
+        if (position, head) not in self._order:
+            confidence = self._problem.positions[position].heads[head].confidence
+            # int64: numpy converts indices of any other type at every use.
+            self._order[position, head] = np.argsort(-confidence, kind="stable")
+        return self._order[position, head]
+
+
+class Replay:
+    """Many thresholds of many lines on samples that need not be those searched."""
+
+    def __init__(self, problem: Problem) -> None:
+        self._problem = problem
+        self._lines = Lines(problem)
 
     def __call__(self, line: Line, thresholds: NDArray[np.float32]) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
         """Right answers and cost per sample.
@@ -98,40 +190,12 @@ class Replay:
         Returns:
             (n,) int64 and (n,) float64.
         """
-        problem, arrived = self._problem, Arrived.at_start(self._problem)
-        for position, on in zip(problem.positions[: line.position], line.setting, strict=False):
-            if on is not None:
-                arrived.leave(position, on)
-        later = self._behind(line.setting[line.position + 1 :])
-        right = arrived.right + int(np.count_nonzero(later.right[arrived.mask]))
-        cost = arrived.cost + float(later.cost[arrived.mask].sum()) + arrived.count * arrived.heads
+        around = self._lines.around(line.setting, line.position)
         if line.head is None:
-            return np.full(len(thresholds), right), np.full(len(thresholds), cost / len(problem))
-        position = problem.positions[line.position]
-        head = position.heads[line.head]
-        order = self._from_the_least_sure(line.position, line.head)
-        samples = order[arrived.mask[order]]
-        gained = np.cumsum((head.correct[samples] - later.right[samples])[::-1], dtype=np.int64)
-        saved = np.cumsum((position.cost - later.cost[samples])[::-1])
-        leaving = len(samples) - np.searchsorted(head.confidence[samples], thresholds, side="right")
-        rights = right + np.concatenate([[0], gained])[leaving]
-        costs = cost + len(samples) * head.cost + np.concatenate([[0.0], saved])[leaving]
-        return rights, costs / len(problem)
-
-    def _from_the_least_sure(self, position: int, head: int) -> NDArray[np.int64]:
-        if (position, head) not in self._rising:
-            confidence = self._problem.positions[position].heads[head].confidence
-            self._rising[position, head] = np.argsort(confidence, kind="stable")
-        return self._rising[position, head]
-
-    def _behind(self, rest: Setting) -> Later:
-        """What becomes of the samples when only the positions of ``rest``, the last ones, are to come."""
-        if not rest:
-            return Later.at_end(self._problem)
-        if rest not in self._later:
-            if len(self._later) >= self._MOST_KEPT:
-                self._later.clear()
-            later = self._behind(rest[1:])
-            position = self._problem.positions[len(self._problem.positions) - len(rest)]
-            self._later[rest] = later if rest[0] is None else later.before(position, rest[0])
-        return self._later[rest]
+            return np.full(len(thresholds), around.right), np.full(len(thresholds), around.cost / len(self._problem))
+        head = self._problem.positions[line.position].heads[line.head]
+        samples, right, cost = self._lines.walk(around, line.position, line.head)
+        leaving = np.searchsorted(-head.confidence[samples], -thresholds)
+        rights = np.concatenate([[around.right], right])[leaving]
+        costs = np.concatenate([[around.cost + len(samples) * head.cost], cost])[leaving]
+        return rights, costs / len(self._problem)
