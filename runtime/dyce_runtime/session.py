@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TypeAlias
 
 import msgspec
@@ -21,9 +21,22 @@ from dyce_runtime.manifest import UNCUT, Manifest
 from dyce_runtime.plan import Plan, make_plan
 from dyce_runtime.preprocessing import Picture, preprocess
 from dyce_runtime.routing import Result, route
+from dyce_runtime.stream import Stream
 
 # Called with what a call returned and the seconds that it took.
 Observer: TypeAlias = Callable[[Result, float], None]
+
+_CLOSED = -1
+# How often this process was forked off before, which costs a call less to look at than its number.
+_forks = 0
+
+
+def _count_fork() -> None:
+    global _forks
+    _forks += 1
+
+
+os.register_at_fork(after_in_child=_count_fork)
 
 # Own configurations that are kept resolved; an application that makes more of them pays for each use.
 _MOST_KEPT = 1000
@@ -98,8 +111,7 @@ class Session:
         self.target = targets.find(target)
         self.pieces = _fitting(bundle, self.target.spans, max_memory)
         self.device: Device = self.target.open(bundle.piece_specs(self.pieces), spec)
-        self._closed = False
-        self._process = os.getpid()
+        self._alive = _forks
         self._shape = bundle.manifest.input.shape[1:]
         self._classes = bundle.manifest.model.num_classes
         self._named: dict[str, Plan] = {}
@@ -213,17 +225,49 @@ class Session:
             PieceError: a piece failed; the session stays usable.
         """
         plan = self._plan
-        self._check(images)
+        if self._alive != _forks:
+            raise self._gone()
+        check_images(images, self._shape)
         if self.cap is not None:
             plan = self.cap(plan, len(images))
-        if not self._observers:
-            return self._run(plan, images)
-        start = time.perf_counter()
-        result = self._run(plan, images)
-        seconds = time.perf_counter() - start
-        for observer in self._observers:
-            observer(result, seconds)
-        return result
+        if self._observers:
+            return self._observed(plan, images)
+        return self._run(plan, images)
+
+    def stream(
+        self, images: Iterable[npt.NDArray[np.float32]], *, batch: int = 8, in_flight: int = 32
+    ) -> Iterator[Result]:
+        """Classify samples as they come, in batches that are filled up at every segment.
+
+        Each sample runs under the configuration that is active when it is taken from ``images``.
+
+        Args:
+            images: preprocessed samples, float32 (C, H, W), one after another.
+            batch: samples that run at once.
+            in_flight: samples taken and not yet yielded, at most.
+
+        Yields:
+            one result (N = 1) for each sample, in the order of the input.
+
+        Raises:
+            RuntimeInputError: a sample does not fit; those before it are yielded first.
+            PieceError: a piece failed.
+        """
+
+        def admit(image: npt.NDArray[np.float32]) -> Plan:
+            plan = self._plan
+            if self._alive != _forks:
+                raise self._gone()
+            check_images(np.asarray(image)[None], self._shape)
+            return plan if self.cap is None else self.cap(plan, 1)
+
+        def done(result: Result, seconds: float) -> None:
+            for observer in self._observers:
+                observer(result, seconds)
+
+        if batch < 1 or in_flight < 1:
+            raise RuntimeInputError(f"batch is {batch} and in_flight {in_flight}; expected at least 1 of each")
+        return Stream(self.device, admit, done, batch, in_flight).run(images)
 
     def run_uncut(self, images: npt.NDArray[np.float32]) -> npt.NDArray[np.int64]:
         """Labels (N,) int64 of the uncut model, in one engine call and nothing else: the baseline of a benchmark.
@@ -233,7 +277,9 @@ class Session:
         """
         if UNCUT not in self.pieces:
             raise ConfigurationError("the uncut model is not loaded", hint="Load without max_memory.")
-        self._check(images)
+        if self._alive != _forks:
+            raise self._gone()
+        check_images(images, self._shape)
         with self.device.lane(len(images)) as lane:
             lane.put(images)
             lane.run(UNCUT)
@@ -242,7 +288,7 @@ class Session:
 
     def close(self) -> None:
         """Release the device; calls that are running end."""
-        self._closed = True
+        self._alive = _CLOSED
         self.device.close()
 
     def __enter__(self) -> Session:
@@ -265,26 +311,29 @@ class Session:
             f"the knob of this session belongs to {self._owner}", hint="Close that first, or let it turn the knob."
         )
 
-    def _run(self, plan: Plan, images: npt.NDArray[np.float32]) -> Result:
-        if len(images) <= self._max_batch:
-            return self._route(plan, images)
-        starts = range(0, len(images), self._max_batch)
-        return _joined([self._route(plan, images[start : start + self._max_batch]) for start in starts])
+    def _observed(self, plan: Plan, images: npt.NDArray[np.float32]) -> Result:
+        start = time.perf_counter()
+        result = self._run(plan, images)
+        seconds = time.perf_counter() - start
+        for observer in self._observers:
+            observer(result, seconds)
+        return result
 
-    def _route(self, plan: Plan, images: npt.NDArray[np.float32]) -> Result:
+    def _run(self, plan: Plan, images: npt.NDArray[np.float32]) -> Result:
+        if len(images) > self._max_batch:
+            starts = range(0, len(images), self._max_batch)
+            return _joined([self._run(plan, images[start : start + self._max_batch]) for start in starts])
         with self.device.lane(len(images)) as lane:
             lane.put(images)
             return route(plan, lane, self._classes)
 
-    def _check(self, images: npt.NDArray[np.float32]) -> None:
-        if self._closed:
-            raise RuntimeInputError("the session is closed", hint="Load the bundle again.")
-        if os.getpid() != self._process:
-            raise RuntimeInputError(
-                "the session was loaded before this process was forked, and an engine's threads are not copied",
-                hint="Load the bundle in every process, or start processes with 'spawn'.",
-            )
-        check_images(images, self._shape)
+    def _gone(self) -> RuntimeInputError:
+        if self._alive == _CLOSED:
+            return RuntimeInputError("the session is closed", hint="Load the bundle again.")
+        return RuntimeInputError(
+            "the session was loaded before this process was forked, and an engine's threads are not copied",
+            hint="Load the bundle in every process, or start processes with 'spawn'.",
+        )
 
 
 def _fitting(bundle: Bundle, spans: bool, max_memory: int | None) -> list[str]:

@@ -36,8 +36,13 @@ class HostBuffers:
         decision: tuple[npt.NDArray[Any], ...] = (self.logits, self.confidence, self.label)
         self._decision = dict(zip(DECISION, decision, strict=True))
         between = [p.outputs for p in pieces if not _decides(p.outputs)]
+        self._made = {spec.name for specs in between for spec in specs}
         size = max((sum(self._size(spec) for spec in specs) for specs in between), default=0)
         self._sides = (_aligned(size), _aligned(size))
+
+    def are_images(self, specs: Sequence[TensorSpec]) -> bool:
+        """Whether these are what a call starts with: no piece makes them."""
+        return specs[0].name not in self._made
 
     def views(self, specs: Sequence[TensorSpec], side: int, rows: int) -> list[npt.NDArray[Any]]:
         """Arrays of ``rows`` samples over the tensors of a seam on one side, or over the decision."""

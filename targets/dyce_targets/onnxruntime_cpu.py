@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     import onnxruntime
 
     from dyce_runtime.manifest import TensorSpec
+
 
 PROVIDER = "CPUExecutionProvider"
 
@@ -71,6 +72,13 @@ class OnnxRuntimeDevice:
         self._sessions, self._free = {}, {}
 
 
+class Taken(NamedTuple):
+    """Samples outside of a lane: one array (samples, ...) for each tensor."""
+
+    specs: tuple[TensorSpec, ...]
+    arrays: list[npt.NDArray[Any]]
+
+
 class OnnxRuntimeLane:
     """Pieces bound to buffers: a run then neither copies nor allocates what goes in and out.
 
@@ -86,11 +94,11 @@ class OnnxRuntimeLane:
     ) -> None:
         self.rows = 0
         self._pieces, self._sessions, self._buffers, self._free = pieces, sessions, buffers, free
+        # By the side that a piece reads from.
         self._bound: tuple[dict[str, _Bound], dict[str, _Bound]] = ({}, {})
         self._side = 0
-        self._images: npt.NDArray[np.float32] | None = None
         self._specs: tuple[TensorSpec, ...] = ()
-        self._last = ""
+        self._images: npt.NDArray[np.float32] | None = None
 
     def put(self, images: npt.NDArray[np.float32]) -> None:
         """Start with images, which are read where they are."""
@@ -98,29 +106,19 @@ class OnnxRuntimeLane:
 
     def run(self, piece: str) -> None:
         """Run a segment or a span. Raises PieceError."""
-        bound = self._bound_piece(piece)
-        try:
-            if self._images is not None:
-                bound.bind_input(bound.spec.inputs[0], self._images)
-            bound.session.run_with_iobinding(bound.binding)
-        except Exception as error:  # onnxruntime's exceptions share no base class
-            raise PieceError(f"piece {piece} failed in onnxruntime: {error}") from error
-        self._before = self._side, self._images, self._specs
-        self._images, self._specs = None, bound.spec.outputs
+        bound = self._ready(piece)
+        bound.run()
+        self._specs = bound.spec.outputs
         self._side ^= 1
 
     def rewind(self) -> None:
         """Undo the last run: its inputs are still there, on the other side."""
-        self._side, self._images, self._specs = self._before
+        self._side ^= 1
 
     def decide(self, head: str | None = None) -> npt.NDArray[np.float32]:
         """Run a head, or look at what the last run decided. Raises PieceError."""
         if head is not None:
-            bound = self._bound_piece(head)
-            try:
-                bound.session.run_with_iobinding(bound.binding)
-            except Exception as error:  # onnxruntime's exceptions share no base class
-                raise PieceError(f"piece {head} failed in onnxruntime: {error}") from error
+            self._ready(head).run()
         return self._buffers.confidence[: self.rows]
 
     def answers(self) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]:
@@ -133,20 +131,18 @@ class OnnxRuntimeLane:
             array[places] = array[sources]
         self.rows = rows
 
-    def take(self, rows: npt.NDArray[np.intp]) -> list[npt.NDArray[Any]]:
-        """Copies, one array for each tensor."""
-        return [array[rows] for array in self.live()]
+    def take(self, rows: npt.NDArray[np.intp]) -> Taken:
+        """Copies."""
+        return Taken(self._specs, [array[rows] for array in self.live()])
 
-    def add(self, handle: Sequence[npt.NDArray[Any]]) -> None:
+    def add(self, handle: Taken) -> None:
         """Copy samples behind those that are there."""
-        before, self.rows = self.rows, self.rows + len(handle[0])
-        for array, added in zip(self.live(), handle, strict=True):
+        before, self.rows, self._specs = self.rows, self.rows + len(handle.arrays[0]), handle.specs
+        for array, added in zip(self.live(), handle.arrays, strict=True):
             array[before:] = added
 
     def live(self) -> list[npt.NDArray[Any]]:
-        """Views of the buffers; the images themselves before the first run."""
-        if self._images is not None:
-            return [self._images]
+        """Views of the buffers that the last run wrote to."""
         return self._buffers.views(self._specs, self._side, self.rows)
 
     def __enter__(self) -> OnnxRuntimeLane:
@@ -154,14 +150,18 @@ class OnnxRuntimeLane:
 
     def __exit__(self, *_: object) -> None:
         self._images = None
+        self.rows = self._side = 0
         self._free.append(self)
 
-    def _bound_piece(self, piece: str) -> _Bound:
+    def _ready(self, piece: str) -> _Bound:
+        """A piece, bound to the side that is live and to the number of samples there."""
         bound = self._bound[self._side].get(piece)
         if bound is None:
             bound = self._bound[self._side][piece] = _Bound(self._pieces[piece], self._sessions[piece])
         if bound.rows != self.rows:
-            bound.bind(self._buffers, self._side, self.rows, with_inputs=self._images is None)
+            bound.bind(self._buffers, self._side, self.rows)
+        if bound.reads_images and self._images is not None:
+            bound.bind_images(self._images)
         return bound
 
 
@@ -170,25 +170,39 @@ class _Bound:
 
     Attributes:
         rows: that number; 0 before :meth:`bind`.
+        reads_images: whether it reads those that a call brings.
     """
 
     def __init__(self, spec: PieceSpec, session: onnxruntime.InferenceSession) -> None:
-        self.spec, self.session, self.rows = spec, session, 0
-        self.binding = session.io_binding()
+        self.spec, self.rows, self.reads_images = spec, 0, False
+        self._binding = session.io_binding()
+        self._run = session.run_with_iobinding
 
-    def bind(self, buffers: HostBuffers, side: int, rows: int, *, with_inputs: bool) -> None:
-        """Read from one side, write to the other."""
+    def run(self) -> None:
+        """Raises PieceError."""
+        try:
+            self._run(self._binding)
+        except Exception as error:  # onnxruntime's exceptions share no base class
+            raise PieceError(f"piece {self.spec.id} failed in onnxruntime: {error}") from error
+
+    def bind(self, buffers: HostBuffers, side: int, rows: int) -> None:
+        """Read from one side, unless it is the images, and write to the other."""
         inputs, outputs = self.spec.inputs, self.spec.outputs
-        if with_inputs:
+        self.reads_images = buffers.are_images(inputs)
+        if not self.reads_images:
             for spec, array in zip(inputs, buffers.views(inputs, side, rows), strict=True):
-                self.bind_input(spec, array)
+                self._binding.bind_cpu_input(spec.name, array)
         for spec, array in zip(outputs, buffers.views(outputs, side ^ 1, rows), strict=True):
-            self.binding.bind_output(spec.name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)
+            self._binding.bind_output(spec.name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)
         self.rows = rows
 
-    def bind_input(self, spec: TensorSpec, array: npt.NDArray[Any]) -> None:
-        """By its address: a binding to the array itself would keep an input alive after the call."""
-        self.binding.bind_input(spec.name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)
+    def bind_images(self, images: npt.NDArray[np.float32]) -> None:
+        """Read the images of this call."""
+        name = self.spec.inputs[0].name
+        if self.rows == 1:  # quicker, but the engine holds on to the image until the next call
+            self._binding.bind_cpu_input(name, images)
+        else:
+            self._binding.bind_input(name, "cpu", 0, images.dtype, images.shape, images.ctypes.data)
 
 
 _global_pool_threads: int | None = None

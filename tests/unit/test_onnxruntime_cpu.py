@@ -158,11 +158,15 @@ def test_a_run_that_is_rewound_can_be_repeated(device: OnnxRuntimeDevice):
         np.testing.assert_array_equal(lane.live()[0], whole)
 
 
-def test_what_the_engine_refuses_names_the_piece(device: OnnxRuntimeDevice):
+def test_what_the_engine_refuses_names_the_piece(device: OnnxRuntimeDevice, monkeypatch: pytest.MonkeyPatch):
+    def refuse(*_: object) -> None:
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr("onnxruntime.InferenceSession.run_with_iobinding", refuse)
     with device.lane(2) as lane:
         lane.put(make_images(2))
-        with pytest.raises(PieceError, match="piece segment_01 failed in onnxruntime"):
-            lane.run("segment_01")
+        with pytest.raises(PieceError, match="piece segment_00 failed in onnxruntime: out of memory"):
+            lane.run("segment_00")
 
 
 def test_a_call_that_runs_outlives_its_device(device: OnnxRuntimeDevice):

@@ -1,0 +1,369 @@
+"""What the runtime costs beside the engine: against the uncut model, and against what the samples need at least.
+
+``python -m benchmarks.overhead`` exports four models of 224 pixels with three untrained heads each through the command
+line and takes the Fashion-MNIST bundle of ``python -m benchmarks.savings``. For one and two threads, each in a process
+of its own, everything that is compared runs in turn on the same inputs; ratios are medians over blocks of rounds. It
+writes ``results/overhead.json`` and ``docs/overhead.md``.
+
+What it compares with runs in plain ``onnxruntime.InferenceSession.run`` and shares the pool of threads: the uncut model,
+and the model truncated at an exit as one graph with the heads that a sample passes (``benchmarks/truncated.py``).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+from numpy.typing import NDArray
+
+from benchmarks import fashion_mnist, fashion_nine, machine
+from benchmarks.truncated import write_truncated
+from dyce_runtime import Session, load
+from dyce_runtime.configuration import Configuration, ExitSetting, float32_midpoint
+from dyce_runtime.datasets import open_dataset
+from dyce_runtime.manifest import FINAL, UNCUT
+
+HERE = Path(__file__).parent
+RESULTS = HERE / "results" / "overhead.json"
+PAGE = HERE.parent / "docs" / "overhead.md"
+CACHE = Path("benchmarks/.cache/overhead")
+MODELS = {
+    "resnet50": "3,7,12",
+    "vit_tiny_patch16_224": "3,6,9",
+    "tf_efficientnet_lite2": "6,12,17",
+    "convnext_atto": "3,6,9",
+}
+MIX = (0.50, 0.25, 0.15, 0.10)
+BATCH = 32
+_BLOCKS = 10
+
+Images = NDArray[np.float32]
+Run = Callable[[], object]
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A bundle, inputs for it, and a configuration under which they leave at several exits."""
+
+    name: str
+    session: Session
+    images: Images
+    mixed: Configuration
+
+
+def export(name: str) -> Path:
+    """The bundle of a model with random weights, through the command line; made once."""
+    path = CACHE / f"{name}.dyce"
+    if not path.is_dir():
+        CACHE.mkdir(parents=True, exist_ok=True)
+        size = ["--input-size", "3,224,224"]
+        fashion_mnist.dyce("export", f"timm:{name}", "--exits", MODELS[name], "-o", str(path), *size)
+    return path
+
+
+def never(session: Session) -> Configuration:
+    """Every exit on, none ever taken."""
+    on = {exit.id: ExitSetting(exit.heads[0].type, 1.0) for exit in session.manifest.exits if exit.id != FINAL}
+    return Configuration("never", on)
+
+
+def forced(session: Session, images: Images) -> Configuration:
+    """Thresholds at which the shares of :data:`MIX` leave."""
+    confidences = _confidences(session, images)
+    waiting = np.ones(len(images), np.bool_)
+    settings = {}
+    for exit, confidence, share in zip(session.manifest.exits, confidences, MIX, strict=False):
+        falling = np.sort(confidence[waiting])[::-1]
+        count = round(share * len(images))
+        threshold = float32_midpoint(falling[count], falling[count - 1])
+        settings[exit.id] = ExitSetting(exit.heads[0].type, threshold)
+        waiting &= confidence <= np.float32(threshold)
+    return Configuration("forced mix", settings)
+
+
+def _confidences(session: Session, images: Images) -> list[NDArray[np.float32]]:
+    found: list[list[float]] = [[] for _ in session.manifest.exits[:-1]]
+    for image in images:
+        with session.device.lane(1) as lane:
+            lane.put(image[None])
+            for index, exit in enumerate(session.manifest.exits[:-1]):
+                lane.run(f"segment_{index:02d}")
+                found[index].append(float(lane.decide(exit.heads[0].piece)[0]))
+    return [np.array(values, np.float32) for values in found]
+
+
+def plain(path: Path) -> Callable[[Images], object]:
+    """A graph in one ordinary onnxruntime session that shares the pool of threads."""
+    options = onnxruntime.SessionOptions()
+    options.use_per_session_threads = False
+    options.log_severity_level = 3
+    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    name, outputs = session.get_inputs()[0].name, [output.name for output in session.get_outputs()]
+    return lambda images: session.run(outputs, {name: images})
+
+
+def in_turn(runs: Sequence[Callable[[int], float]], rounds: int) -> NDArray[np.float64]:
+    """(contenders, rounds) seconds, the order rotating from round to round."""
+    for run in runs:
+        for turn in range(3):
+            run(turn)
+    found = np.empty((len(runs), rounds))
+    for turn in range(rounds):
+        for shift in range(len(runs)):
+            index = (turn + shift) % len(runs)
+            found[index, turn] = runs[index](turn)
+    return found
+
+
+def timed(run: Run) -> float:
+    """Seconds of one call."""
+    start = time.perf_counter()
+    run()
+    return time.perf_counter() - start
+
+
+def ratio(above: NDArray[np.float64], below: NDArray[np.float64]) -> float:
+    """The median over blocks of rounds of the ratio of their sums."""
+    blocks = zip(np.array_split(above, _BLOCKS), np.array_split(below, _BLOCKS), strict=True)
+    return float(np.median([a.sum() / b.sum() for a, b in blocks]))
+
+
+def seams(subject: Subject, rounds: int) -> dict[str, float]:
+    """``full``, and all exits on but none taken, against the uncut model in one plain session."""
+    session, images = subject.session, subject.images
+    uncut = plain(session.bundle.file(session.manifest.piece(UNCUT).file))
+    on = never(session)
+
+    def call(configuration: str | Configuration) -> Callable[[int], float]:
+        def run(turn: int) -> float:
+            session.use(configuration)
+            return timed(lambda: session(images[turn % len(images)][None]))
+
+        return run
+
+    found = in_turn(
+        [
+            lambda turn: timed(lambda: uncut(images[turn % len(images)][None])),
+            call("full"),
+            call(on),
+            lambda turn: _heads_alone(session, images[turn % len(images)][None]),
+        ],
+        rounds,
+    )
+    return {
+        "uncut_ms": float(np.median(found[0]) * 1e3),
+        "heads_ms": float(np.median(found[3]) * 1e3),
+        "full": ratio(found[1], found[0]),
+        "none_taken": ratio(found[2], found[0] + found[3]),
+    }
+
+
+def _heads_alone(session: Session, images: Images) -> float:
+    """Seconds that the first heads of all exits take, on what the chain gives them."""
+    seconds = 0.0
+    with session.device.lane(len(images)) as lane:
+        lane.put(images)
+        for index, exit in enumerate(session.manifest.exits[:-1]):
+            lane.run(f"segment_{index:02d}")
+            seconds += timed(lambda head=exit.heads[0].piece: lane.decide(head))  # type: ignore[misc]
+    return seconds
+
+
+def efficiency(subject: Subject, rounds: int) -> dict[str, Any]:
+    """One sample per call: what its exit needs as one graph, over what the runtime takes."""
+    session, images = subject.session, subject.images
+    ideal = truncated(subject)
+    session.use(subject.mixed)
+    exits = [int(session(image[None]).exit[0]) for image in images]
+
+    def need(turn: int) -> float:
+        number = turn % len(images)
+        return timed(lambda: ideal[exits[number]](images[number][None]))
+
+    found = in_turn([need, lambda turn: timed(lambda: session(images[turn % len(images)][None]))], rounds)
+    shares = np.bincount(exits, minlength=len(session.manifest.exits)) / len(exits)
+    return {"share_per_exit": shares.tolist(), "efficiency": ratio(found[0], found[1])}
+
+
+def throughput(subject: Subject, rounds: int) -> dict[str, float]:
+    """A batch per call: the sum of what its samples need, over what the runtime takes.
+
+    What a sample needs is the least of what its exit takes as one graph: alone, or its share in a batch.
+    """
+    session, images = subject.session, subject.images
+    ideal = truncated(subject)
+    session.use(subject.mixed)
+    batches = [images[start : start + BATCH] for start in range(0, len(images) - BATCH + 1, BATCH)]
+    exits = sorted(ideal)
+
+    def need(exit: int, batch: int) -> Callable[[int], float]:
+        def run(turn: int) -> float:
+            part = batches[turn % len(batches)][:batch]
+            return timed(lambda: ideal[exit](part)) / batch
+
+        return run
+
+    def ours(turn: int) -> float:
+        return timed(lambda: session(batches[turn % len(batches)]))
+
+    found = in_turn([ours, *(need(exit, batch) for exit in exits for batch in (1, BATCH))], rounds)
+    medians = np.median(found, axis=1)
+    least = {exit: float(medians[1 + 2 * k : 3 + 2 * k].min()) for k, exit in enumerate(exits)}
+    needed = [sum(least[int(e)] for e in session(batch).exit) for batch in batches]
+    taken = np.array([np.median(found[0][k :: len(batches)]) for k in range(len(batches))])
+    return {"batch": BATCH, "efficiency": float(np.median(np.array(needed) / taken))}
+
+
+def truncated(subject: Subject) -> dict[int, Callable[[Images], object]]:
+    """For every exit of the mixed configuration the model truncated there."""
+    folder = CACHE / f"{subject.name}_truncated"
+    folder.mkdir(parents=True, exist_ok=True)
+    graphs = write_truncated(subject.session.bundle, subject.mixed, folder)
+    return {exit: plain(path) for exit, path in graphs.items()}
+
+
+def own_share(subject: Subject, threads: int, rounds: int) -> float:
+    """Microseconds of a call, three exits on and none taken, beyond its engine calls alone, one after another."""
+    engine = onnxruntime.InferenceSession.run_with_iobinding
+    calls: list[tuple[Any, Any]] = []
+
+    def noted(self: Any, binding: Any) -> None:
+        calls.append((self, binding))
+        engine(self, binding)
+
+    onnxruntime.InferenceSession.run_with_iobinding = noted
+    images = subject.images
+    with load(subject.session.bundle.path, threads=threads, pool="global", allow_untrained=True) as session:
+        exits = session.manifest.exits[:3]
+        session.use(Configuration("three", {exit.id: ExitSetting(exit.heads[0].type, 1.0) for exit in exits}))
+        session(images[:1])
+        onnxruntime.InferenceSession.run_with_iobinding = engine
+        alone = list(calls)
+
+        def engine_alone() -> None:
+            for one, binding in alone:
+                engine(one, binding)
+
+        def run(turn: int) -> float:
+            calls.clear()
+            return timed(lambda: session(images[turn % len(images)][None]))
+
+        found = in_turn([run, lambda turn: timed(engine_alone)], rounds)
+    return float(np.median(found[0] - found[1]) * 1e6)
+
+
+def switching(subject: Subject, rounds: int) -> dict[str, float]:
+    """99 % quantiles of turning the knob in microseconds: in a tight loop, and right after an inference."""
+    session, image = subject.session, subject.images[:1]
+    own = [never(session), subject.mixed]
+    for configuration in (*own, UNCUT):
+        session.use(configuration)
+    tight = [timed(lambda k=k: session.use(own[k % 2])) for k in range(100 * rounds)]  # type: ignore[misc]
+    named = [timed(lambda: session.use(UNCUT)) for _ in range(100 * rounds)]
+    cold = []
+    for turn in range(rounds):
+        session(image)
+        cold.append(timed(lambda turn=turn: session.use(own[turn % 2])))  # type: ignore[misc]
+    found = {"tight_loop": tight, "tight_loop_by_name": named, "after_an_inference": cold}
+    return {name: float(np.percentile(seconds, 99) * 1e6) for name, seconds in found.items()}
+
+
+def fashion(threads: int) -> Subject:
+    """The Fashion-MNIST bundle with the configuration that was chosen by milliseconds, on test pictures."""
+    session = load(fashion_nine.CACHE / f"spans_{threads}.dyce", threads=threads, pool="global")
+    data = open_dataset(f"{fashion_mnist.DEBIAN}#test")
+    images = session.preprocess(data.images(range(0, len(data), 10)))
+    names = [name for name in session.bundle.configurations.named if name.startswith("milliseconds")]
+    return Subject("fashion_nine", session, images, session.bundle.configuration(names[-1]))
+
+
+def subject_of(name: str, threads: int) -> Subject:
+    """A model with random weights under a forced mix, on random pixels, which only the time is taken of."""
+    session = load(export(name), threads=threads, pool="global", allow_untrained=True)
+    shape = session.manifest.input.shape[1:]
+    images = np.random.default_rng(0).normal(size=(2 * BATCH, *map(int, shape))).astype(np.float32)
+    return Subject(name, session, images, forced(session, images))
+
+
+def measure(threads: int, rounds: int) -> dict[str, Any]:
+    """All figures with so many threads."""
+    results: dict[str, Any] = {}
+    for name in [*MODELS, "fashion_nine"]:
+        subject = fashion(threads) if name == "fashion_nine" else subject_of(name, threads)
+        small = 10 if name == "fashion_nine" else 1
+        with subject.session:
+            results[name] = {
+                **seams(subject, small * rounds),
+                "batch_1": efficiency(subject, small * rounds),
+                "batch_32": throughput(subject, max(small * rounds // 8, _BLOCKS)),
+                "own_share_us": own_share(subject, threads, small * rounds),
+                "switching_us": switching(subject, rounds),
+            }
+        print(threads, name, json.dumps(results[name]), flush=True)
+    return results
+
+
+def apart(threads: int, rounds: int) -> dict[str, Any]:
+    """In a process of its own: the engine's pool of threads is made once per process."""
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as process:
+        return process.submit(measure, threads, rounds).result()
+
+
+def page(results: dict[str, Any]) -> str:
+    """``docs/overhead.md``."""
+    facts = machine.sentence(results["environment"])
+    lines = [
+        "# What the runtime costs beside the engine",
+        "",
+        "Ratios of times of one run, taken in turn on the same inputs, one picture per call unless said otherwise. "
+        "*full*: `full` against the uncut model in one plain onnxruntime session (at most 1.01). *none taken*: three exits "
+        "on and never taken, every seam paid, against the uncut model and the heads' own time (at most 1.04; nine exits on "
+        "Fashion-MNIST). *efficiency*: what the samples need, each as one graph truncated at its exit with the heads on "
+        "the way, over what the runtime takes, with 50, 25, 15 and 10 % of the samples leaving at the exits, on "
+        "Fashion-MNIST as they leave (at least 0.95; 0.90 with a batch of 32). *own*: microseconds of a call outside the "
+        "engine, no exit taken (at most 25 with three exits). *switch*: 99 % quantile of turning the knob in microseconds, "
+        f"in a tight loop and right after an inference (at most 1 and 15). Made by `python -m benchmarks.overhead`; {facts}.",
+    ]
+    for name, found in results["threads"].items():
+        lines += [
+            "",
+            f"## {name}",
+            "",
+            "| model | uncut ms | full | none taken | efficiency | batch of 32 | own | switch |",
+            "|---|---|---|---|---|---|---|---|",
+        ]
+        lines += [
+            f"| {model} | {row['uncut_ms']:.2f} | {row['full']:.3f} | {row['none_taken']:.3f} | "
+            f"{row['batch_1']['efficiency']:.3f} | {row['batch_32']['efficiency']:.3f} | {row['own_share_us']:.0f} | "
+            f"{row['switching_us']['tight_loop']:.2f}, {row['switching_us']['after_an_inference']:.1f} |"
+            for model, row in found.items()
+        ]
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=200, help="calls of each contender; ten times that on small ones")
+    rounds = parser.parse_args().rounds
+    for name in MODELS:
+        export(name)
+    results = {
+        "environment": machine.describe("onnxruntime", "numpy"),
+        "rounds": rounds,
+        "threads": {f"{n} thread{'s' if n > 1 else ''}": apart(n, rounds) for n in (1, 2)},
+    }
+    RESULTS.write_text(json.dumps(results, indent=1) + "\n")
+    PAGE.write_text(page(results))
+
+
+if __name__ == "__main__":
+    main()
