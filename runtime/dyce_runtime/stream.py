@@ -15,9 +15,6 @@ from dyce_runtime.contracts import Device, Handle, Lane
 from dyce_runtime.plan import Plan
 from dyce_runtime.routing import Result
 
-# Fewer samples than this share of a batch wait for others, if others may come.
-_WORTH_RUNNING = 0.5
-
 Admit: TypeAlias = Callable[[npt.NDArray[np.float32]], Plan]
 Done: TypeAlias = Callable[[Result, float], None]
 
@@ -121,7 +118,7 @@ class Stream:
             self._run_from(room.plan, room.step, lane, numbers, ended=ended)
 
     def _run_from(self, plan: Plan, index: int, lane: Lane, numbers: list[int], *, ended: bool) -> None:
-        """Run step after step while the lane is full enough; what is left waits."""
+        """Run step after step while the lane is full, or no other samples will come; otherwise they wait for these."""
         while True:
             numbers = self._step(plan, index, lane, numbers)
             if not numbers:
@@ -129,7 +126,7 @@ class Stream:
             index += 1
             room = self._rooms.setdefault((id(plan), index), _Room(plan, index))
             numbers += room.fill(lane, self._batch - len(numbers))
-            if len(numbers) < _WORTH_RUNNING * self._batch and not ended:
+            if len(numbers) < self._batch and not ended:
                 room.park(lane, numbers)
                 return
             self._drop_if_empty(room)
