@@ -65,7 +65,7 @@ def test_a_sample_keeps_the_configuration_that_was_active_when_it_came(shared_se
 
 def test_batches_are_filled_up_at_every_segment(spied: Session, spy: Spy):
     spied.use("fast")
-    list(spied.stream(iter(make_images(400)), batch=8, in_flight=64))
+    list(spied.stream(iter(make_images(400)), batch=8, in_flight=128))
     for piece in ("segment_00", "segment_01", "segment_02"):
         sizes = [rows for name, rows in spy.calls if name == piece]
         assert max(sizes) <= 8
