@@ -67,6 +67,7 @@ def choose(records: Records, costs: CostTable, how: Search = Search()) -> Config
         unit=costs.unit,
         method=how.method,
         note=note,
+        worth_moving=costs.worth_moving,
     )
 
 

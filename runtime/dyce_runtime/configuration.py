@@ -125,6 +125,8 @@ class Configurations(msgspec.Struct, frozen=True):
         unit: of the costs that the search weighed: ``macs``, ``ms`` or ``joules``.
         method: how the front was searched for.
         note: what a user should know about the certificates; empty if there is nothing to say.
+        worth_moving: exit id to how many samples of a batch have to have left there for the rest to be moved together,
+            as measured; 1 where nothing was.
     """
 
     schema_version: str = SCHEMA_VERSION
@@ -133,6 +135,7 @@ class Configurations(msgspec.Struct, frozen=True):
     unit: str = "macs"
     method: str = ""
     note: str = ""
+    worth_moving: dict[str, int] = msgspec.field(default_factory=dict)
 
     def get(self, name: str) -> Configuration:
         """The configuration of that name. Raises ConfigurationError if there is none."""

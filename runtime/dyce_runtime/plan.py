@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
+from types import MappingProxyType
 from typing import Protocol, TypeVar
 
 import msgspec
@@ -20,12 +21,14 @@ class Step(msgspec.Struct, frozen=True):
         head: id of the head's piece; None for the last step, whose body ends in the final head.
         threshold: float32; a sample leaves if its confidence is strictly above it.
         exit: index into the manifest's exits.
+        worth_moving: how many samples of a batch have to have left for the rest to be moved together.
     """
 
     body: tuple[str, ...]
     head: str | None
     threshold: np.float32
     exit: int
+    worth_moving: int = 1
 
 
 class Plan(msgspec.Struct, frozen=True):
@@ -40,11 +43,17 @@ class Plan(msgspec.Struct, frozen=True):
     budget: float | None = None
 
 
-def make_plan(manifest: Manifest, configuration: Configuration, available: Collection[str] | None = None) -> Plan:
+def make_plan(
+    manifest: Manifest,
+    configuration: Configuration,
+    available: Collection[str] | None = None,
+    worth_moving: Mapping[str, int] = MappingProxyType({}),
+) -> Plan:
     """Resolve a configuration.
 
     Args:
         available: ids of the pieces that may run, all segments and heads among them; None are all.
+        worth_moving: exit id to how many samples have to have left for the rest to be moved together; 1 if missing.
 
     Raises:
         ConfigurationError: it does not fit the bundle.
@@ -58,7 +67,7 @@ def make_plan(manifest: Manifest, configuration: Configuration, available: Colle
         body = tuple(piece.id for piece in cover(bodies, first, last))
         head = None if setting is None else next(h.piece for h in exit.heads if h.type == setting.head)
         threshold = np.float32(np.inf if setting is None else setting.threshold)
-        steps.append(Step(body, head, threshold, last))
+        steps.append(Step(body, head, threshold, last, worth_moving.get(exit.id, 1)))
     return Plan(configuration, tuple(steps))
 
 

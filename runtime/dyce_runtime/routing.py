@@ -59,24 +59,34 @@ def _run_batch(plan: Plan, lane: Lane, classes: int) -> Result:
         np.empty(count, np.int64),
         plan.configuration,
     )
-    # Which samples of the input the lane holds, in its order.
+    # Which samples of the input the lane holds, in its order, and which of these have not left.
     rows: npt.NDArray[np.intp] = np.arange(count)
+    stay = np.ones(count, np.bool_)
     for step in plan.steps:
         for piece in step.body:
             lane.run(piece)
         confidence = lane.decide(step.head)
-        leave = np.ones(len(rows), np.bool_) if step.head is None else confidence > step.threshold
-        if not leave.any():
+        leave = stay if step.head is None else stay & (confidence > step.threshold)
+        gone = rows[leave]
+        if len(gone) == 0:
             continue
-        gone, (logits, label) = rows[leave], lane.answers()
+        logits, label = lane.answers()
         result.logits[gone], result.label[gone] = logits[leave], label[leave]
         result.confidence[gone], result.exit[gone] = confidence[leave], step.exit
-        left = len(rows) - len(gone)
+        stay = stay & ~leave
+        left = int(np.count_nonzero(stay))
         if left == 0:
             break
-        # The last samples move into the gaps that the leaving ones made before them: the fewest copies.
-        places, sources = np.flatnonzero(leave[:left]), left + np.flatnonzero(~leave[left:])
-        rows[places] = rows[sources]
-        rows = rows[:left]
-        lane.compact(sources, places, left)
+        if len(rows) - left >= step.worth_moving:
+            rows, stay = _move_together(lane, rows, stay, left)
     return result
+
+
+def _move_together(
+    lane: Lane, rows: npt.NDArray[np.intp], stay: npt.NDArray[np.bool_], left: int
+) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.bool_]]:
+    """The last samples that stay move into the gaps before them: the fewest copies."""
+    places, sources = np.flatnonzero(~stay[:left]), left + np.flatnonzero(stay[left:])
+    rows[places] = rows[sources]
+    lane.compact(sources, places, left)
+    return rows[:left], np.ones(left, np.bool_)

@@ -298,7 +298,7 @@ class Session:
         self.close()
 
     def _resolve(self, configuration: Configuration) -> Plan:
-        plan = make_plan(self.manifest, configuration, self.pieces)
+        plan = make_plan(self.manifest, configuration, self.pieces, self.bundle.configurations.worth_moving)
         if configuration.exits and self.manifest.heads == "untrained" and not self._allow_untrained:
             raise ConfigurationError(
                 f"configuration {configuration.name!r} uses heads that were never trained: its answers mean nothing",

@@ -7,6 +7,7 @@ from pathlib import Path
 from random import Random
 from types import FrameType
 
+import msgspec
 import numpy as np
 import pytest
 from hypothesis import assume, given
@@ -328,3 +329,31 @@ def test_a_budget_that_nothing_meets_leaves_the_knob_alone(priced: Session, budg
 def test_a_budget_needs_a_search(tiny_bundle: Path) -> None:
     with load(tiny_bundle, threads=1) as session, pytest.raises(ConfigurationError, match="no searched configurations"):
         session.budget = 0.5
+
+
+# --- moving together -------------------------------------------------------------------------------------------------
+
+
+@given(batches, configurations, st.integers(1, 10), st.integers(1, 10))
+def test_answers_do_not_depend_on_when_samples_are_moved_together(
+    tiny_bundle: Path, images, configuration, first, second
+):
+    assume(not near_threshold(images, configuration))
+    with load(tiny_bundle, threads=1) as session:
+        before = session.bundle.configurations
+        session.bundle.configurations = msgspec.structs.replace(before, worth_moving={"3": first, "7": second})
+        session.use(configuration)
+        result, answer = session(images), expected(images, configuration)
+        np.testing.assert_array_equal(result.exit, answer.exit)
+        np.testing.assert_array_equal(result.logits, answer.logits)
+
+
+@pytest.mark.parametrize(("worth", "second"), [(1, "fewer"), (41, "all")])
+def test_samples_are_moved_together_only_when_enough_have_left(spied: Session, spy: Spy, worth, second):
+    spied.bundle.configurations = msgspec.structs.replace(spied.bundle.configurations, worth_moving={"3": worth})
+    images = make_images(40)
+    spied.use("fast")
+    left = int((spied(images).exit == 0).sum())
+    assert 0 < left < 40
+    rows = dict(spy.calls)
+    assert rows["segment_01"] == rows["exit_07_linear"] == (40 - left if second == "fewer" else 40)
