@@ -1,0 +1,785 @@
+from __future__ import annotations
+
+import json
+import math
+import re
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from types import FrameType
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from msgspec import structs
+from numpy.typing import NDArray
+
+import dyce_runtime.drift
+import dyce_runtime.observation
+from dyce_runtime import Bundle, Configuration, Result, load, open_bundle
+from dyce_runtime.bundle import RECORDS
+from dyce_runtime.drift import DriftReport, Stability, population_stability_index
+from dyce_runtime.errors import BundleError, UsageError
+from dyce_runtime.observation import BUCKETS, Observation
+from tests.bundles import CLASSES, HEAD, NAMED, all_heads, make_images, on
+
+EXITS = ("3", "7", "final")
+FULL, FAST = Configuration("full"), Configuration("fast", on(exit3=0.5, exit7=0.5))
+LATE = Configuration("late", on(exit7=0.5))
+
+
+@pytest.fixture(scope="module")
+def tiny(tiny_bundle: Path) -> Bundle:
+    return open_bundle(tiny_bundle)
+
+
+@pytest.fixture
+def recorded(tiny: Bundle, tmp_path: Path) -> Callable[[NDArray[np.float32]], Bundle]:
+    """Makes a bundle with the given confidences as the records of its test samples."""
+    return lambda confidences: with_records(tiny, tmp_path, confidences)
+
+
+def with_records(tiny: Bundle, folder: Path, confidences: NDArray[np.float32], split: object = "test") -> Bundle:
+    write_records(folder / RECORDS, confidences=confidences, split=np.broadcast_to(np.asarray(split), len(confidences)))
+    return Bundle(folder, tiny.manifest, tiny.configurations)
+
+
+def write_records(path: Path, **arrays: object) -> None:
+    """Write records of all heads; those named None are left out."""
+    path.parent.mkdir(exist_ok=True)
+    all_arrays = {"exit": EXITS[:-1], "head": [HEAD] * 2, **arrays}
+    np.savez(path, **{name: np.asarray(array) for name, array in all_arrays.items() if array is not None})
+
+
+def drawn(count: int, seed: int, sureness: float = 2.0) -> NDArray[np.float32]:
+    """Confidences (N, 3) of every head, the surer the more, as different samples are differently hard."""
+    random = np.random.default_rng(seed)
+    return random.beta([sureness, sureness + 1, sureness + 2], 2, (count, 3)).astype(np.float32)
+
+
+def leaving(confidences: NDArray[np.float32], configuration: Configuration) -> list[int]:
+    """Where each sample leaves, one after another."""
+    found = []
+    for row in confidences:
+        found.append(2)
+        for index in (1, 0):
+            setting = configuration.exits.get(EXITS[index])
+            if setting is not None and row[index] > np.float32(setting.threshold):
+                found[-1] = index
+    return found
+
+
+def answer(configuration: Configuration, confidences: NDArray[np.float32]) -> Result:
+    """What a call returns whose heads are that sure."""
+    exit = np.array(leaving(confidences, configuration), np.int64)
+    count = len(confidences)
+    taken = confidences[np.arange(count), exit]
+    return Result(np.zeros((count, CLASSES), np.float32), np.zeros(count, np.int64), taken, exit, configuration)
+
+
+def left(configuration: Configuration, *exits: int) -> Result:
+    """What a call returns whose samples leave there."""
+    count = len(exits)
+    ones = np.ones(count, np.float32)
+    return Result(
+        np.zeros((count, CLASSES), np.float32), np.zeros(count, np.int64), ones, np.array(exits), configuration
+    )
+
+
+def the_report(watch: Observation) -> dict:
+    """Of the configuration that was used last."""
+    return watch.as_dict()["drift"]["configurations"][0]
+
+
+# --- counting --------------------------------------------------------------------------------------------------------
+
+seconds = st.one_of(st.sampled_from(BUCKETS), st.floats(0, 20))
+calls = st.lists(
+    st.tuples(
+        st.sampled_from([FAST, Configuration("own", on(exit3=0.5, exit7=0.7))]),
+        st.lists(st.integers(0, 2), min_size=1, max_size=5),
+        seconds,
+    )
+)
+
+
+@given(calls)
+def test_every_call_and_sample_is_counted(tiny: Bundle, calls):
+    watch = Observation(tiny)
+    for configuration, exits, duration in calls:
+        watch(left(configuration, *exits), duration)
+    found = watch.as_dict()
+    assert found["calls"] == len(calls)
+    assert found["samples"] == sum(len(exits) for _, exits, _ in calls)
+    at = Counter(exit for _, exits, _ in calls for exit in exits)
+    assert found["samples_per_exit"] == {id: at[index] for index, id in enumerate(EXITS)}
+    by = Counter(configuration.name for configuration, exits, _ in calls for _ in exits)
+    assert found["samples_per_configuration"] == by
+
+
+@given(st.lists(seconds), st.lists(seconds, min_size=1, unique=True).map(sorted))
+def test_a_latency_bucket_holds_the_calls_up_to_its_boundary(tiny: Bundle, durations, boundaries):
+    watch = Observation(tiny, buckets=boundaries)
+    for duration in durations:
+        watch(left(FAST, 0), duration)
+    found = watch.as_dict()["latency_seconds"]
+    for boundary, count in found["buckets"].items():
+        assert count == sum(duration <= float(boundary) for duration in durations)
+    assert list(map(float, found["buckets"])) == [*boundaries, math.inf]
+    assert (found["sum"], found["count"]) == (pytest.approx(math.fsum(durations)), len(durations))
+
+
+def test_counts_are_exact_when_threads_switch_between_any_two_instructions(recorded):
+    watch = Observation(recorded(drawn(100, 0)))
+    results = [left(FAST, 0), left(FAST, 1, 2), left(LATE, 1)]
+
+    def switch(frame: FrameType, event: str, argument: object):
+        if frame.f_code.co_filename not in (dyce_runtime.observation.__file__, dyce_runtime.drift.__file__):
+            return None
+        frame.f_trace_opcodes = True
+        time.sleep(0)
+        return switch
+
+    def work(number: int) -> None:
+        sys.settrace(switch)
+        try:
+            for turn in range(15):
+                watch(results[turn % 3], 2.0**-9)
+        finally:
+            sys.settrace(None)
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(work, range(8)))
+    found = watch.as_dict()
+    assert (found["calls"], found["latency_seconds"]["sum"]) == (120, 120 * 2.0**-9)
+    assert found["samples_per_exit"] == {"3": 40, "7": 80, "final": 40}
+    assert found["samples_per_configuration"] == {"fast": 120, "late": 40}
+    for result in (left(FAST, *[0] * 100), left(LATE, *[1] * 100)):
+        watch(result, 0.01)
+    seen = [report["shares"]["samples"] for report in watch.as_dict()["drift"]["configurations"]]
+    assert seen == [140, 220]
+
+
+def test_an_application_may_make_up_names_without_end(tiny: Bundle):
+    watch = Observation(tiny)
+    for number in range(1000):
+        watch(left(Configuration(f"own {number}", FAST.exits), 0, 1), 0.01)
+    found = watch.as_dict()["samples_per_configuration"]
+    assert len(found) <= 65
+    assert found["own 0"] == 2
+    assert sum(found.values()) == 2000
+    assert len(watch.as_dict()["drift"]["configurations"]) == 1
+
+
+def test_a_session_is_observed_until_it_is_detached(tiny_bundle: Path):
+    with load(tiny_bundle, threads=1) as session:
+        watch = Observation(session)
+        session.attach(watch)
+        session.use("fast")
+        exits = [*session(make_images(40)).exit, *session(make_images(1)).exit]
+        session.detach(watch)
+        session(make_images(5))
+    found = watch.as_dict()
+    assert found["calls"] == 2
+    assert found["samples_per_exit"] == {id: exits.count(index) for index, id in enumerate(EXITS)}
+    assert 0 < found["latency_seconds"]["sum"] < 60
+
+
+# --- the index -------------------------------------------------------------------------------------------------------
+
+counts = st.lists(st.tuples(st.integers(0, 1000), st.integers(0, 1000)), min_size=1, max_size=12)
+
+
+def brute_force(expected: list[int], observed: list[int]) -> float:
+    e, a = ((np.array(counts) + 0.5) / (np.array(counts) + 0.5).sum() for counts in (expected, observed))
+    return float(((a - e) * np.log(a / e)).sum())
+
+
+@given(counts)
+def test_the_index_is_what_its_formula_says(pairs):
+    expected, observed = map(list, zip(*pairs, strict=True))
+    assert population_stability_index(expected, observed) == pytest.approx(brute_force(expected, observed), abs=1e-12)
+
+
+def test_the_index_of_a_known_case():
+    # Shares of a half and a half against a quarter and three quarters: ln(3) / 4, but for the smoothing.
+    assert population_stability_index([500_000, 500_000], [250_000, 750_000]) == pytest.approx(math.log(3) / 4, 1e-4)
+
+
+@given(st.integers(0, 2**32 - 1), st.sampled_from([FAST, LATE, FULL]), st.sampled_from([5, 10]))
+@settings(max_examples=30)
+def test_an_observed_index_is_that_of_equally_filled_bins(tiny: Bundle, seed, configuration, bins):
+    # On a grid, and observed ones beside it, so that none is at an edge.
+    steps = np.arange(1, 601, dtype=np.float32)[:, None].repeat(3, axis=1) / 601
+    records = np.random.default_rng(seed).permuted(steps, axis=0)
+    observed = (np.floor(drawn(600, seed, sureness=3) * 600) + np.float32(0.25)) / 601
+    with TemporaryDirectory() as folder:
+        watch = Observation(with_records(tiny, Path(folder), records), minimum=1, bins=bins)
+    watch(answer(configuration, observed), 0.01)
+    report = the_report(watch)
+    went, came = (np.array(leaving(samples, configuration)) for samples in (records, observed))
+    on_exits = [index for index, id in enumerate(EXITS) if id in configuration.exits or id == "final"]
+    assert list(report["exits"]) == [EXITS[index] for index in on_exits]
+    for index in on_exits:
+        expected, seen = np.sort(records[went == index, index]), observed[came == index, index]
+        cuts = [math.ceil(len(expected) * k / bins) for k in range(1, bins)]
+        edges = [(expected[cut - 1] + expected[cut]) / 2 for cut in cuts]
+        filled = [np.histogram(part, [-1, *edges, 2])[0].tolist() for part in (expected, seen)]
+        assert report["exits"][EXITS[index]]["samples"] == len(seen)
+        assert report["exits"][EXITS[index]]["psi"] == pytest.approx(brute_force(*filled), abs=1e-9)
+    if configuration.exits:
+        shares = brute_force(*([int((exits == index).sum()) for index in on_exits] for exits in (went, came)))
+        assert report["shares"]["psi"] == pytest.approx(shares, abs=1e-12)
+
+
+coarse = st.integers(0, 8).map(lambda eighth: eighth / 8)
+
+
+@given(st.integers(0, 2**32 - 1), coarse, coarse, st.sampled_from([8, 10, 1000]))
+def test_the_records_own_samples_are_as_expected_to_the_last_one(tiny: Bundle, seed, first, second, grid):
+    """Confidences are tied with each other and with thresholds; thresholds are float32, 0.1 more than the float64."""
+    configuration = Configuration("drawn", on(exit3=max(first, 0.1), exit7=second))
+    records = (np.random.default_rng(seed).integers(0, grid + 1, (300, 3)) / grid).astype(np.float32)
+    with TemporaryDirectory() as folder:
+        watch = Observation(with_records(tiny, Path(folder), records), minimum=1)
+    watch(answer(configuration, records), 0.01)
+    report = the_report(watch)
+    exits = leaving(records, configuration)
+    assert {id: found["samples"] for id, found in report["exits"].items()} == {
+        id: exits.count(index) for index, id in enumerate(EXITS)
+    }
+    assert report["shares"]["psi"] == 0
+    for found in report["exits"].values():
+        assert found["psi"] in (0, None)
+        assert (found["psi"] is None) == bool(found["reason"])
+    assert report["drifted"] is False
+
+
+def test_equal_confidences_are_in_one_bin_and_no_bin_is_empty(recorded):
+    records = np.full((100, 3), 0.25, np.float32)
+    records[60:, 2], records[98:, 2] = 0.5, 0.75
+    watch = Observation(recorded(records), minimum=1)
+    watch(answer(FULL, np.repeat(np.float32([[0, 0, 0.2], [0, 0, 0.6]]), [50, 150], axis=0)), 0.01)
+    found = the_report(watch)["exits"]["final"]
+    assert found["psi"] == pytest.approx(brute_force([60, 40], [50, 150]), abs=1e-12)
+
+
+def test_what_engines_differ_by_is_no_drift(recorded):
+    """Up to a fifth of confidences are saturated; another engine may round them otherwise."""
+    records = drawn(500, 0, sureness=8)
+    records[records > 0.9] = 1
+    watch = Observation(recorded(records), minimum=1)
+    other = np.clip(records.astype(np.float64) - 1e-6, 0, 1).astype(np.float32)
+    watch(answer(LATE, other), 0.01)
+    assert (the_report(watch)["exits"]["7"]["psi"], watch.drifted) == (0, False)
+
+
+# --- what is drift ---------------------------------------------------------------------------------------------------
+
+seeds = st.integers(0, 2**32 - 2)
+watched = st.sampled_from([FULL, FAST, LATE, Configuration("wary", on(exit3=0.9, exit7=0.8))])
+
+
+@given(seeds, watched, st.floats(0.5, 5))
+@settings(max_examples=40)
+def test_samples_like_those_of_the_calibration_are_no_drift(tiny: Bundle, seed, configuration, sureness):
+    with TemporaryDirectory() as folder:
+        watch = Observation(with_records(tiny, Path(folder), drawn(1000, seed, sureness)))
+    for part in np.array_split(drawn(3000, seed + 1, sureness), 20):
+        watch(answer(configuration, part), 0.01)
+        assert not watch.drifted
+    assert watch.drifted is False
+
+
+@given(seeds, watched, st.sampled_from([0.4, 8.0]))
+@settings(max_examples=40)
+def test_samples_that_heads_are_more_or_less_sure_of_are_drift(tiny: Bundle, seed, configuration, sureness):
+    with TemporaryDirectory() as folder:
+        watch = Observation(with_records(tiny, Path(folder), drawn(1000, seed)))
+    watch(answer(configuration, drawn(1000, seed + 1, sureness)), 0.01)
+    assert watch.drifted is True
+
+
+@pytest.mark.parametrize("records", [10, 25, 50])
+def test_few_records_do_not_make_chance_look_like_drift(tiny: Bundle, tmp_path: Path, records: int):
+    above = 0
+    for seed in range(100):
+        watch = Observation(with_records(tiny, tmp_path, drawn(records, seed)))
+        watch(answer(FULL, drawn(300, seed + 1000)), 0.01)
+        assert watch.drifted is False
+        above += the_report(watch)["exits"]["final"]["psi"] > 0.2
+    assert above, "the rule of thumb alone would have told of drift"
+
+
+@pytest.mark.parametrize("records", [10, 25, 50])
+def test_few_records_show_a_large_drift(recorded, records: int):
+    watch = Observation(recorded(drawn(records, 0)))
+    watch(answer(FULL, drawn(500, 1, sureness=30)), 0.01)
+    assert watch.drifted is True
+
+
+def test_drift_may_be_in_the_shares_of_the_exits_alone(recorded):
+    records, observed = drawn(2000, 0), drawn(2000, 1)
+    sure = observed[:, 1] > 0.5
+    observed = observed[np.concatenate([np.flatnonzero(sure)[:200], np.flatnonzero(~sure)[:400]])]
+    watch = Observation(recorded(records))
+    watch(answer(LATE, observed), 0.01)
+    report = the_report(watch)
+    assert report["shares"]["psi"] > report["shares"]["limit"]
+    assert all(found["psi"] < 0.2 for found in report["exits"].values())
+    assert watch.drifted is True
+
+
+def test_the_threshold_decides(recorded):
+    drifted = {}
+    for threshold in (0.2, 5.0):
+        watch = Observation(recorded(drawn(1000, 0)), threshold=threshold)
+        watch(answer(FULL, drawn(1000, 1, sureness=5)), 0.01)
+        assert the_report(watch)["exits"]["final"]["limit"] == threshold
+        drifted[threshold] = watch.drifted
+    assert drifted == {0.2: True, 5.0: False}
+
+
+def test_the_samples_that_thresholds_were_chosen_on_are_left_out(tiny: Bundle, tmp_path: Path):
+    records = np.concatenate([drawn(1000, 0, sureness=20), drawn(500, 1), drawn(500, 2)])
+    split = np.repeat(["search", "test", "certification"], [1000, 500, 500])
+    watch = Observation(with_records(tiny, tmp_path, records, split), minimum=1)
+    watch(answer(FAST, records[1000:]), 0.01)
+    report = the_report(watch)
+    assert [found["psi"] for found in (report["shares"], *report["exits"].values())] == [0, 0, 0, 0]
+
+
+# --- when it can be told ---------------------------------------------------------------------------------------------
+
+
+def test_below_the_minimum_there_is_no_number(recorded):
+    watch = Observation(recorded(drawn(1000, 0)))
+    assert watch.drifted is None
+    for _ in range(199):
+        watch(answer(FULL, drawn(1, 1, sureness=50)), 0.01)
+    assert the_report(watch)["exits"]["final"]["psi"] is None
+    assert "expected at least 200" in the_report(watch)["exits"]["final"]["reason"]
+    assert watch.drifted is None
+    watch(answer(FULL, drawn(1, 1, sureness=50)), 0.01)
+    assert the_report(watch)["exits"]["final"]["psi"] > 0.2
+    assert the_report(watch)["exits"]["final"]["samples"] == 200
+    assert watch.drifted is True
+
+
+def test_an_exit_where_few_samples_leave_does_not_keep_the_others_from_a_verdict(recorded):
+    watch = Observation(recorded(drawn(1000, 0)), minimum=100)
+    watch(answer(LATE, np.repeat(np.float32([[0, 0.9, 0], [0, 0.1, 0.5]]), [300, 50], axis=0)), 0.01)
+    report = the_report(watch)
+    assert (report["exits"]["final"]["psi"], report["exits"]["7"]["psi"] > 0.2, watch.drifted) == (None, True, True)
+
+
+def test_without_records_all_but_drift_works(tiny: Bundle):
+    told: list[DriftReport] = []
+    watch = Observation(tiny, on_drift=told.append)
+    watch(answer(FAST, drawn(1000, 0)), 0.01)
+    found = watch.as_dict()
+    assert found["samples"] == 1000
+    assert (watch.drifted, found["drift"]["drifted"], told) == (None, None, [])
+    assert "no records" in found["drift"]["reason"]
+    assert "no records" in the_report(watch)["shares"]["reason"]
+    assert 'dyce_samples_total{configuration="fast",exit="3"}' in watch.prometheus()
+    assert "dyce_drifted{" not in watch.prometheus()
+
+
+def test_records_of_the_search_alone_are_none(tiny: Bundle, tmp_path: Path):
+    watch = Observation(with_records(tiny, tmp_path, drawn(1000, 0), "search"))
+    watch(answer(FAST, drawn(1000, 0)), 0.01)
+    assert watch.drifted is None
+    assert "certification and test" in watch.as_dict()["drift"]["reason"]
+
+
+def test_a_head_that_was_not_recorded_is_named(tiny: Bundle, tmp_path: Path):
+    arrays = {"confidences": drawn(100, 0)[:, :2], "split": ["test"] * 100, "exit": ["3"], "head": [HEAD]}
+    write_records(tmp_path / RECORDS, **arrays)
+    watch = Observation(Bundle(tmp_path, tiny.manifest, tiny.configurations))
+    watch(answer(FAST, drawn(1000, 0)), 0.01)
+    assert the_report(watch)["shares"]["reason"] == "the records have no head linear at exit 7"
+    assert watch.drifted is None
+    watch(answer(Configuration("early", on(exit3=0.5)), drawn(1000, 0)), 0.01)
+    assert watch.drifted is not None
+
+
+def test_where_no_record_leaves_nothing_is_compared_but_the_shares(recorded):
+    watch = Observation(recorded(np.full((100, 3), 0.25, np.float32)))
+    watch(answer(FAST, np.full((300, 3), 0.75, np.float32)), 0.01)
+    report = the_report(watch)
+    assert report["exits"]["3"]["reason"] == "0 of the records' samples leave here: nothing to compare with"
+    assert report["exits"]["final"]["reason"] == "the records' confidences are equal here: nothing to compare with"
+    assert report["shares"]["psi"] > 1
+    assert watch.drifted is True
+
+
+def test_the_full_model_has_no_shares_to_compare(recorded):
+    watch = Observation(recorded(drawn(1000, 0)))
+    watch(answer(FULL, drawn(300, 1)), 0.01)
+    assert the_report(watch)["shares"]["reason"] == "no exit is on"
+    assert watch.drifted is False
+
+
+def test_what_a_work_cap_sends_out_is_counted_but_is_no_drift(recorded):
+    """It sends out half of all samples behind exit 3, which is off, and a quarter at exit 7, however unsure."""
+    watch = Observation(recorded(drawn(2000, 0)))
+    for number, part in enumerate(np.array_split(drawn(6000, 1), 60)):
+        result = answer(LATE, part)
+        if number < 40:
+            result.exit[:50], result.exit[50:75] = 0, 1
+            result.confidence[:75] = part[range(75), result.exit[:75]]
+        watch(result, 0.01)
+        assert not watch.drifted
+        if number == 39:
+            capped = the_report(watch)
+            assert (capped["shares"]["psi"], capped["exits"]["7"]["samples"] > 200) == (None, True)
+            assert watch.as_dict()["samples_per_exit"]["3"] == 2000
+    report = the_report(watch)
+    assert list(report["exits"]) == ["7", "final"]
+    assert 1000 <= report["shares"]["samples"] <= 1050
+    assert report["shares"]["psi"] < 0.05
+
+
+def test_once_samples_are_sent_out_the_shares_are_not_told(recorded):
+    watch = Observation(recorded(drawn(2000, 0)))
+    watch(answer(LATE, drawn(1000, 1)), 0.01)
+    assert the_report(watch)["shares"]["psi"] is not None
+    as_sure_as_the_threshold = np.full(100, 0.5, np.float32)
+    watch(structs.replace(left(LATE, *[1] * 100), confidence=as_sure_as_the_threshold), 0.01)
+    assert "a work cap sent samples out" in the_report(watch)["shares"]["reason"]
+    watch(answer(LATE, drawn(1100, 2)), 0.01)
+    assert the_report(watch)["shares"]["samples"] == 1100
+
+
+def test_a_capped_session_is_observed(tiny_bundle: Path, recorded):
+    with load(tiny_bundle, threads=1) as session:
+        session.use("accurate")
+        early = session.plan(Configuration("early", on(exit3=0.0)))
+        session.cap = lambda plan, count: structs.replace(early, configuration=plan.configuration)
+        watch = Observation(recorded(drawn(1000, 0)))
+        session.attach(watch)
+        session(make_images(300))
+    assert watch.as_dict()["samples_per_exit"] == {"3": 300, "7": 0, "final": 0}
+    assert watch.drifted is None
+
+
+def scrambled(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-200])
+
+
+def no_zip(path: Path) -> None:
+    path.write_text("these are no records")
+
+
+def with_changes(**changes: object) -> Callable[[Path], None]:
+    return lambda path: write_records(path, **{"confidences": drawn(10, 0), "split": ["test"] * 10, **changes})
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        scrambled,
+        no_zip,
+        with_changes(split=None),
+        with_changes(exit=["3"]),
+        with_changes(split=["test"] * 9),
+        with_changes(confidences=drawn(10, 0)[:, :2]),
+        with_changes(confidences=drawn(10, 0)[:, 0]),
+        with_changes(confidences=drawn(10, 0) + 1),
+        with_changes(confidences=drawn(10, 0) * np.float32(np.nan)),
+        with_changes(confidences=drawn(10, 0).astype(np.float64)),
+        with_changes(confidences=drawn(10, 0).astype(object)),
+    ],
+)
+def test_damaged_records_are_refused(recorded, damage):
+    bundle = recorded(drawn(10, 0))
+    damage(bundle.file(RECORDS))
+    with pytest.raises(BundleError, match=r"records\.npz does not hold records"):
+        Observation(bundle)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"buckets": []},
+        {"buckets": [0.1, 0.1]},
+        {"buckets": [0.2, 0.1]},
+        {"buckets": [0.1, math.inf]},
+        {"buckets": [math.nan]},
+        {"threshold": 0},
+        {"threshold": math.nan},
+        {"minimum": 0},
+        {"bins": 1},
+    ],
+)
+def test_options_without_sense_are_refused(tiny: Bundle, options):
+    with pytest.raises(UsageError, match="expected"):
+        Observation(tiny, **options)
+
+
+# --- under each configuration ----------------------------------------------------------------------------------------
+
+
+def test_equal_names_that_do_different_things_are_kept_apart(recorded):
+    watch = Observation(recorded(drawn(1000, 0)))
+    first, second = Configuration("own", on(exit3=0.5)), Configuration("own", on(exit3=0.25, exit7=0.5))
+    for part in np.array_split(drawn(1000, 1), 50):
+        watch(answer(first, part), 0.01)
+        watch(answer(second, part), 0.01)
+    found = watch.as_dict()
+    assert found["samples_per_configuration"] == {"own": 2000}
+    reports = found["drift"]["configurations"]
+    assert [sorted(report["configuration"]["exits"]) for report in reports] == [["3", "7"], ["3"]]
+    assert [report["shares"]["samples"] for report in reports] == [1000, 1000]
+    assert [report["drifted"] for report in reports] == [False, False]
+    assert watch.prometheus().count('dyce_drifted{configuration="own"} 0') == 1
+
+
+def test_different_names_that_do_the_same_count_as_one(recorded):
+    """A governor names what it sets after the budget, and sets the same for many budgets."""
+    watch = Observation(recorded(drawn(1000, 0)))
+    same = [on(exit3=0.1, exit7=0.5), on(exit7=0.5, exit3=0.1), on(exit3=float(np.float32(0.1)), exit7=0.5)]
+    for number, part in enumerate(np.array_split(drawn(1000, 1, sureness=9), 10)):
+        watch(answer(Configuration(f"budget {number}", same[number % 3]), part), 0.01)
+    (report,) = watch.as_dict()["drift"]["configurations"]
+    assert (report["configuration"]["name"], report["shares"]["samples"]) == ("budget 0", 1000)
+    assert watch.drifted is True
+
+
+def test_only_the_last_used_configurations_are_kept(recorded):
+    watch = Observation(recorded(drawn(100, 0)))
+    own = [Configuration("own", on(exit3=(number + 1) / 256)) for number in range(200)]
+    for number, configuration in enumerate(own):
+        watch(left(configuration, *[0] * 100), 0.01)
+        if number % 50 == 0:
+            watch(left(FULL, *[2] * 100), 0.01)
+    reports = watch.as_dict()["drift"]["configurations"]
+    assert len(reports) == 64
+    thresholds = [report["configuration"]["exits"]["3"]["threshold"] for report in reports[:49]]
+    assert thresholds == [(number + 1) / 256 for number in reversed(range(151, 200))]
+    (full,) = (report for report in reports if report["configuration"]["name"] == "full")
+    assert full["exits"]["final"]["samples"] == 400
+
+
+# --- being told ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def told() -> list[DriftReport]:
+    return []
+
+
+def feed(watch: Observation, count: int, seed: int, sureness: float = 2.0) -> Iterator[Stability]:
+    """The stability of the final head's confidences after every hundred samples."""
+    for part in np.array_split(drawn(count, seed, sureness), count // 100):
+        watch(answer(FULL, part), 0.01)
+        found = the_report(watch)["exits"]["final"]
+        yield Stability(**found)
+
+
+def test_drift_is_told_when_it_begins_and_again_only_after_it_has_ended(recorded, told):
+    watch = Observation(recorded(drawn(1000, 0)), on_drift=told.append)
+    list(feed(watch, 2000, 1))
+    assert told == []
+    list(feed(watch, 10_000, 2, sureness=6))
+    assert (len(told), watch.drifted) == (1, True)
+    assert told[0].configuration == FULL
+    assert told[0].drifted is True
+    assert told[0].exits["final"].psi > told[0].exits["final"].limit
+    list(feed(watch, 60_000, 3))
+    assert (len(told), watch.drifted) == (1, False), "what is long ago is forgotten"
+    list(feed(watch, 20_000, 4, sureness=6))
+    assert (len(told), watch.drifted) == (2, True)
+
+
+def test_an_index_at_its_limit_does_not_come_and_go(recorded):
+    watch = Observation(recorded(drawn(1000, 0)))
+    between = {False: 0, True: 0}
+    for sureness, count in ((2.0, 2000), (6.0, 5000), (2.0, 60_000)):
+        for found in feed(watch, count, int(sureness), sureness):
+            if found.psi is not None:
+                assert watch.drifted or found.psi <= found.limit
+                assert not watch.drifted or found.psi > found.limit / 2
+                between[watch.drifted] += found.limit / 2 < found.psi <= found.limit
+    assert all(between.values())
+
+
+def test_drift_under_one_configuration_says_nothing_of_another(recorded, told):
+    watch = Observation(recorded(drawn(1000, 0)), on_drift=told.append)
+    watch(answer(FAST, drawn(1000, 1, sureness=9)), 0.01)
+    assert watch.drifted is True
+    watch(answer(FULL, drawn(1000, 1)), 0.01)
+    assert watch.drifted is False
+    watch(answer(LATE, drawn(1000, 1, sureness=9)), 0.01)
+    assert [report.configuration for report in told] == [FAST, LATE]
+
+
+def test_whoever_is_told_may_ask_from_any_thread(recorded):
+    asked = []
+    with ThreadPoolExecutor(1) as other_thread:
+
+        def ask(report: DriftReport) -> None:
+            for question in (lambda: watch.as_dict()["drift"]["drifted"], watch.prometheus):
+                asked.append(other_thread.submit(question).result(timeout=20))
+            watch(left(FULL, 2), 0.01)
+
+        watch = Observation(recorded(drawn(1000, 0)), on_drift=ask)
+        watch(answer(FULL, drawn(1000, 1, sureness=9)), 0.01)
+    assert asked[0] is True
+    assert 'dyce_drifted{configuration="full"} 1' in asked[1]
+
+
+def test_what_on_drift_raises_is_logged_and_the_call_still_answers(tiny_bundle: Path, recorded, caplog):
+    def fail(report: DriftReport) -> None:
+        raise OSError("no network")
+
+    with load(tiny_bundle, threads=1) as session:
+        session.use("fast")
+        session.attach(Observation(recorded(drawn(1000, 0)), on_drift=fail))
+        assert session(make_images(400) * 64).label.shape == (400,)
+    assert "no network" in caplog.text
+
+
+def test_a_session_drifts_when_its_pictures_grow_brighter(tiny_bundle: Path, recorded, told):
+    records = all_heads(make_images(2000, seed=7))[1]
+    with load(tiny_bundle, threads=1) as session:
+        watch = Observation(recorded(records), on_drift=told.append)
+        session.attach(watch)
+        for name in NAMED:
+            session.use(name)
+            for seed in range(4):
+                session(make_images(300, seed))
+            assert watch.drifted is False, name
+        assert told == []
+        for seed in range(8):
+            session(make_images(600, seed) * 4)
+    assert [report.configuration.name for report in told] == ["fast"]
+
+
+# --- Prometheus ------------------------------------------------------------------------------------------------------
+
+_NAME = r"[a-zA-Z_:][a-zA-Z0-9_:]*"
+_LABEL = re.compile(r'([a-zA-Z_][a-zA-Z0-9_]*)="((?:[^\\"\n]|\\[\\"n])*)"(?:,|$)')
+_SAMPLE = re.compile(rf"({_NAME})(?:\{{(.*)\}})? (\S+)", re.DOTALL)
+_ESCAPES = {r"\\": "\\", r"\"": '"', r"\n": "\n"}
+
+Series = tuple[str, frozenset[tuple[str, str]]]
+
+
+def parse(text: str) -> tuple[dict[str, str], dict[Series, float]]:
+    """Types of the families and values of the series, by the rules of the text format."""
+    assert text.endswith("\n")
+    helped, types, found, family = set(), {}, {}, ""
+    for line in text[:-1].split("\n"):
+        if line.startswith("# HELP "):
+            family = line.split(" ", 3)[2]
+            assert family not in helped
+            assert line.split(" ", 3)[3]
+            helped.add(family)
+        elif line.startswith("# TYPE "):
+            _, _, name, type = line.split(" ")
+            assert (name, name in types) == (family, False)
+            types[name] = type
+        else:
+            sample = _SAMPLE.fullmatch(line)
+            assert sample, line
+            name, labels, value = sample[1], sample[2] or "", float(sample[3])
+            suffix = name.removeprefix(family)
+            assert suffix in (("_bucket", "_sum", "_count") if types[family] == "histogram" else ("",))
+            pairs = _LABEL.findall(labels)
+            assert len("".join(f'{label}="{text}",' for label, text in pairs)) in (0, len(labels) + 1), line
+            unescaped = {label: re.sub(r"\\.", lambda match: _ESCAPES[match[0]], text) for label, text in pairs}
+            series = name, frozenset(unescaped.items())
+            assert len(unescaped) == len(pairs)
+            assert series not in found
+            found[series] = value
+    assert helped == types.keys()
+    return types, found
+
+
+def values(found: dict[Series, float], name: str, *labels: str) -> dict[object, float]:
+    """The values of one metric by the values of its labels."""
+    return {
+        tuple(dict(pairs)[label] for label in labels) if len(labels) != 1 else dict(pairs)[labels[0]]: value
+        for (own, pairs), value in found.items()
+        if own == name
+    }
+
+
+@given(st.lists(st.tuples(st.text(max_size=8), seeds, seconds), max_size=6))
+@settings(max_examples=40)
+def test_prometheus_reads_what_as_dict_says(tiny: Bundle, uses):
+    with TemporaryDirectory() as folder:
+        watch = Observation(with_records(tiny, Path(folder), drawn(1000, 0)))
+    for name, seed, duration in uses:
+        watch(answer(Configuration(name, on(exit7=0.25 + seed % 3 / 4)), drawn(300, seed)), duration)
+    types, found = parse(watch.prometheus())
+    said = watch.as_dict()
+    assert types == {
+        "dyce_calls_total": "counter",
+        "dyce_samples_total": "counter",
+        "dyce_call_duration_seconds": "histogram",
+        "dyce_exit_share_psi": "gauge",
+        "dyce_confidence_psi": "gauge",
+        "dyce_drifted": "gauge",
+    }
+    assert values(found, "dyce_calls_total") == {(): said["calls"]}
+    per_exit, per_name = Counter(), Counter()
+    for (name, exit), count in values(found, "dyce_samples_total", "configuration", "exit").items():
+        per_exit[exit] += count
+        per_name[name] += count
+    assert per_name == said["samples_per_configuration"]
+    assert per_exit == (said["samples_per_exit"] if uses else {})
+    latency = "dyce_call_duration_seconds"
+    assert values(found, f"{latency}_bucket", "le") == said["latency_seconds"]["buckets"]
+    assert values(found, f"{latency}_count") == {(): said["latency_seconds"]["buckets"]["+Inf"]}
+    assert values(found, f"{latency}_sum") == {(): said["latency_seconds"]["sum"]}
+    latest: dict[str, dict] = {}
+    for report in said["drift"]["configurations"]:
+        latest.setdefault(report["configuration"]["name"], report)
+    assert values(found, "dyce_drifted", "configuration") == {
+        name: report["drifted"] for name, report in latest.items() if report["drifted"] is not None
+    }
+    assert values(found, "dyce_exit_share_psi", "configuration") == {
+        name: report["shares"]["psi"] for name, report in latest.items() if report["shares"]["psi"] is not None
+    }
+    assert values(found, "dyce_confidence_psi", "configuration", "exit") == {
+        (name, exit): stability["psi"]
+        for name, report in latest.items()
+        for exit, stability in report["exits"].items()
+        if stability["psi"] is not None
+    }
+
+
+def test_a_name_with_every_special_character_comes_back(tiny: Bundle):
+    name = 'say "\\n"\nor } le="1" # TYPE'
+    watch = Observation(tiny)
+    watch(left(Configuration(name, FAST.exits), 0), 0.01)
+    text = watch.prometheus()
+    assert r'{configuration="say \"\\n\"\nor } le=\"1\" # TYPE",exit="3"} 1' in text
+    assert values(parse(text)[1], "dyce_samples_total", "configuration", "exit")[name, "3"] == 1
+
+
+def test_the_buckets_are_cumulative_and_end_in_infinity(tiny: Bundle):
+    watch = Observation(tiny)
+    for duration in (0.00005, 0.0001, 0.003, 3600):
+        watch(left(FAST, 0), duration)
+    buckets = values(parse(watch.prometheus())[1], "dyce_call_duration_seconds_bucket", "le")
+    assert list(map(float, buckets)) == [*BUCKETS, math.inf]
+    assert list(buckets)[-1] == "+Inf"
+    assert (buckets["0.0001"], buckets["0.0025"], buckets["0.005"], buckets["10.0"], buckets["+Inf"]) == (2, 2, 3, 3, 4)
+
+
+def test_the_document_is_plain_json(recorded):
+    watch = Observation(recorded(drawn(1000, 0)))
+    assert json.loads(json.dumps(watch.as_dict(), allow_nan=False)) == watch.as_dict()
+    for configuration in (FAST, FULL):
+        watch(answer(configuration, drawn(500, 1)), 0.01)
+    assert json.loads(json.dumps(watch.as_dict(), allow_nan=False)) == watch.as_dict()
+    json.dumps(Observation(recorded(drawn(1000, 0))).as_dict(), allow_nan=False)
