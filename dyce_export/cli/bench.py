@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from dyce_export.cli.console import Json, Quiet, Threads, Verbose, out, print_json, print_table, progress_bar, set_up
-from dyce_runtime.errors import DataError, UsageError
+from dyce_runtime.errors import UsageError
 
 if TYPE_CHECKING:
     from dyce_calibration.costs import CostTable
+    from dyce_runtime.configuration import Configuration
     from dyce_runtime.datasets import Dataset
     from dyce_runtime.session import Session
 
@@ -24,12 +25,17 @@ def command(
         str, typer.Option(help="Pictures: a folder, .npz, MNIST-style folder or `digits`.", show_default=False)
     ],
     config: Annotated[
-        list[str] | None, typer.Option(help="Configuration (repeatable); all of them without it.")
+        list[str] | None,
+        typer.Option(
+            help="Configuration (repeatable), or `all`: every named one and the whole front. Every named one without.",
+            show_default=False,
+        ),
     ] = None,
-    batch: Annotated[int, typer.Option(min=1, help="Pictures per call.")] = 1,
+    baseline: Annotated[bool, typer.Option("--baseline", help="Measure the uncut model alone.")] = False,
+    batch: Annotated[str, typer.Option(help="Pictures per call; several sizes with commas: 1,8,32.")] = "1",
     limit: Annotated[int, typer.Option(min=1, help="At most that many pictures, spread over the data.")] = 1000,
     save: Annotated[
-        bool, typer.Option("--save", help="Store the figures in the bundle; `dyce inspect` shows them.")
+        bool, typer.Option("--save", help="Store the figures in the bundle; `dyce inspect` and its report show them.")
     ] = False,
     write_cost_table: Annotated[
         Path | None,
@@ -47,42 +53,107 @@ def command(
 ) -> None:
     """Measure and print."""
     set_up(verbose=verbose, quiet=quiet)
-    _check_options(unit, write_cost_table, save=save)
+    sizes = _batch_sizes(batch)
+    _check_options(unit, write_cost_table, config, sizes, save=save, baseline=baseline)
     import dyce_runtime
-    from dyce_runtime.bench import benchmark, save_figures
-    from dyce_runtime.bundle import write_configurations
+    from dyce_runtime import bench
     from dyce_runtime.datasets import open_dataset
+    from dyce_runtime.machine_state import memory
 
-    with dyce_runtime.load(bundle, target, threads=threads, pool="global", allow_untrained=True) as session:
+    most = max(64, *sizes)
+    with dyce_runtime.load(
+        bundle, target, threads=threads, pool="global", max_batch=most, allow_untrained=True
+    ) as session:
+        held = memory(session)
+        wanted = [] if baseline else bench.choose(session.bundle, config or list(session.bundle.configurations.named))
         model = session.manifest.model
         dataset = open_dataset(
             data, class_names=model.class_names, num_classes=model.num_classes, classes_file=classes
         ).check()
         if write_cost_table is not None:
-            _write_cost_table(session, dataset, write_cost_table, unit, batch=batch, limit=limit, json=json)
+            _write_cost_table(session, dataset, write_cost_table, unit, batch=sizes[0], limit=limit, json=json)
             return
-        if save:  # what cannot be written shows before anything is measured
-            write_configurations(session.bundle.configurations, bundle)
-        names = config or list(session.bundle.configurations.named)
-        with progress_bar(quiet=quiet) as track:
-            document = benchmark(
-                session, dataset, names, batch=batch, limit=limit, progress=lambda calls: track(calls, "measuring")
-            )
-        if save:
-            save_figures(session.bundle, document)
+        document = _measure(session, dataset, wanted, sizes, limit, held, save=save, baseline=baseline, quiet=quiet)
     if json:
         print_json("bench", {"bundle": str(bundle), "data": dataset.source, **document})
     else:
         _show(bundle, dataset.source, document)
 
 
-def _check_options(unit: str, table: Path | None, *, save: bool) -> None:
+def _batch_sizes(words: str) -> list[int]:
+    """Sizes of batches from such as ``1,8,32``."""
+    parts = [word.strip() for word in words.split(",")]
+    sizes = [int(part) for part in parts if part.isascii() and part.isdecimal()]
+    if len(sizes) < len(parts) or min(sizes) < 1 or len(set(sizes)) < len(sizes):
+        raise UsageError(
+            f"--batch is {words!r}; expected a number of pictures, or several different ones with commas: 1,8,32"
+        )
+    return sizes
+
+
+def _check_options(
+    unit: str, table: Path | None, config: list[str] | None, sizes: list[int], *, save: bool, baseline: bool
+) -> None:
     if unit not in ("ms", "joules"):
         raise UsageError(f"--unit is {unit!r}; expected ms or joules")
     if unit == "joules" and table is None:
         raise UsageError("--unit goes with --write-cost-table", hint="Name the file that gets the cost table.")
-    if save and table is not None:
-        raise UsageError("--save and --write-cost-table do not go together", hint="Run the command twice.")
+    if table is not None and len(sizes) > 1:
+        raise UsageError("--write-cost-table goes with one --batch: a cost table is of one size")
+    for option, given in (("--save", save), ("--baseline", baseline)):
+        if given and table is not None:
+            raise UsageError(f"{option} and --write-cost-table do not go together", hint="Run the command twice.")
+    for option, given in (("--config", bool(config)), ("--save", save)):
+        if given and baseline:
+            raise UsageError(
+                f"--baseline and {option} do not go together: --baseline measures no configuration",
+                hint="Without --baseline the uncut model is measured beside the configurations.",
+            )
+
+
+def _measure(
+    session: Session,
+    dataset: Dataset,
+    configurations: list[Configuration],
+    sizes: list[int],
+    limit: int,
+    held: dict[str, int | None],
+    *,
+    save: bool,
+    baseline: bool,
+    quiet: bool,
+) -> dict[str, Any]:
+    """Run the benchmark, and store what it found if that is wanted."""
+    from dyce_runtime import bench, energy
+    from dyce_runtime.bundle import write_configurations
+
+    if save:  # what cannot be written shows before anything is measured
+        write_configurations(session.bundle.configurations, session.bundle.path)
+    with progress_bar(quiet=quiet) as track:
+        document = bench.benchmark(
+            session,
+            dataset,
+            configurations,
+            batch=sizes,
+            limit=limit,
+            chain=not baseline,
+            find_meter=energy.find_meter,
+            held=held,
+            progress=lambda calls: track(calls, "measuring"),
+        )
+    if save:
+        bench.save_figures(session.bundle, document)
+        _renew_report(session.bundle.path)
+    return document
+
+
+def _renew_report(path: Path) -> None:
+    """Show the new figures in the report, if there is one; its example pictures stay."""
+    from dyce_calibration.report import renew_measured
+    from dyce_runtime.bundle import REPORT, open_bundle
+
+    opened = open_bundle(path, check_hashes=False)
+    renew_measured(opened.file(REPORT), opened.configurations)
 
 
 def _write_cost_table(
@@ -106,16 +177,13 @@ def _write_cost_table(
 
 
 def _measure_costs(session: Session, dataset: Dataset, unit: str, batch: int, limit: int) -> CostTable:
-    import numpy as np
-
     from dyce_calibration.costs import costs_of
-    from dyce_runtime.bench import environment
+    from dyce_runtime.bench import check_batches, environment, spread_rows
     from dyce_runtime.energy import find_meter
     from dyce_runtime.piece_costs import measure_energies, measure_times
 
-    rows = np.unique(np.linspace(0, len(dataset) - 1, min(limit, len(dataset))).astype(int))
-    if len(rows) < batch:
-        raise DataError(f"there are {len(rows)} pictures for --batch {batch}; expected one batch at the least")
+    rows = spread_rows(dataset, limit)
+    check_batches([batch], len(rows))
     batches = (
         session.preprocess(dataset.images(rows[start : start + batch]))
         for start in range(0, len(rows) - len(rows) % batch, batch)
@@ -129,26 +197,63 @@ def _measure_costs(session: Session, dataset: Dataset, unit: str, batch: int, li
 
 
 def _show(bundle: Path, source: str, document: dict[str, Any]) -> None:
-    environment, uncut = document["environment"], document["uncut"]
+    environment = document["environment"]
     splits = ", ".join(f"{count} {name}" for name, count in document["splits"].items())
-    out.print(
-        f"{bundle.name} on {document['samples']} pictures of {source}, {document['batch']} per call", highlight=False
-    )
-    out.print(
+    for line in (
+        f"{bundle.name} on {document['samples']} pictures of {source}",
         f"{environment['cpu']}, {environment['cores']} cores, threads {environment['threads']}, "
         f"{environment['target']} {environment['engine']}, {environment['date']}",
-        highlight=False,
+        f"CPU frequency governor {environment['cpu_governor']}, power mode {environment['power_mode']}",
+        _memory_line(document["memory"]),
+        f"These pictures by what they were used for when the bundle was made: {splits}.",
+    ):
+        out.print(line, highlight=False)
+    for part in document["batches"]:
+        _show_table(part, with_energy=document["meter"] is not None)
+    if document["meter"] is not None:
+        out.print(f"mJ: energy per picture above the idle machine ({document['meter']}).", highlight=False)
+    for part in document["batches"]:
+        out.print(part["verdict"], highlight=False)
+
+
+def _memory_line(memory: dict[str, Any]) -> str:
+    resident = memory["resident_bytes"]
+    held = "memory in use unknown" if resident is None else f"{resident / 1e6:.1f} MB of memory in use after loading"
+    return f"{held}; on disk " + ", ".join(
+        f"{kind} {memory[f'{kind}_bytes'] / 1e6:.1f} MB" for kind in ("segments", "heads", "spans")
     )
-    out.print(f"These pictures by what they were used for when the bundle was made: {splits}.", highlight=False)
-    exits = list(document["configurations"][0]["share_per_exit"]) if document["configurations"] else []
-    rows = [("uncut model", *_times(uncut), "1.00", "100%", _percent(uncut["accuracy"]), *("" for _ in exits))]
-    for entry in document["configurations"]:
-        shares = [f"{share:.0%}" for share in entry["share_per_exit"].values()]
-        ratios = [f"{entry['time_ratio_to_uncut']:.2f}", f"{entry['macs_share']:.0%}"]
-        rows.append((entry["name"], *_times(entry), *ratios, _percent(entry["accuracy"]), *shares))
-    columns = ("configuration", "mean ms", "p50", "p90", "p99", "time", "MACs", "accuracy", *exits)
-    print_table("time and MACs relative to the uncut model; last columns: share of samples per exit", columns, rows)
-    out.print(document["verdict"], highlight=False)
+
+
+def _show_table(part: dict[str, Any], *, with_energy: bool) -> None:
+    """One batch size: figures, what they save against the uncut model, and the share of pictures per exit."""
+    entries = part["configurations"]
+    exits = list(entries[0]["share_per_exit"]) if entries else []
+    energy = ("mJ",) if with_energy else ()
+    rows = []
+    for entry in (part["uncut"], *entries):
+        shares = [f"{share:.0%}" for share in entry.get("share_per_exit", {}).values()] or [""] * len(exits)
+        saved = [f"{entry[key]:.0%}" if key in entry else "" for key in ("time_saved", "macs_saved")]
+        joules = [f"{entry['joules_per_sample'] * 1e3:.4g}"] if with_energy else []
+        figures = (*_times(entry), f"{entry['throughput']:.1f}", *saved, _percent(entry["accuracy"]), *joules)
+        rows.append((entry.get("name", "uncut model"), *figures, *shares))
+    columns = ("mean ms", "p50", "p90", "p99", "pictures/s", "time saved", "MACs saved", "accuracy", *energy, *exits)
+    print_table(
+        f"{part['batch']} per call; time and MACs saved against the uncut model\n"
+        "(p50, p90, p99: ms that so many % of the calls stay within"
+        f"{'; last columns: share of pictures per exit' if exits else ''})",
+        ("configuration", *(f" {column}" for column in columns)),
+        rows,
+    )
+    if part["chain"] is not None:
+        out.print(_chain_line(part["chain"]), highlight=False)
+
+
+def _chain_line(chain: dict[str, Any]) -> str:
+    ratio = chain["time_ratio_to_uncut"]
+    return (
+        f"Cut at every exit and run to the end without any head the model takes {chain['mean_ms']:.2f} ms, "
+        f"{ratio:.2f} times the uncut model's time: that is what cutting costs when every seam is paid."
+    )
 
 
 def _times(entry: dict[str, Any]) -> list[str]:

@@ -6,39 +6,32 @@ import os
 import platform
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, packages_distributions, version
-from typing import Any
+from typing import Any, TypeAlias
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from dyce_runtime.bench_energy import add_energies
+from dyce_runtime.bench_figures import Timings, beside_uncut, early_exit, figures, verdict
+from dyce_runtime.bench_figures import path_macs as path_macs
 from dyce_runtime.bundle import SPLITS, Bundle, open_bundle, write_configurations
-from dyce_runtime.configuration import FULL, BenchFigures, Configuration, Entry
+from dyce_runtime.configuration import BenchFigures, Configuration, Entry, ExitSetting
+from dyce_runtime.contenders import Answer, Contender, make_contenders
 from dyce_runtime.datasets import Dataset
+from dyce_runtime.energy import Meter
+from dyce_runtime.errors import DataError
+from dyce_runtime.machine_state import memory, power_mode
 from dyce_runtime.manifest import Manifest
 from dyce_runtime.preprocessing import preprocess
 from dyce_runtime.session import Session
 
+# Stands for every named configuration and the whole front.
+ALL = "all"
 _WARM_UP_CALLS = 5
-_ROUNDS = 10
-# What a configuration has to gain before the benchmark says so; less is within the noise of a shared machine.
-_NOTABLE = 0.03
 
-
-@dataclass(frozen=True)
-class Timings:
-    """Latencies and answers of one contender.
-
-    Attributes:
-        seconds: (calls,) wall-clock time of each call.
-        labels: (N,) int64.
-        exits: (N,) int64, index into the manifest's exits; None for the uncut model.
-    """
-
-    seconds: NDArray[np.float64]
-    labels: NDArray[np.int64]
-    exits: NDArray[np.int64] | None
+_Track: TypeAlias = Callable[[Iterable[int]], Iterable[int]]
 
 
 def benchmark(
@@ -46,49 +39,99 @@ def benchmark(
     data: Dataset,
     configurations: Sequence[str | Configuration],
     *,
-    batch: int = 1,
+    batch: int | Sequence[int] = 1,
     limit: int = 1000,
-    progress: Callable[[Iterable[int]], Iterable[int]] = lambda calls: calls,
-) -> dict[str, object]:
+    chain: bool = True,
+    find_meter: Callable[[], Meter] | None = None,
+    held: Mapping[str, int | None] | None = None,
+    progress: _Track = lambda calls: calls,
+) -> dict[str, Any]:
     """Measure configurations next to the uncut model and return the ``bench`` document (see the reference).
 
-    Every call goes to the uncut model and to every configuration before the next one, in rotating order, so that a
-    drift of the machine hits all alike. Preprocessing is not timed. The knob is left as it was found.
+    Every call goes to the uncut model, to the chain of all segments and to every configuration before the next one,
+    in rotating order, so that a drift of the machine hits all alike. Preprocessing is not timed. The knob is left as
+    it was found.
 
     Args:
-        batch: samples per call.
+        configurations: none measures the uncut model and the chain alone.
+        batch: samples per call; of several sizes, the first is the one that figures are stored of.
         limit: at most that many samples, evenly spread over the data.
+        chain: whether to run the full model in segments, too.
+        find_meter: gives what to measure energy with, behind all the timing; see ``dyce_runtime.energy``.
+        held: ``memory(session)`` of right after loading; without it that of now.
+
+    Raises:
+        ConfigurationError: a configuration does not fit the bundle.
+        DataError: there are fewer samples than a batch holds.
     """
-    rows = np.unique(np.linspace(0, len(data) - 1, min(limit, len(data))).astype(int))
-    before = session.configuration
+    held = memory(session) if held is None else held
+    rows = spread_rows(data, limit)
+    sizes = [batch] if isinstance(batch, int) else list(batch)
+    check_batches(sizes, len(rows))
     resolved = [session.bundle.configuration(c) if isinstance(c, str) else c for c in configurations]
+    labels = None if data.labels is None else data.labels[rows]
+    before = session.configuration
     try:
-        uncut, timings = _measure(session, data, rows, resolved, batch, progress)
+        contenders = make_contenders(session, resolved, chain=chain)
+        parts = []
+        for size in sizes:
+            uncut, *others = _measure(session, data, rows, contenders, size, progress)
+            segments = others.pop(0) if chain else None
+            parts.append(_part(session.manifest, resolved, size, labels, uncut, segments, others))
+        contenders = make_contenders(session, resolved, chain=False)
+        meter = add_energies(session, data, rows, contenders, parts, find_meter)
     finally:
         session.use(before)
-    labels = None if data.labels is None else data.labels[rows]
-    base = _figures(uncut, labels, batch)
-    entries = [
-        {
-            "name": configuration.name,
-            **_figures(timing, labels, batch),
-            **_early_exit(session.manifest, configuration, timing, uncut),
-        }
-        for configuration, timing in zip(resolved, timings, strict=True)
-    ]
     return {
         "environment": environment(session),
+        "memory": held,
+        "meter": meter,
         "samples": len(rows),
-        "batch": batch,
         "splits": split_counts(session, data, rows),
-        "uncut": base,
-        "configurations": entries,
-        "verdict": _verdict(entries, session.manifest),
+        **parts[0],
+        "batches": parts,
     }
 
 
+def choose(bundle: Bundle, names: Sequence[str]) -> list[Configuration]:
+    """Configurations by name. ``all`` stands for every named one and those of the front that have no name.
+
+    The latter are called after their place in the front, from 1: ``front 3``.
+
+    Raises:
+        ConfigurationError: there is none of that name.
+    """
+    known = bundle.configurations
+    chosen: dict[str, Configuration] = {}
+    for name in names:
+        if name != ALL:
+            chosen[name] = bundle.configuration(name)
+            continue
+        chosen |= {name: bundle.configuration(name) for name in known.named}
+        for place, entry in enumerate(known.front, 1):
+            if all(entry.exits != named.exits for named in known.named.values()):
+                chosen[f"front {place}"] = Configuration(f"front {place}", entry.exits)
+    return list(chosen.values())
+
+
+def spread_rows(data: Dataset, limit: int) -> NDArray[np.int64]:
+    """At most ``limit`` rows, evenly spread over the data."""
+    return np.unique(np.linspace(0, len(data) - 1, min(limit, len(data))).astype(int))
+
+
+def check_batches(sizes: Iterable[int], pictures: int) -> None:
+    """Raise DataError if a batch holds more than there are."""
+    if (largest := max(sizes)) > pictures:
+        raise DataError(
+            f"there are {pictures} pictures for --batch {largest}; expected one batch at the least",
+            hint="Give more pictures, a higher --limit or smaller batches.",
+        )
+
+
 def save_figures(bundle: Bundle, document: Mapping[str, Any]) -> None:
-    """Store what :func:`benchmark` found of named configurations with these configurations.
+    """Store what :func:`benchmark` found of configurations with those of the bundle that set the same exits.
+
+    Of several batch sizes the first is stored.
 
     Args:
         document: as :func:`benchmark` returns it.
@@ -99,7 +142,7 @@ def save_figures(bundle: Bundle, document: Mapping[str, Any]) -> None:
     machine = {key: document["environment"][key] for key in ("target", "threads", "cpu", "date")}
     measured = [
         Entry(
-            bundle.configuration(found["name"]).exits,
+            msgspec.convert(found["exits"], dict[str, ExitSetting]),
             bench=BenchFigures(
                 p50_ms=found["p50_ms"],
                 p90_ms=found["p90_ms"],
@@ -118,19 +161,6 @@ def save_figures(bundle: Bundle, document: Mapping[str, Any]) -> None:
     write_configurations(current.with_bench(measured), bundle.path)
 
 
-def path_macs(manifest: Manifest, configuration: Configuration) -> NDArray[np.float64]:
-    """(exits,) multiply-accumulates that a sample pays if it leaves at each exit, heads on the way included."""
-    paid, total = 0, []
-    segments = [piece for piece in manifest.pieces if piece.kind == "segment"]
-    for exit, segment in zip(manifest.exits, segments, strict=True):
-        paid += segment.macs
-        if exit.id in configuration.exits:
-            head = next(h for h in exit.heads if h.type == configuration.exits[exit.id].head)
-            paid += manifest.piece(head.piece).macs
-        total.append(paid)
-    return np.array(total, np.float64)
-
-
 def environment(session: Session) -> dict[str, str]:
     """The machine and the versions that a measurement belongs to."""
     return {
@@ -143,6 +173,7 @@ def environment(session: Session) -> dict[str, str]:
         "engine": _version(session.target.name),
         "threads": str(session.spec.threads or "default"),
         "pool": session.spec.pool,
+        **power_mode(),
         "date": time.strftime("%Y-%m-%d"),
     }
 
@@ -163,93 +194,63 @@ def _measure(
     session: Session,
     data: Dataset,
     rows: NDArray[np.int64],
-    configurations: Sequence[Configuration],
+    contenders: Sequence[Contender],
     batch: int,
-    progress: Callable[[Iterable[int]], Iterable[int]],
-) -> tuple[Timings, list[Timings]]:
-    contenders = [None, *configurations]
+    progress: _Track,
+) -> list[Timings]:
+    """Of all contenders, in their order. A last batch that is not full is answered, and not timed."""
     seconds: list[list[float]] = [[] for _ in contenders]
-    labels: list[list[NDArray[np.int64]]] = [[] for _ in contenders]
-    exits: list[list[NDArray[np.int64]]] = [[] for _ in contenders]
+    answers: list[list[Answer]] = [[] for _ in contenders]
     starts = list(range(0, len(rows), batch))
     for turn in progress(range(-_WARM_UP_CALLS, len(starts))):
         start = starts[max(turn, 0)]
         images = preprocess(data.images(rows[start : start + batch]), session.manifest.preprocessing)
         for shift in range(len(contenders)):
             index = (turn + shift) % len(contenders)
-            if (configuration := contenders[index]) is not None:
-                session.use(configuration)
+            knob, run = contenders[index]
+            if knob is not None:
+                session.use(knob)
             begin = time.perf_counter()
-            if configuration is None:
-                label, exit = session.run_uncut(images), None
-            else:
-                result = session(images)
-                label, exit = result.label, result.exit
+            answer = run(images)
             elapsed = time.perf_counter() - begin
             if turn >= 0:
-                seconds[index].append(elapsed)
-                labels[index].append(label)
-                exits[index] += [exit] if exit is not None else []
-    made = [
-        Timings(np.array(s), np.concatenate(la), np.concatenate(e) if e else None)
-        for s, la, e in zip(seconds, labels, exits, strict=True)
-    ]
-    return made[0], made[1:]
+                seconds[index] += [elapsed] if len(images) == batch else []
+                answers[index].append(answer)
+    return [_timings(*found) for found in zip(seconds, answers, strict=True)]
 
 
-def _figures(timing: Timings, labels: NDArray[np.int64] | None, batch: int) -> dict[str, object]:
-    p50, p90, p99 = np.percentile(timing.seconds, [50, 90, 99]) * 1e3
-    return {
-        "mean_ms": float(timing.seconds.mean() * 1e3),
-        "p50_ms": float(p50),
-        "p90_ms": float(p90),
-        "p99_ms": float(p99),
-        "throughput": float(len(timing.labels) / timing.seconds.sum()),
-        "accuracy": None if labels is None else float((timing.labels == labels).mean()),
-    }
+def _timings(seconds: Sequence[float], answers: Sequence[Answer]) -> Timings:
+    exits = [exit for _, exit in answers if exit is not None]
+    labels = np.concatenate([label for label, _ in answers])
+    return Timings(np.array(seconds), labels, np.concatenate(exits) if exits else None)
 
 
-def _early_exit(manifest: Manifest, configuration: Configuration, timing: Timings, uncut: Timings) -> dict[str, object]:
-    assert timing.exits is not None
-    shares = np.bincount(timing.exits, minlength=len(manifest.exits)) / len(timing.exits)
-    macs = float(shares @ path_macs(manifest, configuration)) / manifest.model.macs
-    rounds = min(_ROUNDS, len(timing.seconds))
-    ratios = [
-        float(mine.sum() / theirs.sum())
-        for mine, theirs in zip(
-            np.array_split(timing.seconds, rounds), np.array_split(uncut.seconds, rounds), strict=True
-        )
+def _part(
+    manifest: Manifest,
+    configurations: Sequence[Configuration],
+    batch: int,
+    labels: NDArray[np.int64] | None,
+    uncut: Timings,
+    chain: Timings | None,
+    timings: Sequence[Timings],
+) -> dict[str, Any]:
+    """What the document says of one batch size."""
+    entries = [
+        {
+            "name": configuration.name,
+            **figures(timing, labels, batch),
+            "joules_per_sample": None,
+            **early_exit(manifest, configuration, timing, uncut),
+        }
+        for configuration, timing in zip(configurations, timings, strict=True)
     ]
     return {
-        "share_per_exit": {exit.id: float(share) for exit, share in zip(manifest.exits, shares, strict=True)},
-        "macs_share": macs,
-        "time_ratio_to_uncut": float(np.median(ratios)),
-        "same_label_as_uncut": float((timing.labels == uncut.labels).mean()),
+        "batch": batch,
+        "uncut": {**figures(uncut, labels, batch), "joules_per_sample": None},
+        "chain": None if chain is None else {**figures(chain, labels, batch), **beside_uncut(chain, uncut)},
+        "configurations": entries,
+        "verdict": verdict(entries, manifest, batch),
     }
-
-
-def _verdict(entries: Sequence[dict[str, object]], manifest: Manifest) -> str:
-    """What early exit gains on this machine, in a sentence."""
-    rivals = [e for e in entries if e["name"] != FULL]
-    if not rivals:
-        return "Only the full model was measured; nothing can be said about early exit."
-    best = min(rivals, key=lambda e: e["time_ratio_to_uncut"])  # type: ignore[arg-type, return-value]
-    ratio, macs = float(best["time_ratio_to_uncut"]), float(best["macs_share"])  # type: ignore[arg-type]
-    untrained = " The heads are untrained: only the speed means anything." if manifest.heads == "untrained" else ""
-    if ratio >= 1 + _NOTABLE:
-        return (
-            f"Early exit loses here: the best configuration, {best['name']}, takes {ratio:.2f} times as long as "
-            f"the uncut model, at {macs:.0%} of its MACs.{untrained}"
-        )
-    if ratio > 1 - _NOTABLE:
-        return (
-            f"Early exit gains nothing worth naming here: {best['name']} takes {ratio:.2f} of the uncut model's "
-            f"time, at {macs:.0%} of its MACs.{untrained}"
-        )
-    return (
-        f"Early exit gains here: {best['name']} takes {ratio:.0%} of the uncut model's time and {macs:.0%} of its "
-        f"MACs.{untrained}"
-    )
 
 
 def _version(module: str) -> str:

@@ -69,11 +69,41 @@ def measure_energies(session: Session, batches: Iterable[NDArray[np.float32]], m
     Raises:
         TargetError: the meter cannot be read.
     """
+    return _measure(session, islice(batches, _ENERGY_BATCHES), partial(joules_of, meter, idle_watts(meter)))
+
+
+def idle_watts(meter: Meter) -> float:
+    """What the machine draws when it is left alone, which it is for seconds.
+
+    Raises:
+        TargetError: the meter cannot be read.
+    """
     before, start = meter.joules(), time.perf_counter()
     time.sleep(_IDLE_SECONDS)
     idle = (meter.joules() - before) / (time.perf_counter() - start)
     _log.info("%s: %.2f W when idle", meter.source, idle)
-    return _measure(session, islice(batches, _ENERGY_BATCHES), partial(_joules, meter, idle))
+    return idle
+
+
+def joules_of(meter: Meter, idle: float, run: Run) -> float:
+    """Energy of one call above ``idle`` watts, from many calls back to back; noise may make it negative.
+
+    Raises:
+        TargetError: the meter cannot be read.
+    """
+    calls, elapsed = 0, 0.0
+    before, start = meter.joules(), time.perf_counter()
+    while elapsed < _ENERGY_SECONDS:
+        run()
+        calls, elapsed = calls + 1, time.perf_counter() - start
+    return (meter.joules() - before - idle * elapsed) / calls
+
+
+def at_least_0(what: object, cost: float) -> float:
+    """A cost, and 0 with a warning if noise made it negative."""
+    if cost < 0:
+        _log.warning("%s: no energy above that of the idle machine was seen; it counts as 0", what)
+    return max(0.0, cost)
 
 
 def _measure(session: Session, batches: Iterable[NDArray[np.float32]], cost_of: Callable[[Run], float]) -> PieceCosts:
@@ -91,7 +121,7 @@ def _measure(session: Session, batches: Iterable[NDArray[np.float32]], cost_of: 
                 found[key].append(cost_of(run))
     finally:
         session.use(before)
-    cost = {key: _at_least_0(key, float(np.median(values))) for key, values in found.items()}
+    cost = {key: at_least_0(key, float(np.median(values))) for key, values in found.items()}
     walked = sum(cost[exit.id] for exit in exits) + sum(cost[exit, on.head] for exit, on in never.items())
     routing = max(0.0, cost["call"] - walked) / len(exits)
     heads = {(exit.id, head.type): cost[exit.id, head.type] + routing for exit in exits[:-1] for head in exit.heads}
@@ -142,19 +172,3 @@ def _milliseconds(run: Run) -> float:
     start = time.perf_counter()
     run()
     return (time.perf_counter() - start) * 1e3
-
-
-def _joules(meter: Meter, idle: float, run: Run) -> float:
-    """Energy of one call above ``idle`` watts, from many calls back to back; noise may make it negative."""
-    calls, elapsed = 0, 0.0
-    before, start = meter.joules(), time.perf_counter()
-    while elapsed < _ENERGY_SECONDS:
-        run()
-        calls, elapsed = calls + 1, time.perf_counter() - start
-    return (meter.joules() - before - idle * elapsed) / calls
-
-
-def _at_least_0(key: object, cost: float) -> float:
-    if cost < 0:
-        _log.warning("%s: no energy above that of the idle machine was seen; it counts as 0", key)
-    return max(0.0, cost)

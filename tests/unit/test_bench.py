@@ -12,13 +12,14 @@ import PIL
 import pytest
 
 from dyce_runtime import Configuration, Session, load, open_bundle
-from dyce_runtime.bench import benchmark, environment, path_macs, save_figures, split_counts
+from dyce_runtime.bench import benchmark, choose, environment, path_macs, save_figures, split_counts
 from dyce_runtime.bundle import SPLITS, write_configurations
 from dyce_runtime.configuration import BenchFigures, Configurations, Entry
 from dyce_runtime.datasets import Dataset
-from dyce_runtime.errors import PieceError
+from dyce_runtime.errors import ConfigurationError, DataError, PieceError
+from dyce_runtime.machine_state import power_mode
 from dyce_runtime.preprocessing import preprocess
-from tests.bundles import CLASSES, NAMED, Spy, expected, near_threshold, on
+from tests.bundles import CLASSES, HEAD, NAMED, Spy, expected, near_threshold, on
 
 SEGMENT_MACS, HEAD_MACS = (16 * 12, 16 * 16, 16 * 16 + 20), 20
 EARLY = Configuration("early", on(exit3=0.0))
@@ -91,7 +92,9 @@ def test_data_without_labels_have_no_accuracy(shared_session: Session):
 def test_every_contender_answers_every_call_and_the_warm_up(spied: Session, spy: Spy):
     benchmark(spied, make_data(4), ["full", EARLY])
     ran = [piece for piece, _ in spy.calls]
-    assert (ran.count("full"), ran.count("segment_00")) == (2 * (4 + 5), 4 + 5)
+    # The uncut model and the configuration "full"; the chain and the configuration "early".
+    assert (ran.count("full"), ran.count("segment_00")) == (2 * (4 + 5), 2 * (4 + 5))
+    assert (ran.count("segment_02"), ran.count("exit_03_linear")) == (4 + 5, 4 + 5)
 
 
 # --- time, by a clock that the pieces turn ---------------------------------------------------------------------------
@@ -100,18 +103,21 @@ def test_every_contender_answers_every_call_and_the_warm_up(spied: Session, spy:
 @pytest.mark.parametrize(
     ("segment", "verdict"),
     [
-        (5.0, "Early exit gains here: early takes 50% of the uncut model's time and 29% of its MACs."),
-        (9.6, "Early exit gains here: early takes 96% of the uncut model's time and 29% of its MACs."),
-        (9.8, "Early exit gains nothing worth naming here: early takes 0.98 of the uncut model's time, at 29%"),
-        (10.2, "Early exit gains nothing worth naming here: early takes 1.02 of the uncut model's time, at 29%"),
-        (20.0, "Early exit loses here: the best configuration, early, takes 2.00 times as long as the uncut model"),
+        (5.0, "gains: early takes 50% of the uncut model's time and 29% of its MACs."),
+        (9.6, "gains: early takes 96% of the uncut model's time and 29% of its MACs."),
+        (9.8, "gains nothing worth naming: early takes 0.98 of the uncut model's time, at 29%"),
+        (10.2, "gains nothing worth naming: early takes 1.02 of the uncut model's time, at 29%"),
+        (20.0, "loses: the best configuration, early, takes 2.00 times as long as"),
     ],
 )
 def test_the_verdict_says_gain_none_or_loss(clock, spied: Session, segment, verdict):
     clock |= {"full": 10.0, "segment_00": segment}
     document = benchmark(spied, make_data(), [EARLY])
-    assert document["verdict"].startswith(verdict)
-    assert only(document)["time_ratio_to_uncut"] == pytest.approx(segment / 10)
+    assert document["verdict"].startswith(f"With 1 picture per call early exit {verdict}")
+    entry = only(document)
+    assert entry["time_ratio_to_uncut"] == pytest.approx(segment / 10)
+    assert entry["time_saved"] == pytest.approx(1 - segment / 10)
+    assert entry["macs_saved"] == pytest.approx(1 - (192 + 20) / sum(SEGMENT_MACS))
 
 
 def test_the_verdict_names_the_best_configuration(clock, spied: Session):
@@ -122,7 +128,7 @@ def test_the_verdict_names_the_best_configuration(clock, spied: Session):
 
 
 def test_full_alone_allows_no_verdict(clock, spied: Session):
-    clock["full"] = 10.0
+    clock |= {"full": 10.0, "segment_00": 10.0}
     assert "nothing can be said" in benchmark(spied, make_data(), ["full"])["verdict"]
 
 
@@ -133,10 +139,91 @@ def test_the_verdict_warns_of_untrained_heads(clock, untrained_bundle: Path):
 
 
 def test_latencies_are_in_milliseconds_and_throughput_in_samples_per_second(clock, spied: Session):
-    clock["full"] = 0.5
+    clock |= {"full": 0.5, "segment_00": 0.5}
     uncut = benchmark(spied, make_data(), ["full"], batch=10)["uncut"]
     assert (uncut["mean_ms"], uncut["p50_ms"], uncut["p99_ms"]) == pytest.approx((500, 500, 500))
     assert uncut["throughput"] == pytest.approx(20)
+
+
+# --- several sizes of a batch, and the chain -------------------------------------------------------------------------
+
+
+def test_every_size_of_a_batch_gets_figures_of_its_own(clock, spied: Session, spy: Spy):
+    clock |= {"full": 10.0, "segment_00": 5.0}
+    spy.before = lambda piece: clock.pass_by(clock.get(piece, 0.0) + (spy.calls[-1][1] > 1) * 10.0)
+    document = benchmark(spied, make_data(), [EARLY], batch=[1, 8])
+    assert [part["batch"] for part in document["batches"]] == [1, 8]
+    one, eight = document["batches"]
+    assert document.items() >= one.items()
+    assert (one["uncut"]["mean_ms"], eight["uncut"]["mean_ms"]) == pytest.approx((10_000, 20_000))
+    assert eight["uncut"]["throughput"] == pytest.approx(8 / 20)
+    # Segment and head: 5 s and 10 s for each of the two.
+    assert (only(one)["time_saved"], only(eight)["time_saved"]) == pytest.approx((0.5, -0.25))
+    assert one["verdict"].startswith("With 1 picture per call early exit gains: early takes 50%")
+    assert eight["verdict"].startswith("With 8 pictures per call early exit loses: the best configuration, early,")
+
+
+def test_a_last_batch_that_is_not_full_is_answered_and_not_timed(spied: Session, spy: Spy, clock):
+    spy.before = lambda piece: clock.pass_by(spy.calls[-1][1] * (piece in ("full", "segment_00")))
+    document = benchmark(spied, make_data(10), ["full"], batch=4)
+    assert [rows for piece, rows in spy.calls if piece == "full"].count(2) == 2
+    assert document["uncut"]["p50_ms"] == document["uncut"]["mean_ms"] == pytest.approx(4000)
+    assert document["uncut"]["throughput"] == pytest.approx(1)
+    assert document["samples"] == 10
+
+
+def test_the_chain_says_what_cutting_costs_when_every_seam_is_paid(clock, spied: Session):
+    clock |= {"full": 10.0, "segment_00": 4.0, "segment_01": 5.0, "segment_02": 6.0, "span_00_01": 1.0}
+    clock |= {"exit_03_linear": 50.0, "exit_07_linear": 50.0}
+    for batch in (1, 4):
+        document = benchmark(spied, make_data(8), ["accurate"], batch=batch)
+        assert document["chain"]["mean_ms"] == pytest.approx(15_000)
+        assert document["chain"]["time_ratio_to_uncut"] == pytest.approx(1.5)
+        assert document["chain"]["same_label_as_uncut"] == 1
+        assert document["chain"]["accuracy"] == document["uncut"]["accuracy"]
+
+
+def test_without_configurations_and_chain_the_uncut_model_runs_alone(clock, spied: Session, spy: Spy):
+    clock["full"] = 10.0
+    document = benchmark(spied, make_data(4), [], chain=False)
+    assert {piece for piece, _ in spy.calls} == {"full"}
+    assert (document["chain"], document["configurations"]) == (None, [])
+    assert document["uncut"]["mean_ms"] == pytest.approx(10_000)
+    assert document["verdict"].startswith("Only the uncut model was measured")
+
+
+def test_more_pictures_per_call_than_there_are_is_refused_before_anything_runs(spied: Session, spy: Spy):
+    with pytest.raises(DataError, match="there are 6 pictures for --batch 7"):
+        benchmark(spied, make_data(40), ["full"], batch=[2, 7, 4], limit=6)
+    assert spy.calls == []
+
+
+# --- which configurations --------------------------------------------------------------------------------------------
+
+
+def test_all_are_the_named_ones_and_those_of_the_front_that_have_no_name(bundle_copy: Path):
+    front = (Entry(on(exit3=0.1)), Entry(NAMED["fast"]), Entry(on(exit7=0.2)))
+    named = {name: Entry(exits) for name, exits in NAMED.items()}
+    write_configurations(Configurations(named=named, front=front), bundle_copy)
+    chosen = choose(open_bundle(bundle_copy), ["fast", "all"])
+    assert [one.name for one in chosen] == ["fast", "full", "accurate", "balanced", "front 1", "front 3"]
+    assert (chosen[-1].exits, chosen[0].exits) == (on(exit7=0.2), NAMED["fast"])
+
+
+def test_a_configuration_that_is_not_there_is_named_with_those_that_are(bundle_copy: Path):
+    with pytest.raises(ConfigurationError, match=r"no configuration 'slow' in this bundle; it has: full, accurate"):
+        choose(open_bundle(bundle_copy), ["all", "slow"])
+
+
+def test_figures_of_the_front_are_stored_with_it_and_of_several_sizes_the_first(clock, bundle_copy: Path):
+    clock |= {"full": 10.0, "segment_00": 4.0, "segment_01": 1.0, "segment_02": 1.0, "span_00_01": 1.0}
+    named = {name: Entry(exits) for name, exits in NAMED.items()}
+    write_configurations(Configurations(named=named, front=(Entry(on(exit3=0.0)),)), bundle_copy)
+    with load(bundle_copy, threads=1) as session:
+        document = benchmark(session, make_data(8), choose(session.bundle, ["all"]), batch=[2, 1])
+        save_figures(session.bundle, document)
+    (entry,) = open_bundle(bundle_copy).configurations.front
+    assert (entry.bench.p50_ms, entry.bench.time_ratio, entry.bench.batch) == pytest.approx((4000, 0.4, 2))
 
 
 # --- figures that stay with the bundle -------------------------------------------------------------------------------
@@ -166,6 +253,7 @@ def test_figures_are_stored_with_the_configurations_that_were_measured(clock, bu
         cpu=document["environment"]["cpu"],
         date=document["environment"]["date"],
     )
+    assert found["exits"] == {id: {"head": HEAD, "threshold": 0.5} for id in ("3", "7")}
     assert (stored["full"].bench.p50_ms, stored["full"].bench.time_ratio) == pytest.approx((10, 1))
     assert stored["fast"].exits == NAMED["fast"]
 
@@ -217,6 +305,7 @@ def test_the_environment_names_the_engine_and_its_version(shared_session: Sessio
     found = environment(shared_session)
     assert (found["target"], found["engine"]) == ("onnxruntime", onnxruntime.__version__)
     assert (found["threads"], found["pool"]) == ("1", "private")
+    assert found.items() >= power_mode().items()
 
 
 @pytest.mark.parametrize(("target", "engine"), [("PIL", PIL.__version__), ("abacus", "unknown")])

@@ -18,9 +18,10 @@ from dyce_calibration.released import write_released
 from dyce_export.cli import console
 from dyce_export.cli.main import app
 from dyce_runtime import open_bundle
-from dyce_runtime.bundle import MANIFEST, RECORDS, files_of, sha256_of, write_document
+from dyce_runtime.bundle import MANIFEST, RECORDS, REPORT, files_of, sha256_of, write_configurations, write_document
+from dyce_runtime.configuration import Entry
 from dyce_runtime.errors import DyceError
-from tests.bundles import HEAD
+from tests.bundles import HEAD, on
 from tests.unit.test_choose import COSTS, make_records
 
 VERBS = ("export", "run", "bench", "search", "inspect")
@@ -92,9 +93,43 @@ def test_bench_measures_every_configuration_next_to_the_uncut_model(tiny_bundle:
     assert document["splits"] == {"unseen": 3}
 
 
-def test_bench_prints_a_table_with_the_uncut_model_first(tiny_bundle: Path, pictures: Path) -> None:
-    lines = dyce("bench", str(tiny_bundle), "--data", str(pictures)).stdout.splitlines()
-    assert any(line.strip().startswith("uncut model") and "1.00" in line for line in lines)
+def test_bench_prints_a_table_per_batch_size_with_the_uncut_model_first(tiny_bundle: Path, pictures: Path) -> None:
+    done = dyce("bench", str(tiny_bundle), "--data", str(pictures), "--batch", "1,3")
+    assert done.returncode == 0, done.stderr
+    lines = [line.strip() for line in done.stdout.splitlines()]
+    firsts = [next(line for line in lines[n + 5 :] if line) for n, line in enumerate(lines) if " per call; " in line]
+    assert [first.split()[0] for first in firsts] == ["uncut", "uncut"]
+    assert sum("time saved" in line and "MACs saved" in line and line.startswith("config") for line in lines) == 2
+    assert sum("what cutting costs when every seam is paid" in line for line in lines) == 2
+    assert [line[:28] for line in lines[-2:]] == ["With 1 picture per call earl", "With 3 pictures per call ear"]
+    assert "memory in use" in done.stdout
+    assert "power mode" in done.stdout
+    assert "mJ" not in done.stdout
+
+
+def test_bench_takes_several_batch_sizes_and_the_whole_front(bundle_copy: Path, pictures: Path) -> None:
+    known = open_bundle(bundle_copy).configurations
+    write_configurations(msgspec.structs.replace(known, front=(Entry(on(exit3=0.1)),)), bundle_copy)
+    words = ["bench", str(bundle_copy), "--data", str(pictures), "--batch", "1, 3", "--config", "all", "--json"]
+    document = json.loads(dyce(*words).stdout)
+    assert [part["batch"] for part in document["batches"]] == [1, 3]
+    for part in document["batches"]:
+        assert [e["name"] for e in part["configurations"]] == ["full", "accurate", "balanced", "fast", "front 1"]
+        assert part["chain"]["time_ratio_to_uncut"] > 0
+        for entry in part["configurations"]:
+            assert entry["time_saved"] == pytest.approx(1 - entry["time_ratio_to_uncut"])
+            assert entry["macs_saved"] == pytest.approx(1 - entry["macs_share"])
+    assert {key: document[key] for key in document["batches"][0]} == document["batches"][0]
+    assert min(document["memory"].values()) > 0
+    assert {"cpu_governor", "power_mode"} <= set(document["environment"])
+
+
+def test_bench_of_the_baseline_runs_nothing_else(tiny_bundle: Path, pictures: Path) -> None:
+    words = ["bench", str(tiny_bundle), "--data", str(pictures), "--baseline"]
+    document = json.loads(dyce(*words, "--json").stdout)
+    assert (document["configurations"], document["chain"]) == ([], None)
+    assert document["uncut"]["mean_ms"] > 0
+    assert "Only the uncut model was measured" in dyce(*words).stdout
 
 
 def test_inspect_without_a_bundle_lists_the_targets() -> None:
@@ -109,6 +144,7 @@ def test_inspect_shows_thresholds_and_exits(tiny_bundle: Path, capsys: pytest.Ca
         assert word in printed
 
 
+BASELINE = ["--baseline"]
 TABLE = ["--write-cost-table", "table.json"]
 MISTAKES = {
     "no model": (["export", "--exits", "1"], 2, "usage", "no model"),
@@ -126,6 +162,16 @@ MISTAKES = {
     "a unit of nothing": (["bench", "BUNDLE", "--data", "x", "--unit", "joules"], 2, "usage", "--write-cost-table"),
     "two ends at once": (["bench", "BUNDLE", "--data", "x", *TABLE, "--save"], 2, "usage", "do not go together"),
     "no whole batch": (["bench", "BUNDLE", "--data", "DATA", *TABLE, "--batch", "4"], 1, "data", "3 pictures"),
+    "a batch of words": (["bench", "BUNDLE", "--data", "x", "--batch", "1,many"], 2, "usage", "'1,many'"),
+    "a batch of none": (["bench", "BUNDLE", "--data", "x", "--batch", "8,0"], 2, "usage", "'8,0'"),
+    "no batch at all": (["bench", "BUNDLE", "--data", "x", "--batch", "1,"], 2, "usage", "'1,'"),
+    "a batch twice": (["bench", "BUNDLE", "--data", "x", "--batch", "2,1,2"], 2, "usage", "'2,1,2'"),
+    "no whole batch to time": (["bench", "BUNDLE", "--data", "DATA", "--batch", "1,4"], 1, "data", "3 pictures"),
+    "sizes of a table": (["bench", "BUNDLE", "--data", "x", *TABLE, "--batch", "1,2"], 2, "usage", "one --batch"),
+    "baseline of a table": (["bench", "BUNDLE", "--data", "x", *TABLE, "--baseline"], 2, "usage", "do not go together"),
+    "baseline and more": (["bench", "BUNDLE", "--data", "x", *BASELINE, "--config", "all"], 2, "usage", "--config"),
+    "baseline to keep": (["bench", "BUNDLE", "--data", "x", *BASELINE, "--save"], 2, "usage", "--save"),
+    "nothing to bench": (["bench", "BUNDLE", "--data", "DATA", "--config", "slow"], 1, "configuration", "'slow'"),
     "no such configuration": (["run", "BUNDLE", "cat.jpg", "--config", "faster"], 1, "configuration", "faster"),
 }
 
@@ -276,6 +322,20 @@ def test_figures_of_a_benchmark_stay_while_the_configuration_stays(searchable: P
     assert "with 3 pictures (3 unseen), 1 per call" in printed
 
 
+def test_figures_show_in_the_report_which_keeps_the_rest(searchable: Path, pictures: Path) -> None:
+    report = searchable / REPORT
+    report.write_text("<main>drawn<img src='data:image/png;base64,'></main>")
+    done = dyce("bench", str(searchable), "--data", str(pictures), "--save", "--config", "fast")
+    assert done.returncode == 0, done.stderr
+    page = report.read_text()
+    assert page.startswith("<main>drawn<img src='data:image/png;base64,'>")
+    assert page.count('<th scope="row">fast</th>') == 1
+    assert open_bundle(searchable).configurations.named["fast"].bench is not None
+    report.unlink()
+    assert dyce("bench", str(searchable), "--data", str(pictures), "--save").returncode == 0
+    assert not report.exists()
+
+
 def test_a_benchmark_does_not_run_for_a_bundle_that_cannot_take_its_figures(bundle_copy: Path, pictures: Path) -> None:
     script = (
         "import errno, os\nfrom dyce_runtime import bench\n"
@@ -316,6 +376,18 @@ def test_a_search_takes_costs_in_joules(searchable: Path, pictures: Path, tmp_pa
     done = dyce("search", str(searchable), "--costs", str(table), "--json")
     assert done.returncode == 0, done.stderr
     assert open_bundle(searchable).configurations.unit == "joules"
+
+
+def test_joules_stand_beside_milliseconds_where_there_is_a_meter(tiny_bundle: Path, pictures: Path) -> None:
+    words = ["bench", str(tiny_bundle), "--data", str(pictures), "--config", "fast"]
+    command = [sys.executable, "-c", METER + SCRIPT, *words]
+    printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert "mJ: energy per picture above the idle machine (what this process computes, at 10 W)." in printed
+    done = subprocess.run([*command, "--json"], capture_output=True, text=True, check=True)
+    document = json.loads(done.stdout)
+    assert document["meter"] == "what this process computes, at 10 W"
+    assert document["uncut"]["joules_per_sample"] > 0
+    assert document["configurations"][0]["joules_per_sample"] > 0
 
 
 def test_a_machine_without_a_meter_says_so_and_writes_nothing(

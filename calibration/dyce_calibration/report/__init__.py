@@ -1,10 +1,11 @@
 """The report of a bundle: one HTML file that opens anywhere, offline.
 
-:func:`make_contents` says what stands in it, as data (numpy only); :func:`write_report` makes the page.
+:func:`make_contents` says what stands in it, as data (numpy only); :func:`write_report` makes the page;
+:func:`renew_measured` renews the part of it that a benchmark fills.
 """
 
 from dyce_calibration.report.contents import Contents, make_contents
 from dyce_calibration.report.examples import Example, choose_examples
-from dyce_calibration.report.page import write_report
+from dyce_calibration.report.page import renew_measured, write_report
 
-__all__ = ["Contents", "Example", "choose_examples", "make_contents", "write_report"]
+__all__ = ["Contents", "Example", "choose_examples", "make_contents", "renew_measured", "write_report"]

@@ -14,9 +14,10 @@ import msgspec
 
 from dyce_calibration.report.contents import Contents
 from dyce_calibration.report.examples import Example
+from dyce_calibration.report.measured import measured_section, with_measured
 from dyce_calibration.report.reliability import EDGES
 from dyce_calibration.report.views import UNITS, exit_name, front_views, named_views, percent
-from dyce_runtime.configuration import FULL
+from dyce_runtime.configuration import FULL, Configurations
 from dyce_runtime.errors import DestinationError, UsageError
 from dyce_runtime.manifest import FINAL
 
@@ -30,14 +31,30 @@ def write_report(path: Path, contents: Contents) -> None:
         UsageError: Bokeh, which draws the plots, is not installed.
         DestinationError: the file cannot be written.
     """
-    text = render(contents).encode()
+    _write(path, render(contents))
+
+
+def renew_measured(path: Path, configurations: Configurations) -> None:
+    """Show in a report what a benchmark has stored with configurations since; the rest stays as it is.
+
+    Nothing but the base install is needed. Where there is no report, none is made.
+
+    Raises:
+        DestinationError: the file cannot be written.
+    """
+    if path.is_file():
+        _write(path, with_measured(path.read_text("utf-8"), configurations))
+
+
+def _write(path: Path, text: str) -> None:
+    """Readers see the old file or the new one, never a part."""
     try:
         handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     except OSError as error:
         raise DestinationError(f"{path} cannot be written: {error.strerror}") from error
     try:
         with os.fdopen(handle, "wb") as file:
-            file.write(text)
+            file.write(text.encode())
         os.chmod(temporary, 0o644)
         os.replace(temporary, path)
     except BaseException as error:
@@ -86,6 +103,7 @@ def render(contents: Contents) -> str:
         edges=EDGES.tolist(),
         early=[example for example in contents.examples if example.exit != FINAL],
         late=[example for example in contents.examples if example.exit == FINAL],
+        measured=measured_section(contents.configurations),
         class_name=lambda index: _class_name(contents, index),
         picture=_picture,
         percent=percent,

@@ -1,0 +1,70 @@
+"""The part of a report that a benchmark fills: made without the rest, so that a device can renew it by itself."""
+
+from __future__ import annotations
+
+from html import escape
+
+from dyce_runtime.configuration import BenchFigures, Configurations
+
+_START, _END = "<!-- measured -->", "<!-- end of measured -->"
+_COLUMNS = ("Median, ms", "90 % quantile, ms", "Time saved", "Accuracy")
+
+
+def measured_section(configurations: Configurations) -> str:
+    """What a benchmark stored with configurations, a table for each machine, day and kind of call.
+
+    Between two marks, which alone remain where nothing was measured.
+    """
+    tables: dict[str, list[str]] = {}
+    for name, bench in _measured(configurations):
+        tables.setdefault(_where(bench), []).append(_row(name, bench))
+    head = "".join(f'<th scope="col" class="number">{column}</th>' for column in _COLUMNS)
+    text = "".join(
+        f'<div class="wide"><table>\n<caption>{escape(where)}</caption>\n<thead><tr><th scope="col">Configuration</th>'
+        f"{head}</tr></thead>\n<tbody>\n{''.join(rows)}</tbody>\n</table></div>\n"
+        for where, rows in tables.items()
+    )
+    if text:
+        text = (
+            '<section aria-labelledby="measured">\n<h2 id="measured">Measured on a machine</h2>\n<p>Milliseconds of a '
+            "call without preprocessing. Time saved is against the uncut model in the same run; below zero early exit "
+            f"loses.</p>\n{text}</section>\n"
+        )
+    return f"{_START}\n{text}{_END}"
+
+
+def with_measured(page: str, configurations: Configurations) -> str:
+    """A report with that part renewed and everything else as it was; one of before there were marks gets it last."""
+    section = measured_section(configurations)
+    before, start, rest = page.partition(_START)
+    _, end, after = rest.partition(_END)
+    if start and end:
+        return before + section + after
+    before, main, after = page.rpartition("</main>")
+    return f"{before}{section}\n{main}{after}" if main else page
+
+
+def _measured(configurations: Configurations) -> list[tuple[str, BenchFigures]]:
+    """The named ones, then those of the front without a name, after their place."""
+    named = [(name, entry.bench) for name, entry in configurations.named.items()]
+    known = [entry.exits for entry in configurations.named.values()]
+    front = [
+        (f"front {place}", entry.bench)
+        for place, entry in enumerate(configurations.front, 1)
+        if entry.exits not in known
+    ]
+    return [(name, bench) for name, bench in (*named, *front) if bench is not None]
+
+
+def _where(bench: BenchFigures) -> str:
+    return (
+        f"{bench.cpu}, {bench.target}, threads {bench.threads}, {bench.date}: {bench.samples} pictures "
+        f"({bench.unseen} unseen), {bench.batch} per call"
+    )
+
+
+def _row(name: str, bench: BenchFigures) -> str:
+    accuracy = "" if bench.accuracy is None else f"{bench.accuracy:.1%}"
+    cells = (f"{bench.p50_ms:.2f}", f"{bench.p90_ms:.2f}", f"{1 - bench.time_ratio:.0%}", accuracy)
+    numbers = "".join(f'<td class="number">{cell}</td>' for cell in cells)
+    return f'<tr><th scope="row">{escape(name)}</th>{numbers}</tr>\n'

@@ -1,0 +1,59 @@
+"""What a benchmark runs against each other: the uncut model, the chain of all segments, and configurations."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dyce_runtime.configuration import FULL, Configuration
+from dyce_runtime.images import check_images
+from dyce_runtime.plan import make_plan
+from dyce_runtime.routing import route
+from dyce_runtime.session import Session
+
+# Labels, and the exits that were taken, where there are exits.
+Answer: TypeAlias = "tuple[NDArray[np.int64], NDArray[np.int64] | None]"
+
+
+class Contender(NamedTuple):
+    """Something that classifies.
+
+    Attributes:
+        knob: how the session has to be set before it runs; None if that does not matter.
+        run: takes preprocessed images.
+    """
+
+    knob: Configuration | None
+    run: Callable[[NDArray[np.float32]], Answer]
+
+
+def make_contenders(session: Session, configurations: Sequence[Configuration], *, chain: bool) -> list[Contender]:
+    """The uncut model, the chain if it is wanted, and every configuration."""
+
+    def uncut(images: NDArray[np.float32]) -> Answer:
+        return session.run_uncut(images), None
+
+    def routed(images: NDArray[np.float32]) -> Answer:
+        result = session(images)
+        return result.label, result.exit
+
+    first = [Contender(None, uncut), Contender(None, _chain(session))][: 1 + chain]
+    return [*first, *(Contender(configuration, routed) for configuration in configurations)]
+
+
+def _chain(session: Session) -> Callable[[NDArray[np.float32]], Answer]:
+    """The full model, segment after segment and without any head: what cutting costs where every seam is paid."""
+    manifest = session.manifest
+    segments = [piece.id for piece in manifest.pieces if piece.kind == "segment"]
+    plan = make_plan(manifest, Configuration(FULL), segments)
+
+    def run(images: NDArray[np.float32]) -> Answer:
+        check_images(images, manifest.input.shape[1:])
+        with session.device.lane(len(images)) as lane:
+            lane.put(images)
+            return route(plan, lane, manifest.model.num_classes).label, None
+
+    return run

@@ -1,0 +1,79 @@
+"""The part of a report that a benchmark fills."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from dyce_calibration.report import Example, renew_measured, write_report
+from dyce_calibration.report.measured import measured_section, with_measured
+from dyce_runtime.configuration import BenchFigures, Configurations, Entry
+from tests.bundles import on
+from tests.unit import test_report
+
+BENCH = BenchFigures(4.0, 8.0, 0.75, 0.5, 20, 12, 2, "onnxruntime", "1", "A <fast> CPU", "2026-01-31")
+SLOWER = msgspec.structs.replace(BENCH, p50_ms=9.0, time_ratio=1.25, accuracy=None)
+MEASURED = Configurations(
+    named={"full": Entry({}), "fast": Entry(on(exit3=0.5), bench=BENCH)},
+    front=(Entry(on(exit3=0.5), bench=BENCH), Entry(on(exit7=0.5), bench=SLOWER)),
+)
+
+
+def test_a_table_shows_what_was_measured_and_where():
+    page = test_report.Page(measured_section(MEASURED))
+    assert page.rows[1:] == [
+        ["fast", "4.00", "8.00", "25%", "50.0%"],
+        ["front 2", "9.00", "8.00", "-25%", ""],
+    ]
+    assert "A <fast> CPU, onnxruntime, threads 1, 2026-01-31: 20 pictures (12 unseen), 2 per call" in page.words()
+
+
+def test_every_machine_has_a_table_of_its_own():
+    other = Entry({}, bench=msgspec.structs.replace(BENCH, cpu="another"))
+    section = measured_section(msgspec.structs.replace(MEASURED, named={**MEASURED.named, "full": other}))
+    assert section.count("<table>") == section.count("<caption>") == 2
+
+
+def test_without_figures_there_is_no_section():
+    assert "<" not in measured_section(Configurations()).replace("<!--", "")
+
+
+def test_figures_are_renewed_and_nothing_else_changes():
+    page = f"<main>a{measured_section(Configurations())}b</main>c"
+    once = with_measured(page, MEASURED)
+    assert once == f"<main>a{measured_section(MEASURED)}b</main>c"
+    assert with_measured(with_measured(once, MEASURED), Configurations()) == page
+
+
+def test_a_report_of_before_gets_them_at_its_end_and_once():
+    once = with_measured("<main>a</main>b", MEASURED)
+    assert once == f"<main>a{measured_section(MEASURED)}\n</main>b"
+    assert with_measured(once, MEASURED) == once
+
+
+def test_where_there_is_no_report_none_is_made(tmp_path: Path):
+    renew_measured(tmp_path / "report.html", MEASURED)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_report_keeps_its_pictures_and_shows_the_figures(tmp_path: Path):
+    pytest.importorskip("bokeh", reason="the report's plots need Bokeh")
+    path = tmp_path / "report.html"
+    example = Example(png=test_report.png(), label=0, exit="3", confidence=0.9, predicted=0)
+    write_report(path, test_report.make(examples=(example,)))
+    before = path.read_text("utf-8")
+    renew_measured(path, MEASURED)
+    after = path.read_text("utf-8")
+    assert before == with_measured(after, Configurations())
+    assert "data:image/png" in after
+    assert "A &lt;fast&gt; CPU" in after
+    write_report(path, test_report.make(configurations=after_bench()))
+    assert "A &lt;fast&gt; CPU" in path.read_text("utf-8")
+
+
+def after_bench() -> Configurations:
+    """Those of the report's tests, measured."""
+    known = test_report.make().configurations
+    return known.with_bench([msgspec.structs.replace(entry, bench=BENCH) for entry in known.named.values()])
