@@ -8,12 +8,13 @@ from typing import Protocol, TypeVar
 
 import msgspec
 import numpy as np
+import numpy.typing as npt
 
 from dyce_runtime.configuration import Configuration
 from dyce_runtime.manifest import FINAL, Manifest
 
 
-class Step(msgspec.Struct, frozen=True):
+class Step(msgspec.Struct, frozen=True, eq=False):
     """One stretch of backbone and the decision behind it.
 
     Attributes:
@@ -22,6 +23,7 @@ class Step(msgspec.Struct, frozen=True):
         threshold: float32; a sample leaves if its confidence is strictly above it.
         exit: index into the manifest's exits.
         worth_moving: how many samples of a batch have to have left for the rest to be moved together.
+        exits: (1,) int64 ``exit``, to be copied into the result of one sample.
     """
 
     body: tuple[str, ...]
@@ -29,6 +31,11 @@ class Step(msgspec.Struct, frozen=True):
     threshold: np.float32
     exit: int
     worth_moving: int = 1
+    exits: npt.NDArray[np.int64] = msgspec.field(default_factory=lambda: np.empty(1, np.int64))
+
+    def __post_init__(self) -> None:
+        """Fill in ``exits``."""
+        msgspec.structs.force_setattr(self, "exits", np.array([self.exit]))
 
 
 class Plan(msgspec.Struct, frozen=True):

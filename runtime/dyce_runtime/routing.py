@@ -47,7 +47,7 @@ def _run_one(plan: Plan, lane: Lane) -> Result:
         if step.head is None or confidence[0] > step.threshold:
             break
     logits, label = lane.answers()
-    return Result(logits.copy(), label.copy(), confidence.copy(), np.array([step.exit]), plan.configuration)
+    return Result(logits.copy(), label.copy(), confidence.copy(), step.exits.copy(), plan.configuration)
 
 
 def _run_batch(plan: Plan, lane: Lane, classes: int) -> Result:
@@ -66,7 +66,7 @@ def _run_batch(plan: Plan, lane: Lane, classes: int) -> Result:
         for piece in step.body:
             lane.run(piece)
         confidence = lane.decide(step.head)
-        leave = stay if step.head is None else stay & (confidence > step.threshold)
+        leave = stay if step is plan.steps[-1] else stay & (confidence > step.threshold)
         gone = rows[leave]
         if len(gone) == 0:
             continue

@@ -137,12 +137,13 @@ class Stream:
         for piece in step.body:
             lane.run(piece)
         confidence = lane.decide(step.head)
-        leave = np.ones(len(numbers), np.bool_) if step.head is None else confidence > step.threshold
+        leave = np.ones(len(numbers), np.bool_) if step is plan.steps[-1] else confidence > step.threshold
         logits, label = lane.answers()
         for place in np.flatnonzero(leave).tolist():
             one = slice(place, place + 1)
-            exit = np.array([step.exit])
-            result = Result(logits[one].copy(), label[one].copy(), confidence[one].copy(), exit, plan.configuration)
+            result = Result(
+                logits[one].copy(), label[one].copy(), confidence[one].copy(), step.exits.copy(), plan.configuration
+            )
             self._done(result, time.perf_counter() - self._admitted.pop(numbers[place]))
             self._results[numbers[place]] = result
         stay = np.flatnonzero(~leave)

@@ -12,6 +12,8 @@ import numpy.typing as npt
 from dyce_runtime.contracts import PieceSpec
 from dyce_runtime.manifest import DECISION, TensorSpec
 
+# Bytes of an image that is copied sooner than its address is bound.
+_SMALL = 1 << 16
 # What vector instructions like; a cache line.
 _ALIGNMENT = 64
 
@@ -21,6 +23,7 @@ class HostBuffers:
 
     Attributes:
         capacity: samples that fit in.
+        image: (1, C, H, W) float32, for one small image; None if images are large.
         logits: (capacity, classes) float32.
         confidence: (capacity,) float32.
         label: (capacity,) int64.
@@ -33,10 +36,11 @@ class HostBuffers:
         self.logits = np.empty((capacity, classes), np.float32)
         self.confidence = np.empty(capacity, np.float32)
         self.label = np.empty(capacity, np.int64)
-        decision: tuple[npt.NDArray[Any], ...] = (self.logits, self.confidence, self.label)
-        self._decision = dict(zip(DECISION, decision, strict=True))
         between = [p.outputs for p in pieces if not _decides(p.outputs)]
         self._made = {spec.name for specs in between for spec in specs}
+        shape = next(p.inputs[0].shape[1:] for p in pieces if self.are_images(p.inputs))
+        image = np.empty((1, *map(int, shape)), np.float32)
+        self.image = image if image.nbytes <= _SMALL else None
         size = max((sum(self._size(spec) for spec in specs) for specs in between), default=0)
         self._sides = (_aligned(size), _aligned(size))
 
@@ -44,10 +48,17 @@ class HostBuffers:
         """Whether these are what a call starts with: no piece makes them."""
         return specs[0].name not in self._made
 
+    def decision(self, rows: int) -> list[npt.NDArray[Any]]:
+        """The first rows of logits, confidences and labels."""
+        return [array[:rows] for array in (self.logits, self.confidence, self.label)]
+
     def views(self, specs: Sequence[TensorSpec], side: int, rows: int) -> list[npt.NDArray[Any]]:
-        """Arrays of ``rows`` samples over the tensors of a seam on one side, or over the decision."""
+        """Arrays of ``rows`` samples over the tensors of a seam on one side, over the decision, or the image."""
         if _decides(specs):
-            return [self._decision[spec.name][:rows] for spec in specs]
+            return self.decision(rows)
+        if self.are_images(specs):
+            assert self.image is not None
+            return [self.image]
         found: list[npt.NDArray[Any]] = []
         start = 0
         for spec in specs:

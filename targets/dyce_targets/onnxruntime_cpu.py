@@ -96,13 +96,18 @@ class OnnxRuntimeLane:
         self._pieces, self._sessions, self._buffers, self._free = pieces, sessions, buffers, free
         # By the side that a piece reads from.
         self._bound: tuple[dict[str, _Bound], dict[str, _Bound]] = ({}, {})
+        self._viewed, self._views = 0, buffers.decision(0)
         self._side = 0
         self._specs: tuple[TensorSpec, ...] = ()
         self._images: npt.NDArray[np.float32] | None = None
 
     def put(self, images: npt.NDArray[np.float32]) -> None:
-        """Start with images, which are read where they are."""
-        self._images, self.rows = np.ascontiguousarray(images), len(images)
+        """Start with images, which are read where they are unless it is a small one."""
+        self.rows = len(images)
+        if self.rows == 1 and self._buffers.image is not None:
+            self._buffers.image[:] = images
+        else:
+            self._images = np.ascontiguousarray(images)
 
     def run(self, piece: str) -> None:
         """Run a segment or a span. Raises PieceError."""
@@ -119,11 +124,12 @@ class OnnxRuntimeLane:
         """Run a head, or look at what the last run decided. Raises PieceError."""
         if head is not None:
             self._ready(head).run()
-        return self._buffers.confidence[: self.rows]
+        return self._decision()[1]
 
     def answers(self) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]:
         """Logits and labels of the last decision."""
-        return self._buffers.logits[: self.rows], self._buffers.label[: self.rows]
+        logits, _, label = self._decision()
+        return logits, label
 
     def compact(self, sources: npt.NDArray[np.intp], places: npt.NDArray[np.intp], rows: int) -> None:
         """Copy samples within the buffers."""
@@ -152,6 +158,12 @@ class OnnxRuntimeLane:
         self._images = None
         self.rows = self._side = 0
         self._free.append(self)
+
+    def _decision(self) -> list[npt.NDArray[Any]]:
+        """Views of what was decided last, kept while the number of samples stays."""
+        if self._viewed != self.rows:
+            self._viewed, self._views = self.rows, self._buffers.decision(self.rows)
+        return self._views
 
     def _ready(self, piece: str) -> _Bound:
         """A piece, bound to the side that is live and to the number of samples there."""
@@ -188,7 +200,7 @@ class _Bound:
     def bind(self, buffers: HostBuffers, side: int, rows: int) -> None:
         """Read from one side, unless it is the images, and write to the other."""
         inputs, outputs = self.spec.inputs, self.spec.outputs
-        self.reads_images = buffers.are_images(inputs)
+        self.reads_images = buffers.are_images(inputs) and (rows > 1 or buffers.image is None)
         if not self.reads_images:
             for spec, array in zip(inputs, buffers.views(inputs, side, rows), strict=True):
                 self._binding.bind_cpu_input(spec.name, array)
