@@ -177,8 +177,11 @@ def _write_cost_table(
 
 
 def _measure_costs(session: Session, dataset: Dataset, unit: str, batch: int, limit: int) -> CostTable:
+    import msgspec
+
     from dyce_calibration.costs import costs_of
     from dyce_runtime.bench import check_batches, environment, spread_rows
+    from dyce_runtime.compaction import measure_compaction
     from dyce_runtime.energy import find_meter
     from dyce_runtime.piece_costs import measure_energies, measure_times
 
@@ -190,7 +193,10 @@ def _measure_costs(session: Session, dataset: Dataset, unit: str, batch: int, li
     )
     measured = {**environment(session), "batch": str(batch)}
     if unit == "ms":
-        return costs_of(measure_times(session, batches), "ms", session.bundle.fingerprint, measured)
+        times = measure_times(session, batches)
+        worth = measure_compaction(session, session.preprocess(dataset.images(rows[:batch]))) if batch > 1 else {}
+        costs = costs_of(times, "ms", session.bundle.fingerprint, measured)
+        return msgspec.structs.replace(costs, worth_moving=worth)
     with find_meter() as meter:
         found = measure_energies(session, batches, meter)
     return costs_of(found, "joules", session.bundle.fingerprint, {**measured, "meter": meter.source})

@@ -33,7 +33,9 @@ def command(
     opened = dyce_runtime.open_bundle(bundle)
     if json:
         documents = {"manifest": opened.manifest, "configurations": opened.configurations}
-        print_json("inspect", {"bundle": str(bundle), **{k: msgspec.to_builtins(d) for k, d in documents.items()}})
+        memory = {piece.id: opened.memory(piece.id) for piece in opened.manifest.pieces}
+        facts = {key: msgspec.to_builtins(document) for key, document in documents.items()}
+        print_json("inspect", {"bundle": str(bundle), **facts, "memory_bytes": memory})
     else:
         _show(opened)
 
@@ -76,7 +78,30 @@ def _show(bundle: Any) -> None:
         heads = ", ".join(head.type for head in exit.heads)
         rows.append((exit.id, exit.module, heads, f"{done / model.macs:.0%}", f"{size / 1e6:.1f} MB"))
     print_table("exits", ("exit", "behind", "heads", "MACs to here", "segment"), rows)
+    _show_spans(bundle)
     show_configurations(bundle.configurations, [exit.id for exit in manifest.exits])
+
+
+def _show_spans(bundle: Any) -> None:
+    """What runs as one graph, which configurations run it, and the memory that it takes beside the segments."""
+    from dyce_runtime.plan import make_plan
+
+    manifest, named = bundle.manifest, bundle.configurations.named
+    runs = {
+        name: {id for step in make_plan(manifest, bundle.configuration(name)).steps for id in step.body}
+        for name in named
+    }
+    rows = [
+        (
+            span.id,
+            f"{span.first}-{span.last}",
+            f"{bundle.memory(span.id) / 1e6:.1f} MB",
+            ", ".join(name for name in named if span.id in runs[name]),
+        )
+        for span in manifest.pieces
+        if span.kind == "span"
+    ]
+    print_table("spans: segments that run as one graph", ("span", "segments", "memory", "used by"), rows)
 
 
 def show_configurations(configurations: Any, exits: list[str]) -> None:

@@ -1,0 +1,37 @@
+"""When samples are moved together: by what moving takes and what it saves, on a clock that the pieces turn."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from dyce_runtime import Session, compaction
+from dyce_runtime.compaction import measure_compaction
+from tests.bundles import Clock, SpiedLane, Spy, make_images
+
+
+@pytest.mark.parametrize(
+    ("per_move", "per_sample", "expected"),
+    [
+        (0.002, 0.010, 7),  # 0.05 + 0.002 k < 0.01 k
+        (0.000, 0.010, 5),
+        (0.000, 1.000, 1),
+        (0.020, 0.010, 21),  # moving takes longer than computing: never
+        (0.000, 0.000, 21),
+    ],
+)
+def test_moving_pays_from_where_it_takes_less_than_it_saves(
+    spied: Session, spy: Spy, monkeypatch: pytest.MonkeyPatch, per_move, per_sample, expected
+):
+    clock = Clock()
+    monkeypatch.setattr(compaction, "time", SimpleNamespace(perf_counter=lambda: clock.now))
+    spy.before = lambda piece: clock.pass_by(per_sample * spy.calls[-1][1])
+
+    def compact(lane: Any, sources: np.ndarray, places: np.ndarray, rows: int) -> None:
+        clock.pass_by(0.05 + per_move * len(sources))
+
+    monkeypatch.setattr(SpiedLane, "compact", compact, raising=False)
+    assert measure_compaction(spied, make_images(20)) == {"3": expected, "7": expected}
