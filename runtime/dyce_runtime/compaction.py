@@ -35,7 +35,7 @@ def measure_compaction(session: Session, images: NDArray[np.float32]) -> dict[st
             )
         per_move = max(0.0, (half - one) / max(1, count // 2 - 1))
         gain = per_sample - per_move
-        found[exit.id] = min(count + 1, max(1, int(np.ceil((one - per_move) / gain)))) if gain > 0 else count + 1
+        found[exit.id] = min(count + 1, max(1, int(np.ceil((one - per_move) / gain - 1e-6)))) if gain > 0 else count + 1
     return found
 
 
