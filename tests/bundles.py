@@ -220,6 +220,9 @@ class Spy:
         self.before: Callable[[str], object] = lambda piece: None
         self._device: Any = None
 
+    def best_batch(self, spec: TargetSpec) -> int:
+        return 64
+
     def open(self, pieces: Sequence[PieceSpec], spec: TargetSpec) -> Spy:
         self._device = OnnxRuntimeCpu().open(pieces, spec)
         return self

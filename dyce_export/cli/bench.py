@@ -60,10 +60,7 @@ def command(
     from dyce_runtime.datasets import open_dataset
     from dyce_runtime.machine_state import memory
 
-    most = max(64, *sizes)
-    with dyce_runtime.load(
-        bundle, target, threads=threads, pool="global", max_batch=most, allow_untrained=True
-    ) as session:
+    with dyce_runtime.load(bundle, target, threads=threads, pool="global", allow_untrained=True) as session:
         held = memory(session)
         wanted = [] if baseline else bench.choose(session.bundle, config or list(session.bundle.configurations.named))
         model = session.manifest.model

@@ -48,7 +48,7 @@ def load(
     *,
     threads: int | None = None,
     pool: Pool = "private",
-    max_batch: int = 64,
+    max_batch: int | None = None,
     max_memory: int | None = None,
     allow_untrained: bool = False,
 ) -> Session:
@@ -59,7 +59,7 @@ def load(
         target: name of an installed target; None takes the first that is available.
         threads: threads per call; None lets the engine decide.
         pool: see :class:`dyce_runtime.contracts.TargetSpec`.
-        max_batch: samples that run at once; a call with more runs them in chunks.
+        max_batch: samples that run at once; a call with more runs them in chunks. None leaves it to the target.
         max_memory: bytes that the pieces may take; spans are left out to stay within. None sets no limit.
         allow_untrained: let configurations with untrained heads run, for measurements of speed.
 
@@ -98,17 +98,17 @@ class Session:
         target: str | None,
         spec: TargetSpec,
         *,
-        max_batch: int = 64,
+        max_batch: int | None = None,
         max_memory: int | None = None,
         allow_untrained: bool = False,
     ) -> None:
-        if max_batch < 1:
+        if max_batch is not None and max_batch < 1:
             raise RuntimeInputError(f"max_batch is {max_batch}; expected at least 1")
         self.bundle = bundle
         self.spec = spec
-        self._max_batch = max_batch
         self._allow_untrained = allow_untrained
         self.target = targets.find(target)
+        self._max_batch = max_batch or self.target.best_batch(spec)
         self.pieces = _fitting(bundle, self.target.spans, max_memory)
         self.device: Device = self.target.open(bundle.piece_specs(self.pieces), spec)
         self._alive = _forks
@@ -143,7 +143,10 @@ class Session:
         """
         if self._owner is not None:
             raise self._owned()
-        self._plan = self.plan(configuration)
+        if type(configuration) is str and (plan := self._named.get(configuration)) is not None:
+            self._plan = plan
+        else:
+            self._plan = self.plan(configuration)
 
     def plan(self, configuration: str | Configuration) -> Plan:
         """What a configuration runs here; resolved once, then looked up.
@@ -270,7 +273,7 @@ class Session:
         return Stream(self.device, admit, done, batch, in_flight).run(images)
 
     def run_uncut(self, images: npt.NDArray[np.float32]) -> npt.NDArray[np.int64]:
-        """Labels (N,) int64 of the uncut model, in one engine call and nothing else: the baseline of a benchmark.
+        """Labels (N,) int64 of the uncut model, in one engine call per chunk and nothing else: a benchmark's baseline.
 
         Raises:
             ConfigurationError: the uncut model was left out of memory.
@@ -280,6 +283,9 @@ class Session:
         if self._alive != _forks:
             raise self._gone()
         check_images(images, self._shape)
+        if len(images) > self._max_batch:
+            starts = range(0, len(images), self._max_batch)
+            return np.concatenate([self.run_uncut(images[start : start + self._max_batch]) for start in starts])
         with self.device.lane(len(images)) as lane:
             lane.put(images)
             lane.run(UNCUT)
