@@ -115,8 +115,12 @@ class Target(Protocol):
     def available(self) -> str | None:
         """None if it works on this machine, otherwise the reason and what to install."""
 
-    def best_batch(self, spec: TargetSpec) -> int:
-        """How many samples should run at once where there are more; larger calls are cut into chunks of so many."""
+    def best_batch(self, spec: TargetSpec, macs: int) -> int:
+        """How many samples should run at once where there are more; larger calls are cut into chunks of so many.
+
+        Args:
+            macs: multiply-accumulates of the model, for one sample.
+        """
 
     def compile(self, piece: PieceSpec, spec: TargetSpec) -> Path:
         """Build the artefact of a piece; the ONNX file itself where the engine reads ONNX."""

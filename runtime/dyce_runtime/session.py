@@ -108,7 +108,7 @@ class Session:
         self.spec = spec
         self._allow_untrained = allow_untrained
         self.target = targets.find(target)
-        self._max_batch = max_batch or self.target.best_batch(spec)
+        self._max_batch = max_batch or self.target.best_batch(spec, bundle.manifest.model.macs)
         self.pieces = _fitting(bundle, self.target.spans, max_memory)
         self.device: Device = self.target.open(bundle.piece_specs(self.pieces), spec)
         self._alive = _forks

@@ -36,9 +36,9 @@ class OnnxRuntimeCpu:
             return "onnxruntime is not installed; pip install 'dyce-export[cpu]'"
         return None
 
-    def best_batch(self, spec: TargetSpec) -> int:
-        """Four per thread: larger ones leave the caches (a ViT took a fifth longer per sample at 32 than at 8)."""
-        return 4 * (spec.threads or os.cpu_count() or 1)
+    def best_batch(self, spec: TargetSpec, macs: int) -> int:
+        """About 2 GMACs per thread: small models need many to be worth a call, of large ones many leave the caches."""
+        return min(max(1, 2_000_000_000 // max(macs, 1)), 64) * (spec.threads or os.cpu_count() or 1)
 
     def compile(self, piece: PieceSpec, spec: TargetSpec) -> Path:
         """The ONNX file itself."""

@@ -183,3 +183,10 @@ def test_a_call_that_runs_outlives_its_device(device: OnnxRuntimeDevice):
 def test_a_piece_is_compiled_to_itself(tiny_bundle: Path):
     (spec,) = open_bundle(tiny_bundle).piece_specs(["full"])
     assert OnnxRuntimeCpu().compile(spec, TargetSpec()) == spec.path
+
+
+@pytest.mark.parametrize(
+    ("threads", "macs", "batch"), [(1, 124_000_000, 16), (2, 124_000_000, 32), (2, 4_000_000_000, 2), (1, 100, 64)]
+)
+def test_small_models_run_in_larger_batches(threads: int, macs: int, batch: int):
+    assert OnnxRuntimeCpu().best_batch(TargetSpec(threads=threads), macs) == batch
