@@ -15,7 +15,7 @@ from dyce_runtime.bundle import MANIFEST, sha256_of
 from dyce_runtime.contracts import TargetSpec
 from dyce_runtime.errors import BundleError, PieceError, TargetError
 from dyce_targets.onnxruntime_cpu import OnnxRuntimeCpu, OnnxRuntimeDevice
-from tests.bundles import make_images
+from tests.bundles import expected, make_images
 
 
 def in_a_new_process(code: str, *arguments: Path) -> list[str]:
@@ -190,3 +190,15 @@ def test_a_piece_is_compiled_to_itself(tiny_bundle: Path):
 )
 def test_small_models_run_in_larger_batches(threads: int, macs: int, batch: int):
     assert OnnxRuntimeCpu().best_batch(TargetSpec(threads=threads), macs) == batch
+
+
+@pytest.mark.parametrize("small", [0, 1 << 20], ids=["bound where it is", "copied"])
+def test_one_image_is_read_however_large_it_is(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch, small: int):
+    monkeypatch.setattr("dyce_targets.host_buffers._SMALL", small)
+    with load(tiny_bundle, threads=1) as session:
+        session.use("full")
+        for count in (1, 3, 1, 1):
+            for seed in range(3):
+                images = make_images(count, seed)
+                for given in (images, np.asfortranarray(images)):
+                    np.testing.assert_array_equal(session(given).logits, expected(images, session.configuration).logits)
