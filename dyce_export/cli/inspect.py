@@ -95,13 +95,16 @@ def _show_spans(bundle: Any) -> None:
         (
             span.id,
             f"{span.first}-{span.last}",
+            f"{bundle.size(span.id) / 1e6:.1f} MB",
             f"{bundle.memory(span.id) / 1e6:.1f} MB",
             ", ".join(name for name in named if span.id in runs[name]),
         )
         for span in manifest.pieces
         if span.kind == "span"
     ]
-    print_table("spans: segments that run as one graph", ("span", "segments", "memory", "used by"), rows)
+    print_table(
+        "spans: segments that run as one graph", ("span", "segments", "on disk", "memory, about", "used by"), rows
+    )
 
 
 def show_configurations(configurations: Any, exits: list[str]) -> None:

@@ -21,6 +21,9 @@ SPLITS = "calibration/splits.npz"
 TEST_VECTORS = "testvectors/vectors.npz"
 REPORT = "report.html"
 
+# onnxruntime keeps weights in layouts of its own: pieces of four models took 1.8 to 3.2 times the size of their files.
+_MEMORY_PER_BYTE = 2.5
+
 _Document = TypeVar("_Document", Manifest, Configurations)
 
 
@@ -47,10 +50,14 @@ class Bundle:
         """The path of a file inside the bundle, by its name in the manifest."""
         return self.path / name
 
-    def memory(self, piece: str) -> int:
-        """Bytes that a piece takes when it is open, about: those of its files, which are weights."""
+    def size(self, piece: str) -> int:
+        """Bytes of a piece's files, which are weights."""
         found = self.manifest.piece(piece)
         return sum(self.file(name).stat().st_size for name in (found.file, *found.data))
+
+    def memory(self, piece: str) -> int:
+        """Bytes that a piece takes when it is open, about."""
+        return int(_MEMORY_PER_BYTE * self.size(piece))
 
     def configuration(self, name: str) -> Configuration:
         """A named configuration. Raises ConfigurationError if there is none."""

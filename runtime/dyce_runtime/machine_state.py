@@ -41,7 +41,7 @@ def memory(session: Session, root: Path = Path("/proc")) -> dict[str, int | None
     resident = int(pages[1]) * os.sysconf("SC_PAGE_SIZE") if len(pages) > 1 else None
     sizes = dict.fromkeys(_KINDS, 0)
     for piece in session.pieces:
-        sizes[session.manifest.piece(piece).kind] += session.bundle.memory(piece)
+        sizes[session.manifest.piece(piece).kind] += session.bundle.size(piece)
     return {"resident_bytes": resident, **{f"{kind}s_bytes": size for kind, size in sizes.items()}}
 
 

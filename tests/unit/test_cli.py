@@ -140,7 +140,7 @@ def test_inspect_without_a_bundle_lists_the_targets() -> None:
 def test_inspect_shows_thresholds_and_exits(tiny_bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert console.run(app, "dyce", ["inspect", str(tiny_bundle)]) == 0
     printed = capsys.readouterr().out
-    for word in ("balanced", "final", "MMACs", "verification"):
+    for word in ("balanced", "final", "MMACs", "verification", "span_00_01", "memory"):
         assert word in printed
 
 
