@@ -116,31 +116,34 @@ def join(parts: Sequence[ir.Model]) -> ir.Model:
 
     The parts are used up.
     """
-    inputs, live = list(parts[0].graph.inputs), None
+    inputs, live = list(parts[0].graph.inputs), list(parts[0].graph.inputs)
     nodes: list[ir.Node] = []
     initializers: list[ir.Value] = []
     for number, part in enumerate(parts):
-        graph = part.graph
-        if live is not None:
+        graph, made = part.graph, list(part.graph)
+        if number:
             for own, given in zip(graph.inputs, live, strict=True):
                 ir.convenience.replace_all_uses_with(own, given)
-        live = list(graph.outputs)
-        own_nodes = list(graph)
-        for value in (*graph.initializers.values(), *(output for node in own_nodes for output in node.outputs)):
-            if number < len(parts) - 1 or value not in live:
-                value.name = f"{value.name}.{number}"
-        for node in own_nodes:
-            node.name = f"{node.name}.{number}"
-        own_initializers = list(graph.initializers.values())
+        live, weights = list(graph.outputs), list(graph.initializers.values())
+        _rename_apart([*weights, *(output for node in made for output in node.outputs)], made, number)
+        graph.inputs.clear()
         graph.outputs.clear()
         graph.initializers.clear()
-        graph.remove(own_nodes)
-        nodes += own_nodes
-        initializers += own_initializers
-    parts[0].graph.inputs.clear()
-    assert live is not None
+        graph.remove(made)
+        nodes += made
+        initializers += weights
+    for value in live:
+        value.name = str(value.name).removesuffix(f".{len(parts) - 1}")
     joined = ir.Graph(inputs, live, nodes=nodes, initializers=initializers, opset_imports={"": OPSET}, name="span")
     return ir.Model(joined, ir_version=IR_VERSION)
+
+
+def _rename_apart(values: Sequence[ir.Value], nodes: Sequence[ir.Node], number: int) -> None:
+    """Give names that no other part has."""
+    for value in values:
+        value.name = f"{value.name}.{number}"
+    for node in nodes:
+        node.name = f"{node.name}.{number}"
 
 
 def _copy_passed_through(graph: ir.Graph) -> None:
