@@ -5,7 +5,11 @@ from __future__ import annotations
 import os
 import platform
 import time
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from importlib.metadata import version
+from multiprocessing import get_context
+from typing import Any
 
 from dyce_runtime.bench import cpu_name
 
@@ -19,3 +23,9 @@ def describe(*packages: str) -> dict[str, str]:
 def sentence(facts: dict[str, str]) -> str:
     """The same as words for a page."""
     return ", ".join(f"{key} {value}" for key, value in facts.items())
+
+
+def apart(measure: Callable[..., dict[str, Any]], *arguments: Any) -> dict[str, Any]:
+    """What ``measure`` returns in a process of its own: the engine's pool of threads is made once per process."""
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as process:
+        return process.submit(measure, *arguments).result()

@@ -15,9 +15,7 @@ import argparse
 import json
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -322,12 +320,6 @@ def measure(threads: int, rounds: int) -> dict[str, Any]:
     return results
 
 
-def apart(threads: int, rounds: int) -> dict[str, Any]:
-    """In a process of its own: the engine's pool of threads is made once per process."""
-    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as process:
-        return process.submit(measure, threads, rounds).result()
-
-
 def page(results: dict[str, Any]) -> str:
     """``docs/overhead.md``."""
     facts = machine.sentence(results["environment"])
@@ -370,7 +362,7 @@ def main() -> None:
     results = {
         "environment": machine.describe("onnxruntime", "numpy"),
         "rounds": rounds,
-        "threads": {f"{n} thread{'s' if n > 1 else ''}": apart(n, rounds) for n in (1, 2)},
+        "threads": {f"{n} thread{'s' if n > 1 else ''}": machine.apart(measure, n, rounds) for n in (1, 2)},
     }
     RESULTS.write_text(json.dumps(results, indent=1) + "\n")
     PAGE.write_text(page(results))

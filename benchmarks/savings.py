@@ -11,9 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -92,12 +90,6 @@ def measure(threads: int, data: Path) -> dict[str, Any]:
     return {"uncut": timed["uncut"], "configurations": rows}
 
 
-def apart(threads: int, data: Path) -> dict[str, Any]:
-    """In a process of its own: the engine's pool of threads is made once per process."""
-    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as process:
-        return process.submit(measure, threads, data).result()
-
-
 def page(results: dict[str, Any]) -> str:
     """``docs/savings.md``."""
     facts = machine.sentence(results["environment"])
@@ -137,7 +129,7 @@ def main() -> None:
     results = {
         "environment": machine.describe("onnxruntime", "numpy"),
         "mmacs": fashion_nine.costs().full / 1e6,
-        "threads": {f"{n} thread{'s' if n > 1 else ''}": apart(n, data) for n in (1, 2)},
+        "threads": {f"{n} thread{'s' if n > 1 else ''}": machine.apart(measure, n, data) for n in (1, 2)},
     }
     RESULTS.write_text(json.dumps(results, indent=1) + "\n")
     PAGE.write_text(page(results))

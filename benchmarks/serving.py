@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import json
 import time
-from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
-from multiprocessing import get_context
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -59,8 +58,7 @@ def measure(threads: int) -> dict[str, Any]:
 def main() -> None:
     results: dict[str, Any] = {"environment": machine.describe("onnxruntime", "numpy"), "threads": {}}
     for threads in (1, 2):
-        with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as process:
-            results["threads"][threads] = process.submit(measure, threads).result()
+        results["threads"][threads] = machine.apart(measure, threads)
     RESULTS.write_text(json.dumps(results, indent=1) + "\n")
     lines = [
         "# Eight callers that share a session",

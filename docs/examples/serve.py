@@ -41,7 +41,7 @@ class Server(HTTPServer):
     def _answer(self, request: Any, client_address: Any) -> None:
         try:
             self.finish_request(request, client_address)
-        except Exception:
+        except Exception:  # one request that breaks must not end the server
             self.handle_error(request, client_address)
         finally:
             self.shutdown_request(request)

@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 
 from dyce_runtime.bench_energy import add_energies
 from dyce_runtime.bench_figures import Timings, beside_uncut, early_exit, figures, verdict
-from dyce_runtime.bench_figures import path_macs as path_macs
 from dyce_runtime.bundle import SPLITS, Bundle, open_bundle, write_configurations
 from dyce_runtime.configuration import BenchFigures, Configuration, Entry, ExitSetting
 from dyce_runtime.contenders import Answer, Contender, make_contenders

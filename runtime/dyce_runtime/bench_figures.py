@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from dyce_runtime.configuration import FULL, Configuration
 from dyce_runtime.manifest import Manifest
+from dyce_runtime.plan import path_macs
 
 _ROUNDS = 10
 # What a configuration has to gain before the benchmark says so; less is within the noise of a shared machine.
@@ -31,19 +32,6 @@ class Timings:
     seconds: NDArray[np.float64]
     labels: NDArray[np.int64]
     exits: NDArray[np.int64] | None
-
-
-def path_macs(manifest: Manifest, configuration: Configuration) -> NDArray[np.float64]:
-    """(exits,) multiply-accumulates that a sample pays if it leaves at each exit, heads on the way included."""
-    paid, total = 0, []
-    segments = [piece for piece in manifest.pieces if piece.kind == "segment"]
-    for exit, segment in zip(manifest.exits, segments, strict=True):
-        paid += segment.macs
-        if exit.id in configuration.exits:
-            head = next(h for h in exit.heads if h.type == configuration.exits[exit.id].head)
-            paid += manifest.piece(head.piece).macs
-        total.append(paid)
-    return np.array(total, np.float64)
 
 
 def figures(timing: Timings, labels: NDArray[np.int64] | None, batch: int) -> dict[str, Any]:

@@ -14,10 +14,10 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from dyce_runtime.bench_figures import path_macs
 from dyce_runtime.configuration import Configuration, Entry, ExitSetting, Figures
 from dyce_runtime.errors import ConfigurationError, UsageError
 from dyce_runtime.manifest import Manifest
+from dyce_runtime.plan import path_macs
 from dyce_runtime.routing import Result
 from dyce_runtime.session import Session
 

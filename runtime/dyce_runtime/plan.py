@@ -90,6 +90,19 @@ def pieces_of(plans: Iterable[Plan]) -> list[str]:
     return list(dict.fromkeys(ids))
 
 
+def path_macs(manifest: Manifest, configuration: Configuration) -> npt.NDArray[np.float64]:
+    """(exits,) multiply-accumulates that a sample pays if it leaves at each exit, heads on the way included."""
+    paid, total = 0, []
+    segments = [piece for piece in manifest.pieces if piece.kind == "segment"]
+    for exit, segment in zip(manifest.exits, segments, strict=True):
+        paid += segment.macs
+        if exit.id in configuration.exits:
+            head = next(h for h in exit.heads if h.type == configuration.exits[exit.id].head)
+            paid += manifest.piece(head.piece).macs
+        total.append(paid)
+    return np.array(total, np.float64)
+
+
 class Covering(Protocol):
     """Something that runs from one segment to another."""
 

@@ -12,12 +12,11 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from dyce_runtime.bench_figures import path_macs
 from dyce_runtime.bundle import Bundle
 from dyce_runtime.configuration import Configuration, ExitSetting
 from dyce_runtime.errors import ConfigurationError, UsageError
 from dyce_runtime.manifest import FINAL, Exit, Manifest
-from dyce_runtime.plan import Plan, make_plan
+from dyce_runtime.plan import Plan, make_plan, path_macs
 from dyce_runtime.routing import Result
 from dyce_runtime.session import Session
 

@@ -12,12 +12,13 @@ import PIL
 import pytest
 
 from dyce_runtime import Configuration, Session, load, open_bundle
-from dyce_runtime.bench import benchmark, choose, environment, path_macs, save_figures, split_counts
+from dyce_runtime.bench import benchmark, choose, environment, save_figures, split_counts
 from dyce_runtime.bundle import SPLITS, write_configurations
 from dyce_runtime.configuration import BenchFigures, Configurations, Entry
 from dyce_runtime.datasets import Dataset
 from dyce_runtime.errors import ConfigurationError, DataError, PieceError
 from dyce_runtime.machine_state import power_mode
+from dyce_runtime.plan import path_macs
 from dyce_runtime.preprocessing import preprocess
 from tests.bundles import CLASSES, HEAD, NAMED, Spy, expected, near_threshold, on
 
