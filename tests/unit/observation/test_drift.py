@@ -1,196 +1,43 @@
+"""Drift: when what leaves an exit is no longer what the records let expect."""
+
 from __future__ import annotations
 
-import json
 import math
-import re
-import sys
-import time
-from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from types import FrameType
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec import structs
-from numpy.typing import NDArray
 
-import dyce_runtime.drift
-import dyce_runtime.observation
-from dyce_runtime import Bundle, Configuration, Result, load, open_bundle
+from dyce_runtime import Bundle, Configuration, load
 from dyce_runtime.bundle import RECORDS
 from dyce_runtime.drift import DriftReport, Stability, population_stability_index
 from dyce_runtime.errors import BundleError, UsageError
-from dyce_runtime.observation import BUCKETS, Observation
-from tests.bundles import CLASSES, HEAD, NAMED, all_heads, make_images, on
-
-EXITS = ("3", "7", "final")
-FULL, FAST = Configuration("full"), Configuration("fast", on(exit3=0.5, exit7=0.5))
-LATE = Configuration("late", on(exit7=0.5))
-
-
-@pytest.fixture(scope="module")
-def tiny(tiny_bundle: Path) -> Bundle:
-    return open_bundle(tiny_bundle)
-
-
-@pytest.fixture
-def recorded(tiny: Bundle, tmp_path: Path) -> Callable[[NDArray[np.float32]], Bundle]:
-    """Makes a bundle with the given confidences as the records of its test samples."""
-    return lambda confidences: with_records(tiny, tmp_path, confidences)
-
-
-def with_records(tiny: Bundle, folder: Path, confidences: NDArray[np.float32], split: object = "test") -> Bundle:
-    write_records(folder / RECORDS, confidences=confidences, split=np.broadcast_to(np.asarray(split), len(confidences)))
-    return Bundle(folder, tiny.manifest, tiny.configurations)
-
-
-def write_records(path: Path, **arrays: object) -> None:
-    """Write records of all heads; those named None are left out."""
-    path.parent.mkdir(exist_ok=True)
-    all_arrays = {"exit": EXITS[:-1], "head": [HEAD] * 2, **arrays}
-    np.savez(path, **{name: np.asarray(array) for name, array in all_arrays.items() if array is not None})
-
-
-def drawn(count: int, seed: int, sureness: float = 2.0) -> NDArray[np.float32]:
-    """Confidences (N, 3) of every head, the surer the more, as different samples are differently hard."""
-    random = np.random.default_rng(seed)
-    return random.beta([sureness, sureness + 1, sureness + 2], 2, (count, 3)).astype(np.float32)
-
-
-def leaving(confidences: NDArray[np.float32], configuration: Configuration) -> list[int]:
-    """Where each sample leaves, one after another."""
-    found = []
-    for row in confidences:
-        found.append(2)
-        for index in (1, 0):
-            setting = configuration.exits.get(EXITS[index])
-            if setting is not None and row[index] > np.float32(setting.threshold):
-                found[-1] = index
-    return found
-
-
-def answer(configuration: Configuration, confidences: NDArray[np.float32]) -> Result:
-    """What a call returns whose heads are that sure."""
-    exit = np.array(leaving(confidences, configuration), np.int64)
-    count = len(confidences)
-    taken = confidences[np.arange(count), exit]
-    return Result(np.zeros((count, CLASSES), np.float32), np.zeros(count, np.int64), taken, exit, configuration)
-
-
-def left(configuration: Configuration, *exits: int) -> Result:
-    """What a call returns whose samples leave there."""
-    count = len(exits)
-    ones = np.ones(count, np.float32)
-    return Result(
-        np.zeros((count, CLASSES), np.float32), np.zeros(count, np.int64), ones, np.array(exits), configuration
-    )
-
-
-def the_report(watch: Observation) -> dict:
-    """Of the configuration that was used last."""
-    return watch.as_dict()["drift"]["configurations"][0]
-
-
-# --- counting --------------------------------------------------------------------------------------------------------
-
-seconds = st.one_of(st.sampled_from(BUCKETS), st.floats(0, 20))
-calls = st.lists(
-    st.tuples(
-        st.sampled_from([FAST, Configuration("own", on(exit3=0.5, exit7=0.7))]),
-        st.lists(st.integers(0, 2), min_size=1, max_size=5),
-        seconds,
-    )
+from dyce_runtime.observation import Observation
+from tests.bundles import HEAD, NAMED, all_heads, make_images, on
+from tests.unit.observation.observed import (
+    EXITS,
+    FAST,
+    FULL,
+    LATE,
+    answer,
+    drawn,
+    leaving,
+    left,
+    seeds,
+    the_report,
+    watched,
+    with_records,
+    write_records,
 )
 
+# --- the index --------------------------------------------------------------------------------------------------------
 
-@given(calls)
-def test_every_call_and_sample_is_counted(tiny: Bundle, calls):
-    watch = Observation(tiny)
-    for configuration, exits, duration in calls:
-        watch(left(configuration, *exits), duration)
-    found = watch.as_dict()
-    assert found["calls"] == len(calls)
-    assert found["samples"] == sum(len(exits) for _, exits, _ in calls)
-    at = Counter(exit for _, exits, _ in calls for exit in exits)
-    assert found["samples_per_exit"] == {id: at[index] for index, id in enumerate(EXITS)}
-    by = Counter(configuration.name for configuration, exits, _ in calls for _ in exits)
-    assert found["samples_per_configuration"] == by
-
-
-@given(st.lists(seconds), st.lists(seconds, min_size=1, unique=True).map(sorted))
-def test_a_latency_bucket_holds_the_calls_up_to_its_boundary(tiny: Bundle, durations, boundaries):
-    watch = Observation(tiny, buckets=boundaries)
-    for duration in durations:
-        watch(left(FAST, 0), duration)
-    found = watch.as_dict()["latency_seconds"]
-    for boundary, count in found["buckets"].items():
-        assert count == sum(duration <= float(boundary) for duration in durations)
-    assert list(map(float, found["buckets"])) == [*boundaries, math.inf]
-    assert (found["sum"], found["count"]) == (pytest.approx(math.fsum(durations)), len(durations))
-
-
-def test_counts_are_exact_when_threads_switch_between_any_two_instructions(recorded):
-    watch = Observation(recorded(drawn(100, 0)))
-    results = [left(FAST, 0), left(FAST, 1, 2), left(LATE, 1)]
-
-    def switch(frame: FrameType, event: str, argument: object):
-        if frame.f_code.co_filename not in (dyce_runtime.observation.__file__, dyce_runtime.drift.__file__):
-            return None
-        frame.f_trace_opcodes = True
-        time.sleep(0)
-        return switch
-
-    def work(number: int) -> None:
-        sys.settrace(switch)
-        try:
-            for turn in range(15):
-                watch(results[turn % 3], 2.0**-9)
-        finally:
-            sys.settrace(None)
-
-    with ThreadPoolExecutor(8) as pool:
-        list(pool.map(work, range(8)))
-    found = watch.as_dict()
-    assert (found["calls"], found["latency_seconds"]["sum"]) == (120, 120 * 2.0**-9)
-    assert found["samples_per_exit"] == {"3": 40, "7": 80, "final": 40}
-    assert found["samples_per_configuration"] == {"fast": 120, "late": 40}
-    for result in (left(FAST, *[0] * 100), left(LATE, *[1] * 100)):
-        watch(result, 0.01)
-    seen = [report["shares"]["samples"] for report in watch.as_dict()["drift"]["configurations"]]
-    assert seen == [140, 220]
-
-
-def test_an_application_may_make_up_names_without_end(tiny: Bundle):
-    watch = Observation(tiny)
-    for number in range(1000):
-        watch(left(Configuration(f"own {number}", FAST.exits), 0, 1), 0.01)
-    found = watch.as_dict()["samples_per_configuration"]
-    assert len(found) <= 65
-    assert found["own 0"] == 2
-    assert sum(found.values()) == 2000
-    assert len(watch.as_dict()["drift"]["configurations"]) == 1
-
-
-def test_a_session_is_observed_until_it_is_detached(tiny_bundle: Path):
-    with load(tiny_bundle, threads=1) as session:
-        watch = Observation(session)
-        session.attach(watch)
-        session.use("fast")
-        exits = [*session(make_images(40)).exit, *session(make_images(1)).exit]
-        session.detach(watch)
-        session(make_images(5))
-    found = watch.as_dict()
-    assert found["calls"] == 2
-    assert found["samples_per_exit"] == {id: exits.count(index) for index, id in enumerate(EXITS)}
-    assert 0 < found["latency_seconds"]["sum"] < 60
-
-
-# --- the index -------------------------------------------------------------------------------------------------------
 
 counts = st.lists(st.tuples(st.integers(0, 1000), st.integers(0, 1000)), min_size=1, max_size=12)
 
@@ -279,10 +126,7 @@ def test_what_engines_differ_by_is_no_drift(recorded):
     assert (the_report(watch)["exits"]["7"]["psi"], watch.drifted) == (0, False)
 
 
-# --- what is drift ---------------------------------------------------------------------------------------------------
-
-seeds = st.integers(0, 2**32 - 2)
-watched = st.sampled_from([FULL, FAST, LATE, Configuration("wary", on(exit3=0.9, exit7=0.8))])
+# --- what is drift ----------------------------------------------------------------------------------------------------
 
 
 @given(seeds, watched, st.floats(0.5, 5))
@@ -354,7 +198,7 @@ def test_the_samples_that_thresholds_were_chosen_on_are_left_out(tiny: Bundle, t
     assert [found["psi"] for found in (report["shares"], *report["exits"].values())] == [0, 0, 0, 0]
 
 
-# --- when it can be told ---------------------------------------------------------------------------------------------
+# --- when it can be told ----------------------------------------------------------------------------------------------
 
 
 def test_below_the_minimum_there_is_no_number(recorded):
@@ -523,7 +367,7 @@ def test_options_without_sense_are_refused(tiny: Bundle, options):
         Observation(tiny, **options)
 
 
-# --- under each configuration ----------------------------------------------------------------------------------------
+# --- under each configuration -----------------------------------------------------------------------------------------
 
 
 def test_equal_names_that_do_different_things_are_kept_apart(recorded):
@@ -567,12 +411,7 @@ def test_only_the_last_used_configurations_are_kept(recorded):
     assert full["exits"]["final"]["samples"] == 400
 
 
-# --- being told ------------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def told() -> list[DriftReport]:
-    return []
+# --- being told -------------------------------------------------------------------------------------------------------
 
 
 def feed(watch: Observation, count: int, seed: int, sureness: float = 2.0) -> Iterator[Stability]:
@@ -660,126 +499,3 @@ def test_a_session_drifts_when_its_pictures_grow_brighter(tiny_bundle: Path, rec
         for seed in range(8):
             session(make_images(600, seed) * 4)
     assert [report.configuration.name for report in told] == ["fast"]
-
-
-# --- Prometheus ------------------------------------------------------------------------------------------------------
-
-_NAME = r"[a-zA-Z_:][a-zA-Z0-9_:]*"
-_LABEL = re.compile(r'([a-zA-Z_][a-zA-Z0-9_]*)="((?:[^\\"\n]|\\[\\"n])*)"(?:,|$)')
-_SAMPLE = re.compile(rf"({_NAME})(?:\{{(.*)\}})? (\S+)", re.DOTALL)
-_ESCAPES = {r"\\": "\\", r"\"": '"', r"\n": "\n"}
-
-Series = tuple[str, frozenset[tuple[str, str]]]
-
-
-def parse(text: str) -> tuple[dict[str, str], dict[Series, float]]:
-    """Types of the families and values of the series, by the rules of the text format."""
-    assert text.endswith("\n")
-    helped, types, found, family = set(), {}, {}, ""
-    for line in text[:-1].split("\n"):
-        if line.startswith("# HELP "):
-            family = line.split(" ", 3)[2]
-            assert family not in helped
-            assert line.split(" ", 3)[3]
-            helped.add(family)
-        elif line.startswith("# TYPE "):
-            _, _, name, type = line.split(" ")
-            assert (name, name in types) == (family, False)
-            types[name] = type
-        else:
-            sample = _SAMPLE.fullmatch(line)
-            assert sample, line
-            name, labels, value = sample[1], sample[2] or "", float(sample[3])
-            suffix = name.removeprefix(family)
-            assert suffix in (("_bucket", "_sum", "_count") if types[family] == "histogram" else ("",))
-            pairs = _LABEL.findall(labels)
-            assert len("".join(f'{label}="{text}",' for label, text in pairs)) in (0, len(labels) + 1), line
-            unescaped = {label: re.sub(r"\\.", lambda match: _ESCAPES[match[0]], text) for label, text in pairs}
-            series = name, frozenset(unescaped.items())
-            assert len(unescaped) == len(pairs)
-            assert series not in found
-            found[series] = value
-    assert helped == types.keys()
-    return types, found
-
-
-def values(found: dict[Series, float], name: str, *labels: str) -> dict[object, float]:
-    """The values of one metric by the values of its labels."""
-    return {
-        tuple(dict(pairs)[label] for label in labels) if len(labels) != 1 else dict(pairs)[labels[0]]: value
-        for (own, pairs), value in found.items()
-        if own == name
-    }
-
-
-@given(st.lists(st.tuples(st.text(max_size=8), seeds, seconds), max_size=6))
-@settings(max_examples=40)
-def test_prometheus_reads_what_as_dict_says(tiny: Bundle, uses):
-    with TemporaryDirectory() as folder:
-        watch = Observation(with_records(tiny, Path(folder), drawn(1000, 0)))
-    for name, seed, duration in uses:
-        watch(answer(Configuration(name, on(exit7=0.25 + seed % 3 / 4)), drawn(300, seed)), duration)
-    types, found = parse(watch.prometheus())
-    said = watch.as_dict()
-    assert types == {
-        "dyce_calls_total": "counter",
-        "dyce_samples_total": "counter",
-        "dyce_call_duration_seconds": "histogram",
-        "dyce_exit_share_psi": "gauge",
-        "dyce_confidence_psi": "gauge",
-        "dyce_drifted": "gauge",
-    }
-    assert values(found, "dyce_calls_total") == {(): said["calls"]}
-    per_exit, per_name = Counter(), Counter()
-    for (name, exit), count in values(found, "dyce_samples_total", "configuration", "exit").items():
-        per_exit[exit] += count
-        per_name[name] += count
-    assert per_name == said["samples_per_configuration"]
-    assert per_exit == (said["samples_per_exit"] if uses else {})
-    latency = "dyce_call_duration_seconds"
-    assert values(found, f"{latency}_bucket", "le") == said["latency_seconds"]["buckets"]
-    assert values(found, f"{latency}_count") == {(): said["latency_seconds"]["buckets"]["+Inf"]}
-    assert values(found, f"{latency}_sum") == {(): said["latency_seconds"]["sum"]}
-    latest: dict[str, dict] = {}
-    for report in said["drift"]["configurations"]:
-        latest.setdefault(report["configuration"]["name"], report)
-    assert values(found, "dyce_drifted", "configuration") == {
-        name: report["drifted"] for name, report in latest.items() if report["drifted"] is not None
-    }
-    assert values(found, "dyce_exit_share_psi", "configuration") == {
-        name: report["shares"]["psi"] for name, report in latest.items() if report["shares"]["psi"] is not None
-    }
-    assert values(found, "dyce_confidence_psi", "configuration", "exit") == {
-        (name, exit): stability["psi"]
-        for name, report in latest.items()
-        for exit, stability in report["exits"].items()
-        if stability["psi"] is not None
-    }
-
-
-def test_a_name_with_every_special_character_comes_back(tiny: Bundle):
-    name = 'say "\\n"\nor } le="1" # TYPE'
-    watch = Observation(tiny)
-    watch(left(Configuration(name, FAST.exits), 0), 0.01)
-    text = watch.prometheus()
-    assert r'{configuration="say \"\\n\"\nor } le=\"1\" # TYPE",exit="3"} 1' in text
-    assert values(parse(text)[1], "dyce_samples_total", "configuration", "exit")[name, "3"] == 1
-
-
-def test_the_buckets_are_cumulative_and_end_in_infinity(tiny: Bundle):
-    watch = Observation(tiny)
-    for duration in (0.00005, 0.0001, 0.003, 3600):
-        watch(left(FAST, 0), duration)
-    buckets = values(parse(watch.prometheus())[1], "dyce_call_duration_seconds_bucket", "le")
-    assert list(map(float, buckets)) == [*BUCKETS, math.inf]
-    assert list(buckets)[-1] == "+Inf"
-    assert (buckets["0.0001"], buckets["0.0025"], buckets["0.005"], buckets["10.0"], buckets["+Inf"]) == (2, 2, 3, 3, 4)
-
-
-def test_the_document_is_plain_json(recorded):
-    watch = Observation(recorded(drawn(1000, 0)))
-    assert json.loads(json.dumps(watch.as_dict(), allow_nan=False)) == watch.as_dict()
-    for configuration in (FAST, FULL):
-        watch(answer(configuration, drawn(500, 1)), 0.01)
-    assert json.loads(json.dumps(watch.as_dict(), allow_nan=False)) == watch.as_dict()
-    json.dumps(Observation(recorded(drawn(1000, 0))).as_dict(), allow_nan=False)
