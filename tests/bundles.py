@@ -31,6 +31,7 @@ from dyce_runtime.manifest import (
     Preprocessing,
     TensorSpec,
 )
+from dyce_runtime.plan import Step
 from dyce_targets.onnxruntime_cpu import OnnxRuntimeCpu
 
 CHANNELS, EDGE, CLASSES, WIDTH = 3, 4, 5, 4
@@ -248,6 +249,15 @@ class SpiedLane:
         if head is not None:
             self._note(head)
         return self._lane.decide(head)
+
+    def until_confident(self, steps: Sequence[Step]) -> Any:
+        for step in steps:
+            for piece in step.body:
+                self.run(piece)
+            confidence = self.decide(step.head)
+            if confidence[0] > step.threshold:
+                break
+        return step, confidence
 
     def _note(self, piece: str) -> None:
         self._spy.calls.append((piece, self._lane.rows))

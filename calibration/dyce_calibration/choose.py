@@ -68,6 +68,7 @@ def choose(records: Records, costs: CostTable, how: Search = Search()) -> Config
         method=how.method,
         note=note,
         worth_moving=costs.worth_moving,
+        best_batch=costs.best_batch,
     )
 
 

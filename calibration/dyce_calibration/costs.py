@@ -26,7 +26,7 @@ class CostTable(msgspec.Struct, frozen=True):
             the whole chain of segments.
         heads: exit id and head type to the cost of that head.
         full: of the uncut model; measured in time it may be less than the chain.
-        worth_moving: see :class:`dyce_runtime.configuration.Configurations`.
+        worth_moving, best_batch: see :class:`dyce_runtime.configuration.Configurations`.
         spans: exit id behind which a span starts (``image`` before the first) and exit id at its end to its cost.
         model: sha256 of the manifest of the bundle it belongs to; empty if it belongs to none.
         measured: where and with what it was measured; empty for multiply-accumulates.
@@ -40,6 +40,7 @@ class CostTable(msgspec.Struct, frozen=True):
     measured: dict[str, str] = msgspec.field(default_factory=dict)
     spans: dict[str, dict[str, float]] = msgspec.field(default_factory=dict)
     worth_moving: dict[str, int] = msgspec.field(default_factory=dict)
+    best_batch: int = 0
     schema_version: str = SCHEMA_VERSION
 
     def check(self) -> CostTable:

@@ -177,8 +177,8 @@ def _measure_costs(session: Session, dataset: Dataset, unit: str, batch: int, li
     import msgspec
 
     from dyce_calibration.costs import costs_of
+    from dyce_runtime.batching import measure_best_batch, measure_compaction
     from dyce_runtime.bench import check_batches, environment, spread_rows
-    from dyce_runtime.compaction import measure_compaction
     from dyce_runtime.energy import find_meter
     from dyce_runtime.piece_costs import measure_energies, measure_times
 
@@ -191,9 +191,15 @@ def _measure_costs(session: Session, dataset: Dataset, unit: str, batch: int, li
     measured = {**environment(session), "batch": str(batch)}
     if unit == "ms":
         times = measure_times(session, batches)
-        worth = measure_compaction(session, session.preprocess(dataset.images(rows[:batch]))) if batch > 1 else {}
         costs = costs_of(times, "ms", session.bundle.fingerprint, measured)
-        return msgspec.structs.replace(costs, worth_moving=worth)
+        if batch == 1:
+            return costs
+        images = session.preprocess(dataset.images(rows[:batch]))
+        return msgspec.structs.replace(
+            costs,
+            worth_moving=measure_compaction(session, images),
+            best_batch=measure_best_batch(session, images),
+        )
     with find_meter() as meter:
         found = measure_energies(session, batches, meter)
     return costs_of(found, "joules", session.bundle.fingerprint, {**measured, "meter": meter.source})

@@ -127,6 +127,7 @@ class Configurations(msgspec.Struct, frozen=True):
         note: what a user should know about the certificates; empty if there is nothing to say.
         worth_moving: exit id to how many samples of a batch have to have left there for the rest to be moved together,
             as measured; 1 where nothing was.
+        best_batch: samples that should run at once where there are more, as measured; 0 if nothing was.
     """
 
     schema_version: str = SCHEMA_VERSION
@@ -136,6 +137,7 @@ class Configurations(msgspec.Struct, frozen=True):
     method: str = ""
     note: str = ""
     worth_moving: dict[str, int] = msgspec.field(default_factory=dict)
+    best_batch: int = 0
 
     def get(self, name: str) -> Configuration:
         """The configuration of that name. Raises ConfigurationError if there is none."""

@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from dyce_runtime.manifest import TensorSpec
+from dyce_runtime.plan import Step
 
 Handle: TypeAlias = Any
 Pool = Literal["private", "global"]
@@ -68,6 +69,16 @@ class Lane(Protocol):
         """Confidences (rows,) of a head on what is live, or of the final head, in which the last run ended.
 
         They are valid until the next call of this method.
+        """
+
+    def until_confident(self, steps: Sequence[Step]) -> tuple[Step, npt.NDArray[np.float32]]:
+        """With one sample, run steps until its confidence is above the threshold of one, or to the last.
+
+        The same as :meth:`run` and :meth:`decide` in turn, with no way back to the caller in between; of the lane
+        only :meth:`answers` is valid after it. Returns the step at which it left and its confidence (1,).
+
+        Args:
+            steps: of a plan; a lane may keep what it prepares for them, since plans come again.
         """
 
     def answers(self) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]:

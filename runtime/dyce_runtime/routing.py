@@ -40,12 +40,7 @@ def route(plan: Plan, lane: Lane, classes: int) -> Result:
 
 def _run_one(plan: Plan, lane: Lane) -> Result:
     """Nothing to keep apart: the hot path of a camera or a server that answers at once."""
-    for step in plan.steps:
-        for piece in step.body:
-            lane.run(piece)
-        confidence = lane.decide(step.head)
-        if step.head is None or confidence[0] > step.threshold:
-            break
+    step, confidence = lane.until_confident(plan.steps)
     logits, label = lane.answers()
     return Result(logits.copy(), label.copy(), confidence.copy(), step.exits.copy(), plan.configuration)
 

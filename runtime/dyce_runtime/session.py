@@ -59,7 +59,8 @@ def load(
         target: name of an installed target; None takes the first that is available.
         threads: threads per call; None lets the engine decide.
         pool: see :class:`dyce_runtime.contracts.TargetSpec`.
-        max_batch: samples that run at once; a call with more runs them in chunks. None leaves it to the target.
+        max_batch: samples that run at once; a call with more runs them in chunks. None takes what was measured
+            with the costs that the configurations were chosen by, or leaves it to the target.
         max_memory: bytes that the pieces may take; spans are left out to stay within. None sets no limit.
         allow_untrained: let configurations with untrained heads run, for measurements of speed.
 
@@ -108,7 +109,8 @@ class Session:
         self.spec = spec
         self._allow_untrained = allow_untrained
         self.target = targets.find(target)
-        self._max_batch = max_batch or self.target.best_batch(spec, bundle.manifest.model.macs)
+        best = bundle.configurations.best_batch or self.target.best_batch(spec, bundle.manifest.model.macs)
+        self._max_batch = max_batch or best
         self.pieces = _fitting(bundle, self.target.spans, max_memory)
         self.device: Device = self.target.open(bundle.piece_specs(self.pieces), spec)
         self._alive = _forks

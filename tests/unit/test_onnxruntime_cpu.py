@@ -4,18 +4,24 @@ import importlib.util
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
+import onnxruntime
 import pytest
 
 from dyce_runtime import load, open_bundle
 from dyce_runtime.bundle import MANIFEST, sha256_of
+from dyce_runtime.configuration import Configuration
 from dyce_runtime.contracts import TargetSpec
 from dyce_runtime.errors import BundleError, PieceError, TargetError
-from dyce_targets.onnxruntime_cpu import OnnxRuntimeCpu, OnnxRuntimeDevice
-from tests.bundles import expected, make_images
+from dyce_runtime.plan import make_plan
+from dyce_targets import onnxruntime_cpu
+from dyce_targets.onnxruntime_cpu import OnnxRuntimeCpu, OnnxRuntimeDevice, OnnxRuntimeLane
+from tests.bundles import expected, make_images, on
 
 
 def in_a_new_process(code: str, *arguments: Path) -> list[str]:
@@ -158,15 +164,65 @@ def test_a_run_that_is_rewound_can_be_repeated(device: OnnxRuntimeDevice):
         np.testing.assert_array_equal(lane.live()[0], whole)
 
 
-def test_what_the_engine_refuses_names_the_piece(device: OnnxRuntimeDevice, monkeypatch: pytest.MonkeyPatch):
-    def refuse(*_: object) -> None:
+@pytest.mark.parametrize("failing", ["segment_00", "exit_03_linear", "segment_01"])
+def test_what_the_engine_refuses_names_the_piece(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch, failing: str):
+    def refuse() -> None:
         raise RuntimeError("out of memory")
 
-    monkeypatch.setattr("onnxruntime.InferenceSession.run_with_iobinding", refuse)
+    def prepare(session: Any, binding: Any) -> Callable[[], object]:
+        return refuse if Path(session._model_path).stem == failing else engine_call(session, binding)
+
+    engine_call = onnxruntime_cpu._engine_call
+    monkeypatch.setattr(onnxruntime_cpu, "_engine_call", prepare)
+    bundle = open_bundle(tiny_bundle)
+    device = OnnxRuntimeCpu().open(bundle.piece_specs([p.id for p in bundle.manifest.pieces]), TargetSpec(threads=1))
+    message = f"piece {failing} failed in onnxruntime: out of memory"
+    steps = make_plan(bundle.manifest, Configuration("never", on(exit3=1.0))).steps
+
+    def run_in_turn(lane: OnnxRuntimeLane) -> None:
+        lane.run("segment_00")
+        lane.decide("exit_03_linear")
+        lane.run("segment_01")
+
     with device.lane(2) as lane:
         lane.put(make_images(2))
-        with pytest.raises(PieceError, match="piece segment_00 failed in onnxruntime: out of memory"):
-            lane.run("segment_00")
+        with pytest.raises(PieceError, match=message):
+            run_in_turn(lane)
+    with device.lane(1) as lane:
+        lane.put(make_images(1))
+        with pytest.raises(PieceError, match=message):
+            lane.until_confident(steps)
+
+
+def test_a_call_without_the_engines_wrapper_is_the_same_call(tiny_bundle: Path):
+    bundle = open_bundle(tiny_bundle)
+    session = onnxruntime.InferenceSession(str(bundle.file("segments/segment_00.onnx")))
+    found = []
+    for hidden in (False, True):
+        binding = session.io_binding()
+        binding.bind_cpu_input("image", make_images(1))
+        binding.bind_output(bundle.manifest.piece("segment_00").outputs[0].name, "cpu")
+        public = SimpleNamespace(run_with_iobinding=session.run_with_iobinding)
+        onnxruntime_cpu._engine_call(public if hidden else session, binding)()
+        found.append(binding.copy_outputs_to_cpu()[0])
+    np.testing.assert_array_equal(*found)
+
+
+@pytest.mark.parametrize("small", [0, 1 << 20], ids=["bound where it is", "copied"])
+def test_one_sample_leaves_where_it_would_leave_a_batch(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch, small: int):
+    monkeypatch.setattr("dyce_targets.host_buffers._SMALL", small)
+    monkeypatch.setattr(onnxruntime_cpu, "_MOST_RECORDED", 3)
+    images = make_images(12)
+    settings = [{}, on(exit3=0.7), on(exit7=0.8), on(exit3=0.5, exit7=0.9), on(exit3=0.9, exit7=0.5)]
+    configurations = [Configuration(f"own {k}", exits) for k, exits in enumerate(settings)]
+    with load(tiny_bundle, threads=1) as session:
+        for turn in range(3):
+            for configuration in configurations[turn:]:
+                session.use(configuration)
+                alone = [session(image[None]) for image in images]
+                wanted = expected(images, configuration)
+                np.testing.assert_array_equal([int(result.exit[0]) for result in alone], wanted.exit)
+                np.testing.assert_array_equal(np.concatenate([result.logits for result in alone]), wanted.logits)
 
 
 def test_a_call_that_runs_outlives_its_device(device: OnnxRuntimeDevice):

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import json
+import shutil
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -15,6 +17,7 @@ from hypothesis import strategies as st
 
 import dyce_runtime.session
 from dyce_runtime import Configuration, Session, load
+from dyce_runtime.bundle import CONFIGURATIONS
 from dyce_runtime.configuration import Configurations, Entry, Figures
 from dyce_runtime.errors import ConfigurationError, PieceError, RuntimeInputError
 from tests.bundles import CLASSES, NAMED, Spy, all_heads, expected, make_images, near_threshold, on
@@ -346,6 +349,19 @@ def test_answers_do_not_depend_on_when_samples_are_moved_together(
         result, answer = session(images), expected(images, configuration)
         np.testing.assert_array_equal(result.exit, answer.exit)
         np.testing.assert_array_equal(result.logits, answer.logits)
+
+
+@pytest.mark.parametrize(("measured", "asked", "chunks"), [(0, None, [40]), (16, None, [16, 16, 8]), (16, 32, [32, 8])])
+def test_a_call_runs_in_the_chunks_that_were_measured_best_unless_others_are_asked_for(
+    tiny_bundle: Path, tmp_path: Path, spy: Spy, measured, asked, chunks
+):
+    bundle = Path(shutil.copytree(tiny_bundle, tmp_path / "copy"))
+    document = json.loads((bundle / CONFIGURATIONS).read_text()) | {"best_batch": measured}
+    (bundle / CONFIGURATIONS).write_text(json.dumps(document))
+    with load(bundle, threads=1, max_batch=asked) as session:
+        session.use("full")
+        session(make_images(40))
+    assert [samples for _, samples in spy.calls] == chunks
 
 
 @pytest.mark.parametrize(("worth", "second"), [(1, "fewer"), (41, "all")])

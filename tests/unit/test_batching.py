@@ -8,9 +8,33 @@ from typing import Any
 import numpy as np
 import pytest
 
-from dyce_runtime import Session, compaction
-from dyce_runtime.compaction import measure_compaction
+from dyce_runtime import Session, batching
+from dyce_runtime.batching import measure_best_batch, measure_compaction
 from tests.bundles import Clock, SpiedLane, Spy, make_images
+
+
+@pytest.mark.parametrize(
+    ("per_call", "cached", "expected"),
+    [
+        (0.0, 1, 1),
+        (0.1, 20, 20),
+        (0.1, 8, 8),  # more than 8 samples leave the caches
+        (0.1, 3, 2),
+    ],
+)
+def test_the_best_batch_weighs_calls_against_caches(
+    spied: Session, spy: Spy, monkeypatch: pytest.MonkeyPatch, per_call: float, cached: int, expected: int
+):
+    clock = Clock()
+    monkeypatch.setattr(batching, "time", SimpleNamespace(perf_counter=lambda: clock.now))
+
+    def run(_: str) -> None:
+        samples = spy.calls[-1][1]
+        clock.pass_by(per_call + samples * (1 if samples <= cached else 2))
+
+    spy.before = run
+    spied.use("full")
+    assert measure_best_batch(spied, make_images(20)) == expected
 
 
 @pytest.mark.parametrize(
@@ -27,7 +51,7 @@ def test_moving_pays_from_where_it_takes_less_than_it_saves(
     spied: Session, spy: Spy, monkeypatch: pytest.MonkeyPatch, per_move, per_sample, expected
 ):
     clock = Clock()
-    monkeypatch.setattr(compaction, "time", SimpleNamespace(perf_counter=lambda: clock.now))
+    monkeypatch.setattr(batching, "time", SimpleNamespace(perf_counter=lambda: clock.now))
     spy.before = lambda piece: clock.pass_by(per_sample * spy.calls[-1][1])
 
     def compact(lane: Any, sources: np.ndarray, places: np.ndarray, rows: int) -> None:
