@@ -309,19 +309,20 @@ def subject_of(name: str, threads: int) -> Subject:
     return Subject(name, session, images, forced(session, images))
 
 
-def measure(threads: int, rounds: int) -> dict[str, Any]:
-    """All figures with so many threads."""
+def measure(threads: int, seconds: float) -> dict[str, Any]:
+    """All figures with so many threads, each contender measured for about so long."""
     results: dict[str, Any] = {}
     for name in [*MODELS, "fashion_nine"]:
         subject = fashion(threads) if name == "fashion_nine" else subject_of(name, threads)
-        small = 10 if name == "fashion_nine" else 1
-        with subject.session:
+        with subject.session as session:
+            rounds = int(seconds / np.median([timed(lambda: session.run_uncut(subject.images[:1])) for _ in range(9)]))
             results[name] = {
-                **seams(subject, small * rounds),
-                "batch_1": efficiency(subject, small * rounds),
-                "batch_32": throughput(subject, small * rounds // 8),
-                "own_share_us": own_share(subject, threads, small * rounds),
-                "switching_us": switching(subject, small * rounds),
+                "rounds": rounds,
+                **seams(subject, rounds),
+                "batch_1": efficiency(subject, rounds),
+                "batch_32": throughput(subject, max(20, rounds // BATCH)),
+                "own_share_us": own_share(subject, threads, rounds // 4),
+                "switching_us": switching(subject, rounds),
             }
         print(threads, name, json.dumps(results[name]), flush=True)
     return results
@@ -362,14 +363,13 @@ def page(results: dict[str, Any]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=200, help="calls of each contender; ten times that on small ones")
-    rounds = parser.parse_args().rounds
+    parser.add_argument("--seconds", type=float, default=15, help="for each contender, about")
+    seconds = parser.parse_args().seconds
     for name in MODELS:
         export(name)
     results = {
         "environment": machine.describe("onnxruntime", "numpy"),
-        "rounds": rounds,
-        "threads": {f"{n} thread{'s' if n > 1 else ''}": machine.apart(measure, n, rounds) for n in (1, 2)},
+        "threads": {f"{n} thread{'s' if n > 1 else ''}": machine.apart(measure, n, seconds) for n in (1, 2)},
     }
     RESULTS.write_text(json.dumps(results, indent=1) + "\n")
     PAGE.write_text(page(results))

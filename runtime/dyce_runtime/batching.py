@@ -27,17 +27,18 @@ def measure_best_batch(session: Session, images: NDArray[np.float32]) -> int:
     """
     plan, classes = session.plan(session.configuration), session.manifest.model.num_classes
     sizes = [*(1 << k for k in range((len(images) - 1).bit_length())), len(images)]
-    seconds: dict[int, list[float]] = {size: [] for size in sizes}
-    for _ in range(_ROUNDS):
-        for size, found in seconds.items():
-            start = time.perf_counter()
-            for first in range(0, len(images), size):
-                chunk = images[first : first + size]
-                with session.device.lane(len(chunk)) as lane:
-                    lane.put(chunk)
-                    route(plan, lane, classes)
-            found.append(time.perf_counter() - start)
-    return min(seconds, key=lambda size: float(np.median(seconds[size])))
+    seconds = np.empty((_ROUNDS, len(sizes)))
+    for turn, column in np.ndindex(*seconds.shape):
+        size, start = sizes[column], time.perf_counter()
+        for first in range(0, len(images), size):
+            chunk = images[first : first + size]
+            with session.device.lane(len(chunk)) as lane:
+                lane.put(chunk)
+                route(plan, lane, classes)
+        seconds[turn, column] = time.perf_counter() - start
+    # Relative to the round, since a shared machine is slow for some rounds.
+    relative = np.median(seconds / seconds.mean(axis=1, keepdims=True), axis=0)
+    return sizes[int(relative.argmin())]
 
 
 def measure_compaction(session: Session, images: NDArray[np.float32]) -> dict[str, int]:
