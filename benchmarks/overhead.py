@@ -315,7 +315,7 @@ def measure(threads: int, seconds: float) -> dict[str, Any]:
     for name in [*MODELS, "fashion_nine"]:
         subject = fashion(threads) if name == "fashion_nine" else subject_of(name, threads)
         with subject.session as session:
-            rounds = int(seconds / np.median([timed(lambda: session.run_uncut(subject.images[:1])) for _ in range(9)]))
+            rounds = int(seconds / _call_seconds(session, subject.images[:1]))
             results[name] = {
                 "rounds": rounds,
                 **seams(subject, rounds),
@@ -326,6 +326,10 @@ def measure(threads: int, seconds: float) -> dict[str, Any]:
             }
         print(threads, name, json.dumps(results[name]), flush=True)
     return results
+
+
+def _call_seconds(session: Session, image: Images) -> float:
+    return float(np.median([timed(lambda: session.run_uncut(image)) for _ in range(9)]))
 
 
 def page(results: dict[str, Any]) -> str:

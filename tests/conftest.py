@@ -17,6 +17,19 @@ settings.register_profile("shared", deadline=None)
 settings.load_profile("shared")
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """``--target NAME``: what a target of your own has to pass."""
+    parser.addoption("--target", metavar="NAME", help="run the conformance suite alone, for this installed target")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave the other tests out where one target is asked for."""
+    if config.getoption("--target"):
+        kept = [item for item in items if item.path.parent.name == "conformance"]
+        config.hook.pytest_deselected(items=[item for item in items if item not in kept])
+        items[:] = kept
+
+
 @pytest.fixture(scope="session")
 def tiny_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A bundle with the exits 3 and 7; for reading only."""

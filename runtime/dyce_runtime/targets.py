@@ -18,6 +18,11 @@ def names() -> list[str]:
     return sorted(point.name for point in _entry_points())
 
 
+def working() -> list[str]:
+    """Names of those that are available on this machine."""
+    return [name for name in names() if get(name).available() is None]
+
+
 def get(name: str) -> Target:
     """An installed target by name. Raises TargetError if there is none."""
     for point in _entry_points():

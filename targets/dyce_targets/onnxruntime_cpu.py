@@ -4,28 +4,23 @@ from __future__ import annotations
 
 import importlib.util
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
 from dyce_runtime.contracts import PieceSpec, TargetSpec
-from dyce_runtime.errors import BundleError, PieceError, TargetError
-from dyce_targets.host_buffers import HostBuffers
+from dyce_runtime.errors import BundleError, TargetError
+from dyce_targets.host_lane import HostBinding, HostDevice
 
 if TYPE_CHECKING:
     import onnxruntime
 
-    from dyce_runtime.manifest import TensorSpec
-    from dyce_runtime.plan import Step
-
 
 PROVIDER = "CPUExecutionProvider"
-# Plans that a lane keeps ready; an application turns between a few.
-_MOST_RECORDED = 64
 
 
 class OnnxRuntimeCpu:
@@ -48,245 +43,39 @@ class OnnxRuntimeCpu:
         """The ONNX file itself."""
         return piece.path
 
-    def open(self, pieces: Sequence[PieceSpec], spec: TargetSpec) -> OnnxRuntimeDevice:
+    def open(self, pieces: Sequence[PieceSpec], spec: TargetSpec) -> HostDevice:
         """Load every piece. Raises TargetError, or BundleError for a piece that does not load."""
         reason = self.available()
         if reason:
             raise TargetError(f"{self.name}: {reason}")
-        return OnnxRuntimeDevice(pieces, spec)
-
-
-class OnnxRuntimeDevice:
-    """Loaded pieces. Calls from several threads are safe: each has a lane of its own."""
-
-    def __init__(self, pieces: Sequence[PieceSpec], spec: TargetSpec) -> None:
         options = session_options(spec)
-        self._pieces = {piece.id: piece for piece in pieces}
-        self._sessions = {piece.id: _open(piece, options) for piece in pieces}
-        self._free: dict[int, list[OnnxRuntimeLane]] = {}
-
-    def lane(self, rows: int) -> OnnxRuntimeLane:
-        """A lane for the next power of two; a free one if there is one, the one used last."""
-        if not self._sessions:
-            raise PieceError("the device is closed")
-        capacity = 1 << (rows - 1).bit_length()
-        free = self._free.setdefault(capacity, [])
-        try:
-            return free.pop()  # one step, like append: no lock is needed
-        except IndexError:
-            return OnnxRuntimeLane(self._pieces, self._sessions, HostBuffers(self._pieces.values(), capacity), free)
-
-    def close(self) -> None:
-        """Forget the sessions; calls that are running keep them until they end."""
-        self._sessions, self._free = {}, {}
+        sessions = {piece.id: _open(piece, options) for piece in pieces}
+        return HostDevice(self.name, pieces, lambda piece: _Binding(piece, sessions[piece.id]))
 
 
-class Taken(NamedTuple):
-    """Samples outside of a lane: one array (samples, ...) for each tensor."""
-
-    specs: tuple[TensorSpec, ...]
-    arrays: list[npt.NDArray[Any]]
-
-
-class OnnxRuntimeLane:
-    """Pieces bound to buffers: a run then neither copies nor allocates what goes in and out.
-
-    Bound so, a chain of ten small segments took 1.08 times as long as the uncut model instead of 1.16.
-    """
-
-    def __init__(
-        self,
-        pieces: Mapping[str, PieceSpec],
-        sessions: Mapping[str, onnxruntime.InferenceSession],
-        buffers: HostBuffers,
-        free: list[OnnxRuntimeLane],
-    ) -> None:
-        self.rows = 0
-        self._pieces, self._sessions, self._buffers, self._free = pieces, sessions, buffers, free
-        # By the side that a piece reads from.
-        self._bound: tuple[dict[str, _Bound], dict[str, _Bound]] = ({}, {})
-        self._recorded: dict[int, _Recording] = {}
-        self._viewed, self._views = 0, buffers.decision(0)
-        self._side = 0
-        self._specs: tuple[TensorSpec, ...] = ()
-        self._images: npt.NDArray[np.float32] | None = None
-
-    def put(self, images: npt.NDArray[np.float32]) -> None:
-        """Start with images, which are read where they are unless it is a small one."""
-        self.rows = len(images)
-        if self.rows == 1 and self._buffers.image is not None:
-            self._buffers.image[:] = images
-        else:
-            self._images = np.ascontiguousarray(images)
-
-    def run(self, piece: str) -> None:
-        """Run a segment or a span. Raises PieceError."""
-        bound = self._ready(piece)
-        bound.run()
-        self._specs = bound.spec.outputs
-        self._side ^= 1
-
-    def rewind(self) -> None:
-        """Undo the last run: its inputs are still there, on the other side."""
-        self._side ^= 1
-
-    def decide(self, head: str | None = None) -> npt.NDArray[np.float32]:
-        """Run a head, or look at what the last run decided. Raises PieceError."""
-        if head is not None:
-            self._ready(head).run()
-        return self._decision()[1]
-
-    def until_confident(self, steps: Sequence[Step]) -> tuple[Step, npt.NDArray[np.float32]]:
-        """Run what was recorded for these steps. Raises PieceError."""
-        recording = self._recorded.get(id(steps))
-        if recording is None:
-            recording = self._record(steps)
-        if self._images is not None:
-            recording.start.bind_images(self._images)
-        confidence = self._buffers.confidence
-        try:
-            for stage in recording.stages:
-                for call in stage.calls:
-                    call()
-                if confidence[0] > stage.threshold:
-                    break
-        except Exception as error:  # onnxruntime's exceptions share no base class
-            raise _failed(recording.names[call], error) from error
-        return stage.step, confidence
-
-    def answers(self) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]:
-        """Logits and labels of the last decision."""
-        logits, _, label = self._decision()
-        return logits, label
-
-    def compact(self, sources: npt.NDArray[np.intp], places: npt.NDArray[np.intp], rows: int) -> None:
-        """Copy samples within the buffers."""
-        for array in self.live():
-            array[places] = array[sources]
-        self.rows = rows
-
-    def take(self, rows: npt.NDArray[np.intp]) -> Taken:
-        """Copies."""
-        return Taken(self._specs, [array[rows] for array in self.live()])
-
-    def add(self, handle: Taken) -> None:
-        """Copy samples behind those that are there."""
-        before, self.rows, self._specs = self.rows, self.rows + len(handle.arrays[0]), handle.specs
-        for array, added in zip(self.live(), handle.arrays, strict=True):
-            array[before:] = added
-
-    def live(self) -> list[npt.NDArray[Any]]:
-        """Views of the buffers that the last run wrote to."""
-        return self._buffers.views(self._specs, self._side, self.rows)
-
-    def __enter__(self) -> OnnxRuntimeLane:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._images = None
-        self.rows = self._side = 0
-        self._free.append(self)
-
-    def _decision(self) -> list[npt.NDArray[Any]]:
-        """Views of what was decided last, kept while the number of samples stays."""
-        if self._viewed != self.rows:
-            self._viewed, self._views = self.rows, self._buffers.decision(self.rows)
-        return self._views
-
-    def _record(self, steps: Sequence[Step]) -> _Recording:
-        """All engine calls of a plan, bound: a lane for one sample never has another number of them."""
-        names, stages, start = {}, [], None
-        for step in steps:
-            calls = []
-            for piece in (*step.body, *([step.head] if step.head else [])):
-                bound = self._ready(piece)
-                start = start or bound
-                calls.append(bound.call)
-                names[bound.call] = piece
-                self._side ^= piece != step.head
-            stages.append(_Stage(tuple(calls), step.threshold, step))
-        assert start is not None
-        if len(self._recorded) >= _MOST_RECORDED:
-            self._recorded.clear()
-        recording = self._recorded[id(steps)] = _Recording(steps, start, tuple(stages), names)
-        return recording
-
-    def _ready(self, piece: str) -> _Bound:
-        """A piece, bound to the side that is live and to the number of samples there."""
-        bound = self._bound[self._side].get(piece)
-        if bound is None:
-            bound = self._bound[self._side][piece] = _Bound(self._pieces[piece], self._sessions[piece])
-        if bound.rows != self.rows:
-            bound.bind(self._buffers, self._side, self.rows)
-        if bound.reads_images and self._images is not None:
-            bound.bind_images(self._images)
-        return bound
-
-
-class _Bound:
-    """A piece bound to one side of the buffers, for a number of samples.
-
-    Attributes:
-        rows: that number; 0 before :meth:`bind`.
-        reads_images: whether it reads those that a call brings.
-        call: the engine's call, which may raise anything.
-    """
+class _Binding(HostBinding):
+    """An ``IOBinding``."""
 
     def __init__(self, spec: PieceSpec, session: onnxruntime.InferenceSession) -> None:
-        self.spec, self.rows, self.reads_images = spec, 0, False
         self._binding = session.io_binding()
-        self.call = _engine_call(session, self._binding)
+        super().__init__(spec, _engine_call(session, self._binding))
 
-    def run(self) -> None:
-        """Raises PieceError."""
-        try:
-            self.call()
-        except Exception as error:  # onnxruntime's exceptions share no base class
-            raise _failed(self.spec.id, error) from error
+    def read(self, index: int, array: npt.NDArray[Any]) -> None:
+        """Bind an input."""
+        self._binding.bind_cpu_input(self.spec.inputs[index].name, array)
 
-    def bind(self, buffers: HostBuffers, side: int, rows: int) -> None:
-        """Read from one side, unless it is the images, and write to the other."""
-        inputs, outputs = self.spec.inputs, self.spec.outputs
-        self.reads_images = buffers.are_images(inputs) and (rows > 1 or buffers.image is None)
-        if not self.reads_images:
-            for spec, array in zip(inputs, buffers.views(inputs, side, rows), strict=True):
-                self._binding.bind_cpu_input(spec.name, array)
-        for spec, array in zip(outputs, buffers.views(outputs, side ^ 1, rows), strict=True):
-            self._binding.bind_output(spec.name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)
-        self.rows = rows
+    def write(self, index: int, array: npt.NDArray[Any]) -> None:
+        """Bind an output."""
+        name = self.spec.outputs[index].name
+        self._binding.bind_output(name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)
 
-    def bind_images(self, images: npt.NDArray[np.float32]) -> None:
-        """Read the images of this call."""
-        name = self.spec.inputs[0].name
-        if self.rows == 1:  # quicker, but the engine holds on to the image until the next call
-            self._binding.bind_cpu_input(name, images)
+    def read_images(self, images: npt.NDArray[np.float32]) -> None:
+        """Bind the input; one image in the quicker way, in which the engine holds on to it until the next call."""
+        if self.rows == 1:
+            self.read(0, images)
         else:
+            name = self.spec.inputs[0].name
             self._binding.bind_input(name, "cpu", 0, images.dtype, images.shape, images.ctypes.data)
-
-
-class _Stage(NamedTuple):
-    calls: tuple[Callable[[], object], ...]
-    threshold: np.float32
-    step: Step
-
-
-class _Recording(NamedTuple):
-    """The engine calls of a plan, for one sample.
-
-    Between two pieces the processor's caches hold what the engine left there, and every line of Python that runs costs
-    ten times what it costs in a loop. So nothing is looked up: with nine exits on Fashion-MNIST, none taken, a
-    call took 1.19 times as long as the engine needs, and recorded 1.10 times.
-
-    Attributes:
-        steps: kept, so that their id stays theirs.
-        start: what reads the images.
-        names: the piece that a call runs.
-    """
-
-    steps: Sequence[Step]
-    start: _Bound
-    stages: tuple[_Stage, ...]
-    names: dict[Callable[[], object], str]
 
 
 def _engine_call(session: onnxruntime.InferenceSession, binding: onnxruntime.IOBinding) -> Callable[[], object]:
@@ -298,10 +87,6 @@ def _engine_call(session: onnxruntime.InferenceSession, binding: onnxruntime.IOB
     if inner is None or bound is None:
         return partial(session.run_with_iobinding, binding)
     return partial(inner.run_with_iobinding, bound, None)
-
-
-def _failed(piece: str, error: Exception) -> PieceError:
-    return PieceError(f"piece {piece} failed in onnxruntime: {error}")
 
 
 _global_pool_threads: int | None = None

@@ -1,10 +1,9 @@
 from __future__ import annotations
 
 import importlib.util
-import json
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,13 +13,13 @@ import onnxruntime
 import pytest
 
 from dyce_runtime import load, open_bundle
-from dyce_runtime.bundle import MANIFEST, sha256_of
 from dyce_runtime.configuration import Configuration
 from dyce_runtime.contracts import TargetSpec
-from dyce_runtime.errors import BundleError, PieceError, TargetError
+from dyce_runtime.errors import PieceError, TargetError
 from dyce_runtime.plan import make_plan
 from dyce_targets import onnxruntime_cpu
-from dyce_targets.onnxruntime_cpu import OnnxRuntimeCpu, OnnxRuntimeDevice, OnnxRuntimeLane
+from dyce_targets.host_lane import HostLane
+from dyce_targets.onnxruntime_cpu import OnnxRuntimeCpu
 from tests.bundles import expected, make_images, on
 
 
@@ -94,76 +93,6 @@ def test_an_unknown_target_is_refused_with_the_installed_ones(tiny_bundle: Path)
         load(tiny_bundle, "abacus")
 
 
-@pytest.mark.parametrize("content", [b"", b"not a graph"])
-def test_a_damaged_graph_with_the_right_hash_is_named(bundle_copy: Path, content):
-    file = bundle_copy / "segments/segment_01.onnx"
-    file.write_bytes(content)
-    manifest = json.loads((bundle_copy / MANIFEST).read_bytes())
-    manifest["files"]["segments/segment_01.onnx"] = sha256_of(file)
-    (bundle_copy / MANIFEST).write_text(json.dumps(manifest))
-    with pytest.raises(BundleError, match=f"{file} does not load in onnxruntime"):
-        load(bundle_copy)
-
-
-@pytest.fixture
-def device(tiny_bundle: Path) -> Iterator[OnnxRuntimeDevice]:
-    bundle = open_bundle(tiny_bundle)
-    made = OnnxRuntimeCpu().open(bundle.piece_specs([p.id for p in bundle.manifest.pieces]), TargetSpec(threads=1))
-    yield made
-    made.close()
-
-
-def seam(device: OnnxRuntimeDevice, images: np.ndarray, *pieces: str) -> np.ndarray:
-    """What is live behind the pieces."""
-    with device.lane(len(images)) as lane:
-        lane.put(images)
-        for piece in pieces:
-            lane.run(piece)
-        return lane.live()[0].copy()
-
-
-def test_a_chain_gives_what_the_span_gives(device: OnnxRuntimeDevice):
-    for count in (5, 1, 8, 3):
-        chained = seam(device, make_images(count), "segment_00", "segment_01")
-        assert chained.shape == (count, 4, 4, 4)
-        np.testing.assert_array_equal(chained, seam(device, make_images(count), "span_00_01"))
-
-
-def test_a_lane_goes_on_with_the_samples_it_keeps(device: OnnxRuntimeDevice):
-    whole = seam(device, make_images(5), "segment_00", "segment_01")
-    with device.lane(5) as lane:
-        lane.put(make_images(5))
-        lane.run("segment_00")
-        lane.compact(np.array([4]), np.array([1]), 3)
-        lane.run("segment_01")
-        np.testing.assert_array_equal(lane.live()[0], whole[[0, 4, 2]])
-
-
-def test_samples_taken_from_one_call_go_on_in_another(device: OnnxRuntimeDevice):
-    whole = seam(device, make_images(7), "segment_00", "segment_01")
-    with device.lane(5) as lane:
-        lane.put(make_images(7)[:5])
-        lane.run("segment_00")
-        taken = lane.take(np.array([3, 0]))
-    with device.lane(4) as lane:
-        lane.put(make_images(7)[5:])
-        lane.run("segment_00")
-        lane.add(taken)
-        lane.run("segment_01")
-        np.testing.assert_array_equal(lane.live()[0], whole[[5, 6, 3, 0]])
-
-
-def test_a_run_that_is_rewound_can_be_repeated(device: OnnxRuntimeDevice):
-    whole = seam(device, make_images(3), "segment_00", "segment_01")
-    with device.lane(3) as lane:
-        lane.put(make_images(3))
-        for piece in ("segment_00", "segment_01"):
-            lane.run(piece)
-            lane.rewind()
-            lane.run(piece)
-        np.testing.assert_array_equal(lane.live()[0], whole)
-
-
 @pytest.mark.parametrize("failing", ["segment_00", "exit_03_linear", "segment_01"])
 def test_what_the_engine_refuses_names_the_piece(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch, failing: str):
     def refuse() -> None:
@@ -179,7 +108,7 @@ def test_what_the_engine_refuses_names_the_piece(tiny_bundle: Path, monkeypatch:
     message = f"piece {failing} failed in onnxruntime: out of memory"
     steps = make_plan(bundle.manifest, Configuration("never", on(exit3=1.0))).steps
 
-    def run_in_turn(lane: OnnxRuntimeLane) -> None:
+    def run_in_turn(lane: HostLane) -> None:
         lane.run("segment_00")
         lane.decide("exit_03_linear")
         lane.run("segment_01")
@@ -211,7 +140,7 @@ def test_a_call_without_the_engines_wrapper_is_the_same_call(tiny_bundle: Path):
 @pytest.mark.parametrize("small", [0, 1 << 20], ids=["bound where it is", "copied"])
 def test_one_sample_leaves_where_it_would_leave_a_batch(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch, small: int):
     monkeypatch.setattr("dyce_targets.host_buffers._SMALL", small)
-    monkeypatch.setattr(onnxruntime_cpu, "_MOST_RECORDED", 3)
+    monkeypatch.setattr("dyce_targets.host_lane._MOST_RECORDED", 3)
     images = make_images(12)
     settings = [{}, on(exit3=0.7), on(exit7=0.8), on(exit3=0.5, exit7=0.9), on(exit3=0.9, exit7=0.5)]
     configurations = [Configuration(f"own {k}", exits) for k, exits in enumerate(settings)]
@@ -223,17 +152,6 @@ def test_one_sample_leaves_where_it_would_leave_a_batch(tiny_bundle: Path, monke
                 wanted = expected(images, configuration)
                 np.testing.assert_array_equal([int(result.exit[0]) for result in alone], wanted.exit)
                 np.testing.assert_array_equal(np.concatenate([result.logits for result in alone]), wanted.logits)
-
-
-def test_a_call_that_runs_outlives_its_device(device: OnnxRuntimeDevice):
-    with device.lane(2) as lane:
-        lane.put(make_images(2))
-        device.close()
-        lane.run("full")
-        assert lane.decide().shape == (2,)
-    with pytest.raises(PieceError, match="closed"):
-        device.lane(2)
-    device.close()
 
 
 def test_a_piece_is_compiled_to_itself(tiny_bundle: Path):

@@ -30,7 +30,7 @@ from dyce_export.verify import (
 )
 from dyce_runtime.bundle import Bundle, open_bundle
 from dyce_runtime.configuration import Configuration, ExitSetting, float32_midpoint
-from dyce_targets.onnxruntime_cpu import OnnxRuntimeLane
+from dyce_targets.host_lane import HostLane
 from tests.models import INPUT_SIZE, Convolutions, build, images
 
 
@@ -159,7 +159,7 @@ def test_another_exit_than_torchs_fails_even_if_all_numbers_agree(exported: Expo
 
 
 def test_rows_that_change_places_between_segments_fail(exported: Exported, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(OnnxRuntimeLane, "compact", lambda lane, sources, places, rows: setattr(lane, "rows", rows))
+    monkeypatch.setattr(HostLane, "compact", lambda lane, sources, places, rows: setattr(lane, "rows", rows))
     found = verify(open_bundle(exported.path), exported.reference, exported.probe)
     assert found.verdict == "failed"
     assert found.exit_agreement < 1 or found.seams["routed"] > 1e-2

@@ -1,0 +1,268 @@
+"""What every target has to do: run for those that work here, or for one with ``pytest --target NAME``.
+
+On a bundle whose exact answers numpy knows (``tests/bundles.py``). A target of another package is found by its entry
+point like ours.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import strategies as st
+
+from dyce_runtime import Configuration, Session, load, open_bundle, targets
+from dyce_runtime.bundle import MANIFEST, sha256_of
+from dyce_runtime.contracts import Device, TargetSpec
+from dyce_runtime.errors import BundleError, PieceError
+from dyce_runtime.plan import make_plan
+from tests.bundles import CLASSES, NAMED, expected, make_images, near_threshold, on
+
+# Of a target: its logits differ from the exact ones by at most so much of the largest.
+TOLERANCE = 1e-3
+
+thresholds = st.floats(0.125, 1, width=32)
+configurations = st.fixed_dictionaries({}, optional={"exit3": thresholds, "exit7": thresholds}).map(
+    lambda exits: Configuration("drawn", on(**exits))
+)
+batches = st.builds(make_images, st.integers(1, 9), st.integers(0, 2**32 - 1))
+# Fixtures are made once for all examples, which is what is meant.
+once = settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+
+
+def assert_close(found: Any, wanted: Any) -> None:
+    """Within the tolerance of the largest value."""
+    assert found.shape == wanted.shape
+    np.testing.assert_allclose(found, wanted, rtol=0, atol=TOLERANCE * float(np.abs(wanted).max()))
+
+
+@pytest.fixture
+def session(target: str, tiny_bundle: Path) -> Iterator[Session]:
+    with load(tiny_bundle, target, threads=1) as opened:
+        yield opened
+
+
+@pytest.fixture
+def device(session: Session) -> Device:
+    return session.device
+
+
+def seam(device: Device, images: np.ndarray, *pieces: str) -> np.ndarray:
+    """What is live behind the pieces."""
+    with device.lane(len(images)) as lane:
+        lane.put(images)
+        for piece in pieces:
+            lane.run(piece)
+        return lane.live()[0].copy()
+
+
+# --- answers ---------------------------------------------------------------------------------------------------------
+
+
+@once
+@given(batches, configurations)
+def test_answers_are_those_of_numpy(session: Session, images, configuration):
+    assume(not near_threshold(images, configuration))
+    session.use(configuration)
+    result, answer = session(images), expected(images, configuration)
+    np.testing.assert_array_equal(result.exit, answer.exit)
+    np.testing.assert_array_equal(result.label, answer.label)
+    assert_close(result.logits, answer.logits)
+    np.testing.assert_allclose(result.confidence, answer.confidence, rtol=0, atol=TOLERANCE)
+    assert (result.logits.dtype, result.label.dtype, result.exit.dtype) == (np.float32, np.int64, np.int64)
+
+
+@pytest.mark.parametrize("name", NAMED)
+def test_samples_alone_leave_where_they_leave_in_a_batch(session: Session, name: str):
+    images = make_images(33)
+    session.use(name)
+    together, alone = session(images), [session(image[None]) for image in images]
+    np.testing.assert_array_equal(together.exit, [int(result.exit[0]) for result in alone])
+    assert_close(np.concatenate([result.logits for result in alone]), together.logits)
+
+
+def test_a_stream_gives_what_calls_give(session: Session):
+    images = make_images(40)
+    session.use("fast")
+    together, streamed = session(images), list(session.stream(iter(images), batch=6, in_flight=11))
+    np.testing.assert_array_equal(together.exit, [int(result.exit[0]) for result in streamed])
+    assert_close(np.concatenate([result.logits for result in streamed]), together.logits)
+
+
+def test_results_own_their_memory_and_inputs_stay_as_they_were(session: Session):
+    for count in (1, 5):
+        first, second = make_images(count, seed=1), make_images(count, seed=2)
+        kept = first.copy()
+        result = session(first)
+        before = result.logits.copy(), result.label.copy(), result.confidence.copy(), result.exit.copy()
+        session(second)
+        for array, copy in zip((result.logits, result.label, result.confidence, result.exit), before, strict=True):
+            np.testing.assert_array_equal(array, copy)
+        np.testing.assert_array_equal(first, kept)
+
+
+def test_images_may_lie_in_memory_in_any_order(session: Session):
+    session.use("full")
+    for count in (1, 4):
+        images = make_images(count)
+        turned = np.asfortranarray(images)
+        np.testing.assert_array_equal(session(turned).logits, session(images).logits)
+
+
+def test_the_uncut_model_and_the_chain_agree(session: Session):
+    images = make_images(20)
+    session.use(Configuration("never", on(exit3=1.0, exit7=1.0)))
+    np.testing.assert_array_equal(session(images).label, session.run_uncut(images))
+
+
+def test_threads_share_a_session(session: Session):
+    images, random = make_images(64), Random(3)
+    names = [random.choice(list(NAMED)) for _ in range(200)]
+    rows = [slice(start := random.randrange(56), start + random.randrange(1, 9)) for _ in names]
+    alone = {name: session.plan(name) for name in NAMED}
+
+    def call(name: str, part: slice) -> Any:
+        session.use(name)
+        return session(images[part])
+
+    with ThreadPoolExecutor(4) as pool:
+        for part, result in zip(rows, pool.map(call, names, rows), strict=True):
+            answer = expected(images[part], alone[result.configuration.name].configuration)
+            np.testing.assert_array_equal(result.exit, answer.exit)
+            assert_close(result.logits, answer.logits)
+
+
+# --- lanes -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_chain_gives_what_the_uncut_model_gives_whatever_the_batch(device: Device):
+    chain = ("segment_00", "segment_01", "segment_02")
+    for count in (5, 1, 8, 3, 1, 70):
+        images = make_images(count)
+        with device.lane(count) as lane:
+            for pieces in (chain, ("full",)):
+                lane.put(images)
+                for piece in pieces:
+                    lane.run(piece)
+                confidence, (logits, label) = lane.decide(), lane.answers()
+                answer = expected(images, Configuration("full", {}))
+                assert_close(logits, answer.logits)
+                np.testing.assert_array_equal(label, answer.label)
+                np.testing.assert_allclose(confidence, answer.confidence, rtol=0, atol=TOLERANCE)
+
+
+def test_a_lane_goes_on_with_the_samples_it_keeps(device: Device):
+    whole = seam(device, make_images(5), "segment_00", "segment_01")
+    with device.lane(5) as lane:
+        lane.put(make_images(5))
+        lane.run("segment_00")
+        lane.compact(np.array([4]), np.array([1]), 3)
+        lane.run("segment_01")
+        assert_close(lane.live()[0], whole[[0, 4, 2]])
+
+
+def test_samples_taken_from_one_call_go_on_in_another(device: Device):
+    whole = seam(device, make_images(7), "segment_00", "segment_01")
+    with device.lane(5) as lane:
+        lane.put(make_images(7)[:5])
+        lane.run("segment_00")
+        taken = lane.take(np.array([3, 0]))
+    with device.lane(4) as lane:
+        lane.put(make_images(7)[5:])
+        lane.run("segment_00")
+        lane.add(taken)
+        lane.run("segment_01")
+        assert_close(lane.live()[0], whole[[5, 6, 3, 0]])
+
+
+def test_a_run_that_is_rewound_can_be_repeated(device: Device):
+    whole = seam(device, make_images(3), "segment_00", "segment_01")
+    with device.lane(3) as lane:
+        lane.put(make_images(3))
+        for piece in ("segment_00", "segment_01"):
+            lane.run(piece)
+            lane.rewind()
+            lane.run(piece)
+        assert_close(lane.live()[0], whole)
+
+
+def test_a_head_leaves_what_is_live_as_it_was(device: Device):
+    with device.lane(3) as lane:
+        lane.put(make_images(3))
+        lane.run("segment_00")
+        before = lane.live()[0].copy()
+        lane.decide("exit_03_linear")
+        np.testing.assert_array_equal(lane.live()[0], before)
+
+
+def test_lanes_that_are_open_together_keep_apart(device: Device):
+    first, second = make_images(3, seed=1), make_images(3, seed=2)
+    wanted = [seam(device, images, "segment_00", "segment_01") for images in (first, second)]
+    with device.lane(3) as one, device.lane(3) as other:
+        one.put(first)
+        other.put(second)
+        for piece in ("segment_00", "segment_01"):
+            one.run(piece)
+            other.run(piece)
+        assert_close(one.live()[0], wanted[0])
+        assert_close(other.live()[0], wanted[1])
+
+
+def test_one_sample_stops_where_it_is_confident(device: Device, tiny_bundle: Path):
+    manifest = open_bundle(tiny_bundle).manifest
+    for configuration in (Configuration(name, exits) for name, exits in NAMED.items()):
+        steps = make_plan(manifest, configuration).steps
+        for image in make_images(12):
+            answer = expected(image[None], configuration)
+            with device.lane(1) as lane:
+                lane.put(image[None])
+                step, confidence = lane.until_confident(steps)
+                assert step.exit == answer.exit[0]
+                np.testing.assert_allclose(confidence, answer.confidence, rtol=0, atol=TOLERANCE)
+                logits, label = lane.answers()
+                assert_close(logits, answer.logits)
+                assert label.tolist() == answer.label.tolist()
+
+
+# --- faults ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_call_that_runs_outlives_its_device(target: str, tiny_bundle: Path):
+    session = load(tiny_bundle, target, threads=1)
+    with session.device.lane(2) as lane:
+        lane.put(make_images(2))
+        session.close()
+        lane.run("full")
+        assert lane.decide().shape == (2,)
+    with pytest.raises(PieceError, match="closed"):
+        session.device.lane(2)
+    session.close()
+
+
+@pytest.mark.parametrize("content", [b"", b"not a graph"])
+def test_a_damaged_graph_with_the_right_hash_is_named(target: str, bundle_copy: Path, content: bytes):
+    file = bundle_copy / "segments/segment_01.onnx"
+    file.write_bytes(content)
+    manifest = json.loads((bundle_copy / MANIFEST).read_bytes())
+    manifest["files"]["segments/segment_01.onnx"] = sha256_of(file)
+    (bundle_copy / MANIFEST).write_text(json.dumps(manifest))
+    with pytest.raises(BundleError, match=f"{file} does not load in "):
+        load(bundle_copy, target)
+
+
+def test_what_is_compiled_is_there(target: str, tiny_bundle: Path):
+    bundle = open_bundle(tiny_bundle)
+    compile: Callable[..., Path] = targets.get(target).compile
+    for piece in bundle.piece_specs([piece.id for piece in bundle.manifest.pieces]):
+        assert compile(piece, TargetSpec()).exists()
+
+
+def test_the_number_of_classes_is_that_of_the_model(session: Session):
+    assert session(make_images(2)).logits.shape == (2, CLASSES)
