@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 from hypothesis import settings
 
-from dyce_runtime import Session, bench, load, piece_costs, targets
+from dyce_runtime import DyceError, Session, bench, load, piece_costs, targets
 from tests.bundles import Clock, Spy, make_bundle
 
 # The machines that run the tests are shared: how long an example takes says nothing.
@@ -20,6 +20,16 @@ settings.load_profile("shared")
 def pytest_addoption(parser: pytest.Parser) -> None:
     """``--target NAME``: what a target of your own has to pass."""
     parser.addoption("--target", metavar="NAME", help="run the conformance suite alone, for this installed target")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Say so if that target does not work here."""
+    named = config.getoption("--target")
+    try:
+        if named:
+            targets.find(named)
+    except DyceError as error:
+        raise pytest.UsageError(f"--target {named}: {error}") from error
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

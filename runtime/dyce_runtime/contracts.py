@@ -19,6 +19,7 @@ from dyce_runtime.plan import Step
 
 Handle: TypeAlias = Any
 Pool = Literal["private", "global"]
+Mode = Literal["latency", "throughput"]
 
 
 @dataclass(frozen=True)
@@ -39,12 +40,15 @@ class TargetSpec:
         threads: threads that one call may use; None lets the engine decide (one per physical core).
         pool: ``private`` leaves the host application's own engine sessions alone; ``global`` shares the
             engine's process-wide pool, which the application then has to use everywhere.
-        precision: the precision that the pieces are compiled for.
+        mode: ``latency`` answers one caller soonest; ``throughput`` shares the threads out among several callers, where
+            the engine can.
+        precision: what the engine computes in.
     """
 
     threads: int | None = None
     pool: Pool = "private"
-    precision: Literal["float32"] = "float32"
+    mode: Mode = "latency"
+    precision: Literal["float32", "bfloat16"] = "float32"
 
 
 class Lane(Protocol):

@@ -14,7 +14,7 @@ import numpy.typing as npt
 from dyce_runtime import targets
 from dyce_runtime.bundle import Bundle, open_bundle
 from dyce_runtime.configuration import FULL, Configuration
-from dyce_runtime.contracts import Device, Pool, TargetSpec
+from dyce_runtime.contracts import Device, Mode, Pool, TargetSpec
 from dyce_runtime.errors import ConfigurationError, RuntimeInputError, TargetError
 from dyce_runtime.images import check_images
 from dyce_runtime.manifest import UNCUT, Manifest
@@ -48,6 +48,7 @@ def load(
     *,
     threads: int | None = None,
     pool: Pool = "private",
+    mode: Mode = "latency",
     max_batch: int | None = None,
     max_memory: int | None = None,
     allow_untrained: bool = False,
@@ -58,7 +59,7 @@ def load(
         path: the bundle.
         target: name of an installed target; None takes the first that is available.
         threads: threads per call; None lets the engine decide.
-        pool: see :class:`dyce_runtime.contracts.TargetSpec`.
+        pool, mode: see :class:`dyce_runtime.contracts.TargetSpec`.
         max_batch: samples that run at once; a call with more runs them in chunks. None takes what was measured
             with the costs that the configurations were chosen by, or leaves it to the target.
         max_memory: bytes that the pieces may take; spans are left out to stay within. None sets no limit.
@@ -71,7 +72,7 @@ def load(
     return Session(
         open_bundle(path),
         target,
-        TargetSpec(threads=threads, pool=pool),
+        TargetSpec(threads=threads, pool=pool, mode=mode),
         max_batch=max_batch,
         max_memory=max_memory,
         allow_untrained=allow_untrained,

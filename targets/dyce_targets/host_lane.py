@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -59,13 +59,17 @@ class HostBinding(ABC):
             self.write(index, array)
 
 
+# A new binding of a piece, for a lane of so many samples at most.
+_Bind: TypeAlias = Callable[[PieceSpec, int], HostBinding]
+
+
 class HostDevice:
     """Open pieces. Calls from several threads are safe: each has a lane of its own."""
 
-    def __init__(self, target: str, pieces: Sequence[PieceSpec], bind: Callable[[PieceSpec], HostBinding]) -> None:
+    def __init__(self, target: str, pieces: Sequence[PieceSpec], bind: _Bind) -> None:
         self._target = target
         self._pieces = {piece.id: piece for piece in pieces}
-        self._bind: Callable[[PieceSpec], HostBinding] | None = bind
+        self._bind: _Bind | None = bind
         self._free: dict[int, list[HostLane]] = {}
 
     def lane(self, rows: int) -> HostLane:
@@ -127,7 +131,7 @@ class HostLane:
         self,
         target: str,
         pieces: Mapping[str, PieceSpec],
-        bind: Callable[[PieceSpec], HostBinding],
+        bind: _Bind,
         buffers: HostBuffers,
         free: list[HostLane],
     ) -> None:
@@ -254,7 +258,7 @@ class HostLane:
         """A piece, bound to the side that is live and to the number of samples there."""
         bound = self._bound[self._side].get(piece)
         if bound is None:
-            bound = self._bound[self._side][piece] = self._bind(self._pieces[piece])
+            bound = self._bound[self._side][piece] = self._bind(self._pieces[piece], self._buffers.capacity)
         if bound.rows != self.rows:
             bound.bind(self._buffers, self._side, self.rows)
         if bound.takes_images and self._images is not None:

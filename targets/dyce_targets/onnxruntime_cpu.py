@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import os
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -14,6 +13,7 @@ import numpy.typing as npt
 
 from dyce_runtime.contracts import PieceSpec, TargetSpec
 from dyce_runtime.errors import BundleError, TargetError
+from dyce_targets.cpu import gmacs_per_thread
 from dyce_targets.host_lane import HostBinding, HostDevice
 
 if TYPE_CHECKING:
@@ -36,8 +36,8 @@ class OnnxRuntimeCpu:
         return None
 
     def best_batch(self, spec: TargetSpec, macs: int) -> int:
-        """About 2 GMACs per thread: small models need many to be worth a call, of large ones many leave the caches."""
-        return min(max(1, 2_000_000_000 // max(macs, 1)), 64) * (spec.threads or os.cpu_count() or 1)
+        """See :func:`dyce_targets.cpu.gmacs_per_thread`."""
+        return gmacs_per_thread(spec, macs)
 
     def compile(self, piece: PieceSpec, spec: TargetSpec) -> Path:
         """The ONNX file itself."""
@@ -48,9 +48,13 @@ class OnnxRuntimeCpu:
         reason = self.available()
         if reason:
             raise TargetError(f"{self.name}: {reason}")
+        if spec.precision != "float32":
+            raise TargetError(
+                f"{self.name} computes in the precision of the graphs; found a request for {spec.precision}"
+            )
         options = session_options(spec)
         sessions = {piece.id: _open(piece, options) for piece in pieces}
-        return HostDevice(self.name, pieces, lambda piece: _Binding(piece, sessions[piece.id]))
+        return HostDevice(self.name, pieces, lambda piece, _: _Binding(piece, sessions[piece.id]))
 
 
 class _Binding(HostBinding):
