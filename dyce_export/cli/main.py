@@ -7,7 +7,7 @@ from typing import NoReturn
 
 import typer
 
-from dyce_export.cli import bench, console, export, inspect, run, search
+from dyce_export.cli import bench, compile, console, export, inspect, run, search
 
 app = typer.Typer(
     help="Early-exit image classifiers: export, run, measure.",
@@ -16,6 +16,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.command("export", help=export.HELP)(export.command)
+app.command("compile", help=compile.HELP)(compile.command)
 app.command("run", help=run.HELP)(run.command)
 app.command("bench", help=bench.HELP)(bench.command)
 app.command("search", help=search.HELP)(search.command)

@@ -20,6 +20,7 @@ RECORDS = "calibration/records.npz"
 SPLITS = "calibration/splits.npz"
 TEST_VECTORS = "testvectors/vectors.npz"
 REPORT = "report.html"
+ENGINES = "engines"
 
 # onnxruntime keeps weights in layouts of its own: pieces of four models took 1.8 to 3.2 times the size of their files.
 _MEMORY_PER_BYTE = 2.5
@@ -66,7 +67,14 @@ class Bundle:
     def piece_specs(self, ids: Sequence[str]) -> list[PieceSpec]:
         """What a target needs to know of the given pieces."""
         pieces = [self.manifest.piece(id) for id in ids]
-        return [PieceSpec(p.id, self.file(p.file), p.inputs, p.outputs) for p in pieces]
+        return [PieceSpec(p.id, self.file(p.file), p.inputs, p.outputs, self._digest(p)) for p in pieces]
+
+    def runnable(self, *, spans: bool) -> list[Piece]:
+        """The pieces that a target has a use for: of the spans only the uncut model if it has none for them."""
+        return [piece for piece in self.manifest.pieces if piece.kind != "span" or spans or piece.id == UNCUT]
+
+    def _digest(self, piece: Piece) -> str:
+        return "-".join(self.manifest.files[name] for name in (piece.file, *piece.data))
 
 
 def open_bundle(path: str | os.PathLike[str], *, check_hashes: bool = True) -> Bundle:
@@ -131,10 +139,10 @@ def sha256_of(path: Path) -> str:
 
 
 def files_of(folder: Path) -> Iterator[str]:
-    """Every file of a bundle that the manifest has to list, relative and sorted; a search rewrites the others."""
+    """Every file of a bundle that the manifest has to list, relative and sorted; the others are written later."""
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder).as_posix()
-        if path.is_file() and name not in (MANIFEST, CONFIGURATIONS, REPORT):
+        if path.is_file() and name not in (MANIFEST, CONFIGURATIONS, REPORT) and not name.startswith(f"{ENGINES}/"):
             yield name
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol, TypeAlias
+from typing import Any, Literal, NamedTuple, Protocol, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -24,12 +24,24 @@ Mode = Literal["latency", "throughput"]
 
 @dataclass(frozen=True)
 class PieceSpec:
-    """A piece as a target sees it: its id, the ONNX file and the tensors in and out."""
+    """A piece as a target sees it: its id, the ONNX file and the tensors in and out.
+
+    Attributes:
+        digest: of the file and of the weights that it refers to.
+    """
 
     id: str
     path: Path
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
+    digest: str
+
+
+class Artefact(NamedTuple):
+    """What compiling a piece gave, and whether it had to be built for that."""
+
+    path: Path
+    built: bool
 
 
 @dataclass(frozen=True)
@@ -43,12 +55,17 @@ class TargetSpec:
         mode: ``latency`` answers one caller soonest; ``throughput`` shares the threads out among several callers, where
             the engine can.
         precision: what the engine computes in.
+        devices: compute capabilities, such as ``sm86``, of the GPUs that engines are built for; without any, the
+            product chooses.
+        max_batch: the most samples in one call of an engine that is built ahead.
     """
 
     threads: int | None = None
     pool: Pool = "private"
     mode: Mode = "latency"
     precision: Literal["float32", "bfloat16"] = "float32"
+    devices: tuple[str, ...] = ()
+    max_batch: int = 8
 
 
 class Lane(Protocol):
@@ -137,8 +154,14 @@ class Target(Protocol):
             macs: multiply-accumulates of the model, for one sample.
         """
 
-    def compile(self, piece: PieceSpec, spec: TargetSpec) -> Path:
-        """Build the artefact of a piece; the ONNX file itself where the engine reads ONNX."""
+    def compiles(self) -> str | None:
+        """None if pieces can be compiled on this machine, otherwise the reason and what to install."""
+
+    def compile(self, piece: PieceSpec, spec: TargetSpec, folder: Path) -> Artefact:
+        """Build the artefact of a piece into a folder, unless a fitting one is there.
+
+        Where the engine reads ONNX, that is the ONNX file itself, and nothing is written.
+        """
 
     def open(self, pieces: Sequence[PieceSpec], spec: TargetSpec) -> Device:
         """Load the pieces. Raises TargetError if the target is not available here."""

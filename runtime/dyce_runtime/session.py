@@ -347,7 +347,7 @@ class Session:
 
 def _fitting(bundle: Bundle, spans: bool, max_memory: int | None) -> list[str]:
     """Ids of the pieces to open: all but the spans that are of no use or too much, the uncut model first of these."""
-    wanted = [piece for piece in bundle.manifest.pieces if piece.kind != "span" or spans or piece.id == UNCUT]
+    wanted = bundle.runnable(spans=spans)
     if max_memory is None:
         return [piece.id for piece in wanted]
     left = max_memory - sum(bundle.memory(piece.id) for piece in wanted if piece.kind != "span")

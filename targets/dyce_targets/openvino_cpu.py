@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from dyce_runtime.contracts import PieceSpec, TargetSpec
+from dyce_runtime.contracts import Artefact, PieceSpec, TargetSpec
 from dyce_runtime.errors import BundleError, TargetError
 from dyce_targets.cpu import gmacs_per_thread
 from dyce_targets.host_lane import HostBinding, HostDevice
@@ -41,9 +41,13 @@ class OpenVinoCpu:
         """As many as for onnxruntime: the caches are the same."""
         return gmacs_per_thread(spec, macs)
 
-    def compile(self, piece: PieceSpec, spec: TargetSpec) -> Path:
+    def compiles(self) -> str | None:
+        """As :meth:`available`."""
+        return self.available()
+
+    def compile(self, piece: PieceSpec, spec: TargetSpec, folder: Path) -> Artefact:
         """The ONNX file itself."""
-        return piece.path
+        return Artefact(piece.path, built=False)
 
     def open(self, pieces: Sequence[PieceSpec], spec: TargetSpec) -> HostDevice:
         """Load and compile every piece. Raises TargetError, or BundleError for a piece that does not load."""

@@ -7,7 +7,7 @@ point like ours.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from random import Random
@@ -265,11 +265,10 @@ def test_a_damaged_graph_with_the_right_hash_is_named(target: str, bundle_copy: 
         load(bundle_copy, target)
 
 
-def test_what_is_compiled_is_there(target: str, tiny_bundle: Path):
-    bundle = open_bundle(tiny_bundle)
-    compile: Callable[..., Path] = targets.get(target).compile
+def test_what_is_compiled_is_there(target: str, tiny_bundle: Path, tmp_path: Path):
+    bundle, compile = open_bundle(tiny_bundle), targets.get(target).compile
     for piece in bundle.piece_specs([piece.id for piece in bundle.manifest.pieces]):
-        assert compile(piece, TargetSpec()).exists()
+        assert compile(piece, TargetSpec(), tmp_path).path.exists()
 
 
 def test_the_number_of_classes_is_that_of_the_model(session: Session):

@@ -156,7 +156,7 @@ def test_one_sample_leaves_where_it_would_leave_a_batch(tiny_bundle: Path, monke
 
 def test_a_piece_is_compiled_to_itself(tiny_bundle: Path):
     (spec,) = open_bundle(tiny_bundle).piece_specs(["full"])
-    assert OnnxRuntimeCpu().compile(spec, TargetSpec()) == spec.path
+    assert OnnxRuntimeCpu().compile(spec, TargetSpec(), tiny_bundle) == (spec.path, False)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,104 @@
+"""``dyce compile``: a bundle's pieces for another target."""
+
+from __future__ import annotations
+
+import re
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from dyce_export.cli.console import Json, Quiet, Verbose, out, print_json, print_table, progress_bar, set_up
+from dyce_runtime.errors import TargetError, UsageError
+
+if TYPE_CHECKING:
+    from dyce_runtime.bundle import Bundle
+    from dyce_runtime.contracts import Target, TargetSpec
+
+HELP = "Build the engines of a target, into the bundle or, if it cannot be written, the user's cache."
+
+
+def command(
+    bundle: Annotated[Path, typer.Argument(help="The bundle.", show_default=False)],
+    target: Annotated[
+        str,
+        typer.Option(
+            help="A target; `rtx:sm86,sm89` builds for GPUs of these compute capabilities.", show_default=False
+        ),
+    ],
+    max_batch: Annotated[int, typer.Option(min=1, help="The most samples in one call of an engine.")] = 8,
+    json: Json = False,
+    verbose: Verbose = False,
+    quiet: Quiet = False,
+) -> None:
+    """Build and print."""
+    set_up(verbose=verbose, quiet=quiet)
+    import dyce_runtime
+    from dyce_runtime import targets
+    from dyce_runtime.artefacts import engine_folder
+    from dyce_runtime.contracts import TargetSpec
+
+    name, devices = parse_target(target)
+    wanted = targets.get(name)
+    if reason := wanted.compiles():
+        raise TargetError(f"{name}: {reason}")
+    opened = dyce_runtime.open_bundle(bundle)
+    folder = engine_folder(opened, name)
+    compiled = _compile(opened, wanted, TargetSpec(devices=devices, max_batch=max_batch), folder, quiet=quiet)
+    if json:
+        pieces = [asdict(piece) for piece in compiled]
+        where = str(folder) if compiled else None
+        print_json("compile", {"bundle": str(bundle), "target": name, "folder": where, "pieces": pieces})
+    elif not compiled:
+        out.print(
+            f"{name} reads the ONNX files of {bundle.name} as they are: there is nothing to build.", highlight=False
+        )
+    else:
+        rows = [
+            (p.piece, f"{p.bytes / 1e6:.1f} MB", f"{p.seconds:.1f} s" if p.built else "was there") for p in compiled
+        ]
+        print_table(
+            f"{folder}: for {', '.join(devices) or 'every GPU that it can be for'}", ("piece", "size", "built in"), rows
+        )
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """What became of a piece. ``seconds`` are 0 if its engine was there."""
+
+    piece: str
+    bytes: int
+    seconds: float
+    built: bool
+
+
+def parse_target(text: str) -> tuple[str, tuple[str, ...]]:
+    """``rtx:sm86,sm89`` to a name and compute capabilities, sorted and without repetition.
+
+    Raises:
+        UsageError: something else stands behind the colon.
+    """
+    name, colon, rest = text.partition(":")
+    devices = tuple(sorted({device.strip().lower() for device in rest.split(",")})) if colon else ()
+    if not all(re.fullmatch(r"sm\d{2,3}", device) for device in devices):
+        raise UsageError(
+            f"--target {text}: found {rest!r} behind the colon; expected compute capabilities such as sm86,sm89",
+            hint="An RTX 30 is sm86, an RTX 40 sm89, an RTX 50 sm120.",
+        )
+    return name, devices
+
+
+def _compile(bundle: Bundle, target: Target, spec: TargetSpec, folder: Path, *, quiet: bool) -> list[Compiled]:
+    """One after another: a builder takes all cores."""
+    compiled = []
+    pieces = bundle.piece_specs([piece.id for piece in bundle.runnable(spans=target.spans)])
+    with progress_bar(quiet=quiet) as track:
+        for piece in track(pieces, "building"):
+            start = time.perf_counter()
+            path, built = target.compile(piece, spec, folder)
+            seconds = time.perf_counter() - start if built else 0.0
+            if path != piece.path:
+                compiled.append(Compiled(piece.id, path.stat().st_size, seconds, built))
+    return compiled

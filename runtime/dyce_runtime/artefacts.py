@@ -1,0 +1,21 @@
+"""Where the engines of a bundle lie: in it, or in the user's cache if it cannot be written."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from dyce_runtime.bundle import ENGINES, Bundle
+
+
+def engine_folder(bundle: Bundle, target: str) -> Path:
+    """Where engines of a target are written: into the bundle, so that they travel with it, if that can be written."""
+    if os.access(bundle.path, os.W_OK):
+        return bundle.path / ENGINES / target
+    return cache_folder(bundle, target)
+
+
+def cache_folder(bundle: Bundle, target: str) -> Path:
+    """The folder of a bundle and a target in the user's cache."""
+    root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(root) / "dyce-export" / bundle.fingerprint[:16] / target

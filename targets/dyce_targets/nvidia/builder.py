@@ -1,0 +1,99 @@
+"""From the ONNX file of a piece to a serialized engine."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Any
+
+from dyce_runtime.contracts import PieceSpec, TargetSpec
+from dyce_runtime.errors import BundleError, TargetError
+from dyce_targets.nvidia.products import Product
+
+if TYPE_CHECKING:
+    import tensorrt
+
+log = logging.getLogger("dyce_targets")
+
+
+def build(product: Product, piece: PieceSpec, spec: TargetSpec) -> bytes:
+    """A serialized engine with two profiles: exactly one sample, and one to ``spec.max_batch``.
+
+    Networks are strongly typed: the ONNX file says what is computed in which precision. TensorFloat-32 is off, since
+    confidences that are off by 1e-3 leave at other exits than the ones that thresholds were chosen on.
+
+    Raises:
+        BundleError: an operator that the product does not support, with its name; or the graph cannot be read.
+        TargetError: the product is not installed, does not build for a device, or the build failed.
+    """
+    trt = product.load()
+    builder = trt.Builder(_logger(trt))
+    network = builder.create_network(_strongly_typed(trt))
+    _parse(product, trt, network, piece)
+    config = builder.create_builder_config()
+    config.clear_flag(trt.BuilderFlag.TF32)
+    product.target_devices(trt, config, spec.devices)
+    for most in dict.fromkeys((1, spec.max_batch)):
+        config.add_optimization_profile(_profile(trt, builder, piece, most))
+    engine = builder.build_serialized_network(network, config)
+    if engine is None:
+        raise TargetError(f"{product.title} {trt.__version__} could not build {piece.id}: {_said(trt)}")
+    return bytes(engine)
+
+
+def _strongly_typed(trt: Any) -> int:
+    """The flag, where the product still has it: in TensorRT 11 networks are nothing else."""
+    flag = getattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)
+    return 0 if flag is None else 1 << int(flag)
+
+
+def _parse(product: Product, trt: Any, network: tensorrt.INetworkDefinition, piece: PieceSpec) -> None:
+    parser: tensorrt.OnnxParser = trt.OnnxParser(network, _logger(trt))
+    if parser.parse_from_file(str(piece.path)):
+        return
+    errors = [parser.get_error(index) for index in range(parser.num_errors)]
+    said = "; ".join(_described(error) for error in errors) or "no reason given"
+    raise BundleError(
+        f"{piece.path} does not load in {product.title} {trt.__version__}: {said}",
+        hint="The bundle still runs on its other targets, such as onnxruntime.",
+    )
+
+
+def _described(error: tensorrt.ParserError) -> str:
+    operator, node = error.node_operator(), error.node_name()
+    return f"{operator} ({node}): {error.desc()}" if operator else error.desc()
+
+
+def _profile(trt: Any, builder: tensorrt.Builder, piece: PieceSpec, most: int) -> tensorrt.IOptimizationProfile:
+    """For one to so many samples, fastest for the most."""
+    profile = builder.create_optimization_profile()
+    for tensor in piece.inputs:
+        one = tuple(map(int, tensor.shape[1:]))
+        least, largest = trt.Dims((1, *one)), trt.Dims((most, *one))
+        profile.set_shape(tensor.name, least, largest, largest)
+    return profile
+
+
+_loggers: dict[str, Any] = {}
+
+
+def _logger(trt: Any) -> Any:
+    """One per product: it wants the same for all that it makes. It logs to ours and keeps the last error."""
+    if trt.__name__ not in _loggers:
+
+        class Logger(trt.ILogger):  # type: ignore[misc]  # a base that is known when it runs
+            last = ""
+
+            def log(self, severity: Any, message: str) -> None:
+                if severity in (trt.ILogger.INTERNAL_ERROR, trt.ILogger.ERROR):
+                    self.last = message
+                log.debug("%s: %s", trt.__name__, message)
+
+            def __init__(self) -> None:
+                trt.ILogger.__init__(self)
+
+        _loggers[trt.__name__] = Logger()
+    return _loggers[trt.__name__]
+
+
+def _said(trt: Any) -> str:
+    return _logger(trt).last or "no reason given"

@@ -1,0 +1,87 @@
+"""Engines on disk, each beside a note of what it was built with and from."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from hashlib import sha256
+from pathlib import Path
+
+import msgspec
+
+from dyce_runtime.contracts import PieceSpec, TargetSpec
+from dyce_runtime.errors import DestinationError
+
+
+class Fingerprint(msgspec.Struct, frozen=True):
+    """What an engine depends on: if anything differs, it is built again.
+
+    Attributes:
+        product, version: what built it.
+        devices: the compute capabilities that it was built for; empty if the product chose.
+        precision, max_batch: as in ``TargetSpec``.
+        onnx: hash of the files that it was built from.
+    """
+
+    product: str
+    version: str
+    devices: tuple[str, ...]
+    precision: str
+    max_batch: int
+    onnx: str
+
+
+class Note(msgspec.Struct, frozen=True):
+    """Stored beside an engine. ``sha256`` is that of the engine."""
+
+    fingerprint: Fingerprint
+    sha256: str
+
+
+def fingerprint(product: str, version: str, piece: PieceSpec, spec: TargetSpec) -> Fingerprint:
+    """Of the engine that would be built now."""
+    return Fingerprint(product, version, spec.devices, spec.precision, spec.max_batch, piece.digest)
+
+
+def find(folder: Path, piece: str, wanted: Fingerprint) -> Path | None:
+    """The engine of a piece; None if there is none, it was built otherwise, or it is damaged."""
+    engine, note = _paths(folder, piece)
+    try:
+        known = msgspec.json.decode(note.read_bytes(), type=Note)
+        content = engine.read_bytes()
+    except (OSError, msgspec.DecodeError):
+        return None
+    return engine if known == Note(wanted, sha256(content).hexdigest()) else None
+
+
+def write(folder: Path, piece: str, made: Fingerprint, content: bytes) -> Path:
+    """Store an engine. Whoever reads meanwhile finds the old one, the new one, or none.
+
+    Raises:
+        DestinationError: the folder cannot be written, or its disk is full.
+    """
+    engine, note = _paths(folder, piece)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        note.unlink(missing_ok=True)
+        _replace(engine, content)
+        _replace(note, msgspec.json.format(msgspec.json.encode(Note(made, sha256(content).hexdigest()))))
+    except OSError as error:
+        raise DestinationError(f"{engine} cannot be written: {error.strerror}") from error
+    return engine
+
+
+def _paths(folder: Path, piece: str) -> tuple[Path, Path]:
+    return folder / f"{piece}.engine", folder / f"{piece}.json"
+
+
+def _replace(path: Path, content: bytes) -> None:
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except BaseException:
+        os.unlink(temporary)
+        raise
