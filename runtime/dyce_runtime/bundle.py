@@ -74,7 +74,8 @@ class Bundle:
         return [piece for piece in self.manifest.pieces if piece.kind != "span" or spans or piece.id == UNCUT]
 
     def _digest(self, piece: Piece) -> str:
-        return "-".join(self.manifest.files[name] for name in (piece.file, *piece.data))
+        # While a bundle is being written, its files are not listed yet.
+        return "-".join(self.manifest.files.get(name, "") for name in (piece.file, *piece.data))
 
 
 def open_bundle(path: str | os.PathLike[str], *, check_hashes: bool = True) -> Bundle:

@@ -59,8 +59,12 @@ def _parse(product: Product, trt: Any, network: tensorrt.INetworkDefinition, pie
 
 
 def _described(error: tensorrt.ParserError) -> str:
-    operator, node = error.node_operator(), error.node_name()
-    return f"{operator} ({node}): {error.desc()}" if operator else error.desc()
+    operator, said = error.node_operator(), error.desc()
+    if not operator:
+        return said
+    return f"the operator {operator} (node {error.node_name()}) is not supported" + (
+        "" if said == "false" else f": {said}"
+    )
 
 
 def _profile(trt: Any, builder: tensorrt.Builder, piece: PieceSpec, most: int) -> tensorrt.IOptimizationProfile:
