@@ -79,6 +79,7 @@ def _show(bundle: Any) -> None:
         rows.append((exit.id, exit.module, heads, f"{done / model.macs:.0%}", f"{size / 1e6:.1f} MB"))
     print_table("exits", ("exit", "behind", "heads", "MACs to here", "segment"), rows)
     _show_spans(bundle)
+    _show_engines(bundle)
     show_configurations(bundle.configurations, [exit.id for exit in manifest.exits])
 
 
@@ -105,6 +106,26 @@ def _show_spans(bundle: Any) -> None:
     print_table(
         "spans: segments that run as one graph", ("span", "segments", "on disk", "memory, about", "used by"), rows
     )
+
+
+def _show_engines(bundle: Any) -> None:
+    """What ``dyce compile`` has built, for which GPUs, and where it lies."""
+    from dyce_runtime import targets
+    from dyce_runtime.artefacts import cache_folder
+    from dyce_runtime.bundle import ENGINES
+    from dyce_targets.nvidia import engines
+
+    rows = []
+    for target in targets.names():
+        for folder in (bundle.path / ENGINES / target, cache_folder(bundle, target)):
+            builds: dict[tuple[str, ...], list[str]] = {}
+            for piece, note in engines.notes(folder).items():
+                made = note.fingerprint
+                gpus = ", ".join(made.devices) or "the product's choice"
+                builds.setdefault((target, made.version, gpus, str(made.max_batch)), []).append(piece)
+            rows += [(*build, str(len(pieces)), str(folder)) for build, pieces in builds.items()]
+    if rows:
+        print_table("engines", ("target", "version", "GPUs", "samples, at most", "pieces", "in"), rows)
 
 
 def show_configurations(configurations: Any, exits: list[str]) -> None:

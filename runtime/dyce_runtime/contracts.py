@@ -128,7 +128,7 @@ class Device(Protocol):
     """Open pieces, ready to run. What its lanes do may raise :class:`dyce_runtime.errors.PieceError`."""
 
     def lane(self, rows: int) -> Lane:
-        """Buffers for a call of up to ``rows`` samples, from a pool."""
+        """Buffers for a call of up to ``rows`` samples, from a pool; waits for one where the device has few."""
 
     def close(self) -> None:
         """Release everything; calls that are running end. Calling it twice is allowed."""

@@ -22,7 +22,6 @@ from dyce_runtime import Configuration, Session, load, open_bundle, targets
 from dyce_runtime.bundle import MANIFEST, sha256_of
 from dyce_runtime.contracts import Device, TargetSpec
 from dyce_runtime.errors import BundleError, PieceError
-from dyce_runtime.plan import make_plan
 from tests.bundles import CLASSES, NAMED, expected, make_images, near_threshold, on
 
 # Of a target: its logits differ from the exact ones by at most so much of the largest.
@@ -150,9 +149,10 @@ def test_threads_share_a_session(session: Session):
 # --- lanes -----------------------------------------------------------------------------------------------------------
 
 
-def test_a_chain_gives_what_the_uncut_model_gives_whatever_the_batch(device: Device):
+def test_a_chain_gives_what_the_uncut_model_gives_whatever_the_batch(device: Device, target: str):
     chain = ("segment_00", "segment_01", "segment_02")
-    for count in (5, 1, 8, 3, 1, 70):
+    most = targets.get(target).best_batch(TargetSpec(), 1)
+    for count in (5, 1, 8, 3, 1, min(70, most)):
         images = make_images(count)
         with device.lane(count) as lane:
             for pieces in (chain, ("full",)):
@@ -210,28 +210,23 @@ def test_a_head_leaves_what_is_live_as_it_was(device: Device):
         np.testing.assert_array_equal(lane.live()[0], before)
 
 
-def test_lanes_that_are_open_together_keep_apart(device: Device):
-    first, second = make_images(3, seed=1), make_images(3, seed=2)
-    wanted = [seam(device, images, "segment_00", "segment_01") for images in (first, second)]
-    with device.lane(3) as one, device.lane(3) as other:
-        one.put(first)
-        other.put(second)
-        for piece in ("segment_00", "segment_01"):
-            one.run(piece)
-            other.run(piece)
-        assert_close(one.live()[0], wanted[0])
-        assert_close(other.live()[0], wanted[1])
+def test_calls_at_once_keep_apart(device: Device):
+    batches = [make_images(3, seed=seed) for seed in range(4)]
+    wanted = [seam(device, images, "segment_00", "segment_01") for images in batches]
+    with ThreadPoolExecutor(4) as pool:
+        turns = [k % 4 for k in range(100)]
+        found = list(pool.map(lambda k: seam(device, batches[k], "segment_00", "segment_01"), turns))
+    for k, array in zip(turns, found, strict=True):
+        assert_close(array, wanted[k])
 
 
-def test_one_sample_stops_where_it_is_confident(device: Device, tiny_bundle: Path):
-    manifest = open_bundle(tiny_bundle).manifest
-    for configuration in (Configuration(name, exits) for name, exits in NAMED.items()):
-        steps = make_plan(manifest, configuration).steps
+def test_one_sample_stops_where_it_is_confident(session: Session):
+    for plan in map(session.plan, NAMED):
         for image in make_images(12):
-            answer = expected(image[None], configuration)
-            with device.lane(1) as lane:
+            answer = expected(image[None], plan.configuration)
+            with session.device.lane(1) as lane:
                 lane.put(image[None])
-                step, confidence = lane.until_confident(steps)
+                step, confidence = lane.until_confident(plan.steps)
                 assert step.exit == answer.exit[0]
                 np.testing.assert_allclose(confidence, answer.confidence, rtol=0, atol=TOLERANCE)
                 logits, label = lane.answers()

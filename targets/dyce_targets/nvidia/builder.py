@@ -18,8 +18,8 @@ log = logging.getLogger("dyce_targets")
 def build(product: Product, piece: PieceSpec, spec: TargetSpec) -> bytes:
     """A serialized engine with two profiles: exactly one sample, and one to ``spec.max_batch``.
 
-    Networks are strongly typed: the ONNX file says what is computed in which precision. TensorFloat-32 is off, since
-    confidences that are off by 1e-3 leave at other exits than the ones that thresholds were chosen on.
+    Networks are strongly typed: the ONNX file says what is computed in which precision. TensorFloat-32 is off: with
+    ten bits of mantissa samples leave at other exits than the thresholds were chosen on.
 
     Raises:
         BundleError: an operator that the product does not support, with its name; or the graph cannot be read.

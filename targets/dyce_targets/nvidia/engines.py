@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+from contextlib import suppress
 from hashlib import sha256
 from pathlib import Path
 
@@ -41,6 +42,15 @@ class Note(msgspec.Struct, frozen=True):
 def fingerprint(product: str, version: str, piece: PieceSpec, spec: TargetSpec) -> Fingerprint:
     """Of the engine that would be built now."""
     return Fingerprint(product, version, spec.devices, spec.precision, spec.max_batch, piece.digest)
+
+
+def notes(folder: Path) -> dict[str, Note]:
+    """By piece, of all engines in a folder; what cannot be read is left out."""
+    found = {}
+    for path in sorted(folder.glob("*.json")):
+        with suppress(OSError, msgspec.DecodeError):
+            found[path.stem] = msgspec.json.decode(path.read_bytes(), type=Note)
+    return found
 
 
 def find(folder: Path, piece: str, wanted: Fingerprint) -> Path | None:

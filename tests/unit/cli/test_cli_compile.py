@@ -48,6 +48,8 @@ def test_engines_are_built_once_and_again_where_something_changed(bundle_copy: P
     assert built(compile(bundle_copy, "rtx:sm86,sm89")) == {"segment_01", "full", "exit_03_linear"}
     assert built(compile(bundle_copy, "rtx:sm120")) == every
     assert built(compile(bundle_copy, "rtx:sm120", "--max-batch", "1")) == every
+    shown = " ".join(dyce("inspect", str(bundle_copy)).stdout.split())
+    assert f"rtx {note['version']} sm120 1 6" in shown
     # Engines are no part of what the manifest describes.
     assert open_bundle(bundle_copy).fingerprint == before
     with load(bundle_copy, "onnxruntime"):
