@@ -222,7 +222,7 @@ class GpuLane:
         self._launched.clear()
 
     def _failed(self, error: Exception) -> PieceError:
-        """What fails on the device is known at the next wait: it may be any of those that were launched since the last."""
+        """What fails on the device is known at the next wait: it may be any that was launched since the last one."""
         pieces = " or ".join(self._launched)
         self._launched.clear()
         return PieceError(f"piece {pieces} failed in {self._device.target}: {error}")
