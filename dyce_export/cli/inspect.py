@@ -111,13 +111,12 @@ def _show_spans(bundle: Any) -> None:
 def _show_engines(bundle: Any) -> None:
     """What ``dyce compile`` has built, for which GPUs, and where it lies."""
     from dyce_runtime import targets
-    from dyce_runtime.artefacts import cache_folder
-    from dyce_runtime.bundle import ENGINES
+    from dyce_runtime.artefacts import engine_folders
     from dyce_targets.nvidia import engines
 
     rows = []
     for target in targets.names():
-        for folder in (bundle.path / ENGINES / target, cache_folder(bundle, target)):
+        for folder in engine_folders(bundle, target):
             builds: dict[tuple[str, ...], list[str]] = {}
             for piece, note in engines.notes(folder).items():
                 made = note.fingerprint

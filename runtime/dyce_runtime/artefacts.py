@@ -15,6 +15,11 @@ def engine_folder(bundle: Bundle, target: str) -> Path:
     return cache_folder(bundle, target)
 
 
+def engine_folders(bundle: Bundle, target: str) -> tuple[Path, Path]:
+    """Where engines of a target are looked for: in the bundle, and in the user's cache, which this machine may fill."""
+    return bundle.path / ENGINES / target, cache_folder(bundle, target)
+
+
 def cache_folder(bundle: Bundle, target: str) -> Path:
     """The folder of a bundle and a target in the user's cache."""
     root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"

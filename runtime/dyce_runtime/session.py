@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from typing import TypeAlias
 
 import msgspec
@@ -12,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from dyce_runtime import targets
+from dyce_runtime.artefacts import engine_folders
 from dyce_runtime.bundle import Bundle, open_bundle
 from dyce_runtime.configuration import FULL, Configuration
 from dyce_runtime.contracts import Device, Mode, Pool, TargetSpec
@@ -107,9 +109,11 @@ class Session:
         if max_batch is not None and max_batch < 1:
             raise RuntimeInputError(f"max_batch is {max_batch}; expected at least 1")
         self.bundle = bundle
-        self.spec = spec
         self._allow_untrained = allow_untrained
         self.target = targets.find(target)
+        self.spec = spec = replace(
+            spec, engines=engine_folders(bundle, self.target.name), max_batch=max_batch or spec.max_batch
+        )
         best = bundle.configurations.best_batch or self.target.best_batch(spec, bundle.manifest.model.macs)
         self._max_batch = max_batch or best
         self.pieces = _fitting(bundle, self.target.spans, max_memory)

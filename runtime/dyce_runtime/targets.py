@@ -37,9 +37,9 @@ def find(name: str | None = None) -> Target:
     Raises:
         TargetError: not installed, or not available; says why for each.
     """
-    candidates = [get(name)] if name else [get(known) for known in names()]
     reasons = []
-    for target in candidates:
+    for candidate in [name] if name else names():
+        target = get(candidate)
         reason = target.available()
         if reason is None:
             return target

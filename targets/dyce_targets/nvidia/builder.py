@@ -26,7 +26,7 @@ def build(product: Product, piece: PieceSpec, spec: TargetSpec) -> bytes:
         TargetError: the product is not installed, does not build for a device, or the build failed.
     """
     trt = product.load()
-    builder = trt.Builder(_logger(trt))
+    builder = trt.Builder(logger(trt))
     network = builder.create_network(_strongly_typed(trt))
     _parse(product, trt, network, piece)
     config = builder.create_builder_config()
@@ -36,7 +36,7 @@ def build(product: Product, piece: PieceSpec, spec: TargetSpec) -> bytes:
         config.add_optimization_profile(_profile(trt, builder, piece, most))
     engine = builder.build_serialized_network(network, config)
     if engine is None:
-        raise TargetError(f"{product.title} {trt.__version__} could not build {piece.id}: {_said(trt)}")
+        raise TargetError(f"{product.title} {trt.__version__} could not build {piece.id}: {last_error(trt)}")
     return bytes(engine)
 
 
@@ -47,7 +47,7 @@ def _strongly_typed(trt: Any) -> int:
 
 
 def _parse(product: Product, trt: Any, network: tensorrt.INetworkDefinition, piece: PieceSpec) -> None:
-    parser: tensorrt.OnnxParser = trt.OnnxParser(network, _logger(trt))
+    parser: tensorrt.OnnxParser = trt.OnnxParser(network, logger(trt))
     if parser.parse_from_file(str(piece.path)):
         return
     errors = [parser.get_error(index) for index in range(parser.num_errors)]
@@ -80,7 +80,7 @@ def _profile(trt: Any, builder: tensorrt.Builder, piece: PieceSpec, most: int) -
 _loggers: dict[str, Any] = {}
 
 
-def _logger(trt: Any) -> Any:
+def logger(trt: Any) -> Any:
     """One per product: it wants the same for all that it makes. It logs to ours and keeps the last error."""
     if trt.__name__ not in _loggers:
 
@@ -99,5 +99,6 @@ def _logger(trt: Any) -> Any:
     return _loggers[trt.__name__]
 
 
-def _said(trt: Any) -> str:
-    return _logger(trt).last or "no reason given"
+def last_error(trt: Any) -> str:
+    """What the product logged as an error last."""
+    return logger(trt).last or "no reason given"

@@ -9,6 +9,7 @@ in the larger graph; what that computes for the rest is never looked at. All of 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 from math import prod
 from threading import Lock
 from typing import Any, NamedTuple
@@ -26,18 +27,24 @@ _LOGITS, _CONFIDENCE, _LABEL = DECISION
 
 
 class _Tensor:
-    """A tensor of the pieces: device memory for the largest batch, and pinned memory beside it where it is moved.
+    """A tensor of the pieces, with device memory for the largest batch.
 
     Attributes:
         size: bytes of one sample.
-        host: (most, ...) pinned, of the tensor's type.
+        address: of that memory.
     """
 
     def __init__(self, spec: TensorSpec, executor: Executor, most: int) -> None:
-        shape = tuple(map(int, spec.shape[1:]))
-        self.size = prod(shape) * np.dtype(spec.dtype).itemsize
+        self._shape, self._dtype = (most, *map(int, spec.shape[1:])), np.dtype(spec.dtype)
+        self._executor = executor
+        self.size = prod(self._shape[1:]) * self._dtype.itemsize
         self.address = executor.allocate(self.size * most)
-        self.host: npt.NDArray[Any] = executor.pinned(self.size * most).view(spec.dtype).reshape(most, *shape)
+
+    @cached_property
+    def host(self) -> npt.NDArray[Any]:
+        """(most, ...) pinned memory; seams have none before a stream moves samples."""
+        pinned = self._executor.pinned(self.size * self._shape[0])
+        return pinned.view(self._dtype).reshape(self._shape)
 
 
 class GpuDevice:

@@ -64,6 +64,14 @@ def find(folder: Path, piece: str, wanted: Fingerprint) -> Path | None:
     return engine if known == Note(wanted, sha256(content).hexdigest()) else None
 
 
+def find_for(folder: Path, piece: str, wanted: Fingerprint, device: str) -> Path | None:
+    """The same, for a GPU: it may have been built for others, too, or for all that the product serves with one engine."""
+    note = notes(folder).get(piece)
+    if note is None or (note.fingerprint.devices and device not in note.fingerprint.devices):
+        return None
+    return find(folder, piece, msgspec.structs.replace(wanted, devices=note.fingerprint.devices))
+
+
 def write(folder: Path, piece: str, made: Fingerprint, content: bytes) -> Path:
     """Store an engine. Whoever reads meanwhile finds the old one, the new one, or none.
 

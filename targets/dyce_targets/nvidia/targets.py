@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import ClassVar
 
 from dyce_runtime.contracts import Artefact, Device, PieceSpec, TargetSpec
 from dyce_runtime.errors import TargetError
-from dyce_targets.nvidia import engines
+from dyce_targets.nvidia import cuda, engines
 from dyce_targets.nvidia.builder import build
+from dyce_targets.nvidia.device import GpuDevice
 from dyce_targets.nvidia.products import RTX, TENSORRT, Product
+
+log = logging.getLogger("dyce_targets")
 
 
 class _Nvidia:
@@ -25,8 +30,8 @@ class _Nvidia:
         return self.product.name
 
     def available(self) -> str | None:
-        """Engines are built here, and not run yet."""
-        return self.compiles() or f"this version builds engines with {self.product.title} and does not run them yet"
+        """None, or what is missing: the product, or a GPU."""
+        return self.compiles() or cuda.missing()
 
     def compiles(self) -> str | None:
         """None, or that the product is not installed."""
@@ -50,8 +55,27 @@ class _Nvidia:
         return Artefact(engines.write(folder, piece.id, wanted, build(self.product, piece, spec)), built=True)
 
     def open(self, pieces: Sequence[PieceSpec], spec: TargetSpec) -> Device:
-        """Raises TargetError."""
-        raise TargetError(f"{self.name}: {self.available()}")
+        """Load the engines of the bundle; what it lacks for this GPU is built, which takes a while, and kept.
+
+        Raises:
+            BundleError, DestinationError: see :meth:`compile`.
+            TargetError: not available here, or out of device memory.
+        """
+        reason = self.available()
+        if reason:
+            raise TargetError(f"{self.name}: {reason}")
+        device = cuda.compute_capability()
+        built = {piece.id: self._engine(piece, spec, device) for piece in pieces}
+        return GpuDevice(self.name, pieces, cuda.CudaExecutor(self.product, pieces, built), spec.max_batch)
+
+    def _engine(self, piece: PieceSpec, spec: TargetSpec, device: str) -> Path:
+        wanted = engines.fingerprint(self.name, self.product.load().__version__, piece, spec)
+        for folder in spec.engines:
+            found = engines.find_for(folder, piece.id, wanted, device)
+            if found is not None:
+                return found
+        log.warning("%s: building %s for this GPU, once", self.name, piece.id)
+        return self.compile(piece, replace(spec, devices=()), spec.engines[-1]).path
 
 
 class TensorRt(_Nvidia):
