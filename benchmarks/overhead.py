@@ -112,14 +112,14 @@ def plain(path: Path) -> Callable[[Images], object]:
 
 
 def in_turn(runs: Sequence[Callable[[int], float]], rounds: int) -> NDArray[np.float64]:
-    """(contenders, rounds) seconds, the order rotating from round to round."""
+    """(contenders, rounds) seconds, in another order in every round: who ran before decides what the caches hold."""
     for run in runs:
         for turn in range(3):
             run(turn)
     found = np.empty((len(runs), rounds))
+    random = np.random.default_rng(0)
     for turn in range(rounds):
-        for shift in range(len(runs)):
-            index = (turn + shift) % len(runs)
+        for index in random.permutation(len(runs)):
             found[index, turn] = runs[index](turn)
     return found
 

@@ -1,4 +1,4 @@
-"""Which engines are loaded on a GPU, and which are built for it first. A double stands for the GPU; engines are real."""
+"""Which engines a GPU loads, and which are built for it first. A double stands for the GPU; the engines are real."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """The executor on a GPU: CUDA through ``cuda-python``, engines through either product.
 
-Written against the types of TensorRT 10.13 and cuda-python 13. Where this was developed there is no GPU: it was never run.
+Written against the types of TensorRT 10.13 and cuda-python 13. There is no GPU where it was developed: never run.
 """
 
 from __future__ import annotations

@@ -65,7 +65,7 @@ def find(folder: Path, piece: str, wanted: Fingerprint) -> Path | None:
 
 
 def find_for(folder: Path, piece: str, wanted: Fingerprint, device: str) -> Path | None:
-    """The same, for a GPU: it may have been built for others, too, or for all that the product serves with one engine."""
+    """The same, for a GPU: it may have been built for others, too, or for all that one engine can serve."""
     note = notes(folder).get(piece)
     if note is None or (note.fingerprint.devices and device not in note.fingerprint.devices):
         return None
