@@ -215,6 +215,7 @@ class Spy:
 
     name = "onnxruntime"
     spans = True
+    engines = False
 
     def __init__(self) -> None:
         self.calls: list[tuple[str, int]] = []

@@ -140,6 +140,7 @@ class GpuDouble:
 
     name = "gpu double"
     spans = False
+    engines = False
     executor: HostExecutor
 
     def available(self) -> str | None:

@@ -22,5 +22,13 @@ def engine_folders(bundle: Bundle, target: str) -> tuple[Path, Path]:
 
 def cache_folder(bundle: Bundle, target: str) -> Path:
     """The folder of a bundle and a target in the user's cache."""
-    root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(root) / "dyce-export" / bundle.fingerprint[:16] / target
+    return _cache() / "dyce-export" / bundle.fingerprint[:16] / target
+
+
+def _cache() -> Path:
+    named, home = os.environ.get("XDG_CACHE_HOME"), os.path.expanduser("~")
+    if named or home != "~":
+        return Path(named) if named else Path(home) / ".cache"
+    import tempfile  # slow to import, and seldom needed: a container whose user has no home
+
+    return Path(tempfile.gettempdir())

@@ -141,10 +141,12 @@ class Target(Protocol):
 
     Attributes:
         spans: whether spans are worth their memory here; where launching a piece costs nothing they are not.
+        engines: whether it runs engines that are built ahead of time, instead of reading ONNX.
     """
 
     name: str
     spans: bool
+    engines: bool
 
     def available(self) -> str | None:
         """None if it works on this machine, otherwise the reason and what to install."""

@@ -111,9 +111,11 @@ class Session:
         self.bundle = bundle
         self._allow_untrained = allow_untrained
         self.target = targets.find(target)
-        self.spec = spec = replace(
-            spec, engines=engine_folders(bundle, self.target.name), max_batch=max_batch or spec.max_batch
-        )
+        if self.target.engines:
+            spec = replace(
+                spec, engines=engine_folders(bundle, self.target.name), max_batch=max_batch or spec.max_batch
+            )
+        self.spec = spec
         best = bundle.configurations.best_batch or self.target.best_batch(spec, bundle.manifest.model.macs)
         self._max_batch = max_batch or best
         self.pieces = _fitting(bundle, self.target.spans, max_memory)

@@ -28,6 +28,7 @@ class OnnxRuntimeCpu:
 
     name = "onnxruntime"
     spans = True
+    engines = False
 
     def available(self) -> str | None:
         """None, or that onnxruntime is not installed."""

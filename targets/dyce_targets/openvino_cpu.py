@@ -30,6 +30,7 @@ class OpenVinoCpu:
 
     name = "openvino"
     spans = True
+    engines = False
 
     def available(self) -> str | None:
         """None, or that openvino is not installed."""

@@ -40,7 +40,7 @@ class Machine:
         during: runs in the middle of a call.
     """
 
-    name, spans, rows = "machine", False, 1
+    name, spans, engines, rows = "machine", False, False, 1
 
     def __init__(self) -> None:
         self.now, self.takes, self.readings = 0.0, 0.0, 0

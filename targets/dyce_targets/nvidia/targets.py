@@ -23,6 +23,7 @@ class _Nvidia:
 
     product: ClassVar[Product]
     spans = False
+    engines = True
 
     @property
     def name(self) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from tempfile import gettempdir
 
 import msgspec
 import onnx
@@ -67,6 +68,8 @@ def test_a_bundle_that_cannot_be_written_has_its_engines_in_the_users_cache(
     monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     assert engine_folder(bundle, "rtx").is_relative_to(tmp_path / "home/.cache")
+    monkeypatch.setattr("os.path.expanduser", lambda path: path)  # a user without a home
+    assert engine_folder(bundle, "rtx").is_relative_to(gettempdir())
 
 
 @needs_rtx
