@@ -27,7 +27,7 @@ def main() -> None:
     shutil.rmtree(FOLDER, ignore_errors=True)
     files = [file for file in importlib.metadata.files(PACKAGE) or [] if file.suffix == ".pyi"]
     if not files:
-        sys.exit(f"{PACKAGE} is not installed: pip install -e '.[dev]'")
+        sys.exit(f"{PACKAGE} is not installed: pip install --no-deps 'tensorrt-stubs==10.13.*'")
     for file in files:
         (FOLDER / file).parent.mkdir(parents=True, exist_ok=True)
         (FOLDER / file).write_text(mend(file.read_text()))
