@@ -19,7 +19,7 @@ log = logging.getLogger("dyce_targets")
 
 
 class _Nvidia:
-    """What both have in common. A GPU launches segments: with CUDA graphs a boundary costs next to nothing."""
+    """What both have in common. A GPU launches segments: with CUDA graphs a boundary is one more launch."""
 
     product: ClassVar[Product]
     spans = False
