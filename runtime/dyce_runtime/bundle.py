@@ -9,6 +9,7 @@ from typing import TypeVar
 
 import msgspec
 
+from dyce_runtime.atomic_write import write_atomically
 from dyce_runtime.configuration import FULL, Configuration, Configurations
 from dyce_runtime.contracts import PieceSpec
 from dyce_runtime.errors import BundleError, ConfigurationError, DestinationError
@@ -103,18 +104,7 @@ def open_bundle(path: str | os.PathLike[str], *, check_hashes: bool = True) -> B
 
 def write_document(document: Manifest | Configurations, path: Path) -> None:
     """Write a JSON document; readers see the old one or the new one, never a part."""
-    import tempfile  # with hashlib a sixth of what importing this package takes, and seldom needed
-
-    text = msgspec.json.format(msgspec.json.encode(document), indent=2) + b"\n"
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(text)
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
+    write_atomically(path, msgspec.json.format(msgspec.json.encode(document), indent=2) + b"\n")
 
 
 def write_configurations(configurations: Configurations, folder: Path) -> None:

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Callable, Sequence
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
-from dyce_runtime.contracts import Artefact, PieceSpec, TargetSpec
+from dyce_runtime.contracts import PieceSpec, TargetSpec
 from dyce_runtime.errors import BundleError, TargetError
-from dyce_targets.cpu import gmacs_per_thread
+from dyce_targets.cpu import CpuTarget
 from dyce_targets.host_lane import HostBinding, HostDevice
 
 if TYPE_CHECKING:
@@ -23,36 +21,13 @@ if TYPE_CHECKING:
 PROVIDER = "CPUExecutionProvider"
 
 
-class OnnxRuntimeCpu:
+class OnnxRuntimeCpu(CpuTarget):
     """Runs the ONNX files as they are."""
 
     name = "onnxruntime"
-    spans = True
-    engines = False
+    extra = "cpu"
 
-    def available(self) -> str | None:
-        """None, or that onnxruntime is not installed."""
-        if importlib.util.find_spec("onnxruntime") is None:
-            return "onnxruntime is not installed; pip install 'dyce-export[cpu]'"
-        return None
-
-    def best_batch(self, spec: TargetSpec, macs: int) -> int:
-        """See :func:`dyce_targets.cpu.gmacs_per_thread`."""
-        return gmacs_per_thread(spec, macs)
-
-    def compiles(self) -> str | None:
-        """As :meth:`available`."""
-        return self.available()
-
-    def compile(self, piece: PieceSpec, spec: TargetSpec, folder: Path) -> Artefact:
-        """The ONNX file itself."""
-        return Artefact(piece.path, built=False)
-
-    def open(self, pieces: Sequence[PieceSpec], spec: TargetSpec) -> HostDevice:
-        """Load every piece. Raises TargetError, or BundleError for a piece that does not load."""
-        reason = self.available()
-        if reason:
-            raise TargetError(f"{self.name}: {reason}")
+    def _open(self, pieces: Sequence[PieceSpec], spec: TargetSpec) -> HostDevice:
         if spec.precision != "float32":
             raise TargetError(
                 f"{self.name} computes in the precision of the graphs; found a request for {spec.precision}"

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Sequence
 from functools import partial
-from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
-from dyce_runtime.contracts import Artefact, PieceSpec, TargetSpec
-from dyce_runtime.errors import BundleError, TargetError
-from dyce_targets.cpu import gmacs_per_thread
+from dyce_runtime.contracts import PieceSpec, TargetSpec
+from dyce_runtime.errors import BundleError
+from dyce_targets.cpu import CpuTarget
 from dyce_targets.host_lane import HostBinding, HostDevice
 
 if TYPE_CHECKING:
@@ -25,36 +23,13 @@ DEVICE = "CPU"
 _PRECISIONS = {"float32": "f32", "bfloat16": "bf16"}
 
 
-class OpenVinoCpu:
+class OpenVinoCpu(CpuTarget):
     """Compiles the ONNX files when they are opened."""
 
     name = "openvino"
-    spans = True
-    engines = False
+    extra = "openvino"
 
-    def available(self) -> str | None:
-        """None, or that openvino is not installed."""
-        if importlib.util.find_spec("openvino") is None:
-            return "openvino is not installed; pip install 'dyce-export[openvino]'"
-        return None
-
-    def best_batch(self, spec: TargetSpec, macs: int) -> int:
-        """As many as for onnxruntime: the caches are the same."""
-        return gmacs_per_thread(spec, macs)
-
-    def compiles(self) -> str | None:
-        """As :meth:`available`."""
-        return self.available()
-
-    def compile(self, piece: PieceSpec, spec: TargetSpec, folder: Path) -> Artefact:
-        """The ONNX file itself."""
-        return Artefact(piece.path, built=False)
-
-    def open(self, pieces: Sequence[PieceSpec], spec: TargetSpec) -> HostDevice:
-        """Load and compile every piece. Raises TargetError, or BundleError for a piece that does not load."""
-        reason = self.available()
-        if reason:
-            raise TargetError(f"{self.name}: {reason}")
+    def _open(self, pieces: Sequence[PieceSpec], spec: TargetSpec) -> HostDevice:
         import openvino
 
         core, options = openvino.Core(), _options(spec)

@@ -42,14 +42,14 @@ def test_an_engine_that_was_built_otherwise_is_not_taken(tmp_path: Path, change:
 def test_an_engine_that_was_interrupted_or_damaged_is_not_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     write(tmp_path, "segment_00", WANTED, b"engine")
     newer = msgspec.structs.replace(WANTED, version="1.8")
-    replace = engines._replace
+    replace = engines.write_atomically
 
     def stop_at_the_note(path: Path, content: bytes) -> None:
         if path.suffix == ".json":
             raise KeyboardInterrupt
         replace(path, content)
 
-    monkeypatch.setattr(engines, "_replace", stop_at_the_note)
+    monkeypatch.setattr(engines, "write_atomically", stop_at_the_note)
     with pytest.raises(KeyboardInterrupt):
         write(tmp_path, "segment_00", newer, b"newer")
     assert find(tmp_path, "segment_00", WANTED) is None

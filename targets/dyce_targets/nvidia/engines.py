@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
 from contextlib import suppress
 from hashlib import sha256
 from pathlib import Path
 
 import msgspec
 
+from dyce_runtime.atomic_write import write_atomically
 from dyce_runtime.contracts import PieceSpec, TargetSpec
 from dyce_runtime.errors import DestinationError
 
@@ -82,8 +81,8 @@ def write(folder: Path, piece: str, made: Fingerprint, content: bytes) -> Path:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         note.unlink(missing_ok=True)
-        _replace(engine, content)
-        _replace(note, msgspec.json.format(msgspec.json.encode(Note(made, sha256(content).hexdigest()))))
+        write_atomically(engine, content)
+        write_atomically(note, msgspec.json.format(msgspec.json.encode(Note(made, sha256(content).hexdigest()))))
     except OSError as error:
         raise DestinationError(f"{engine} cannot be written: {error.strerror}") from error
     return engine
@@ -91,15 +90,3 @@ def write(folder: Path, piece: str, made: Fingerprint, content: bytes) -> Path:
 
 def _paths(folder: Path, piece: str) -> tuple[Path, Path]:
     return folder / f"{piece}.engine", folder / f"{piece}.json"
-
-
-def _replace(path: Path, content: bytes) -> None:
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
