@@ -1,7 +1,7 @@
 """Which architectures work: one small model of each of timm's families, exported at three exits and verified.
 
-``python -m benchmarks.coverage`` runs all of ``families.json`` (about an hour on two cores), one process per model,
-writes ``results/coverage.json`` and ``docs/coverage.md``. ``--only NAME,NAME`` runs some of them again. Weights are
+Of each bundle TensorRT-RTX then builds every piece. ``python -m benchmarks.coverage`` runs all of ``families.json``
+(about two hours on two cores), one process per model, writes ``results/coverage.json`` and ``docs/coverage.md``. ``--only NAME,NAME`` runs some of them again. Weights are
 random: what is shown is structure and numerics.
 """
 
@@ -30,6 +30,8 @@ RESULTS = HERE / "results" / "coverage.json"
 PAGE = HERE.parent / "docs" / "coverage.md"
 SHARES = (0.25, 0.5, 0.75)
 TIMEOUT_SECONDS = 3600
+# An RTX 30 and an RTX 40: one engine for both.
+GPUS = ("sm86", "sm89")
 
 
 def spread(points: list[Any], shares: tuple[float, ...] = SHARES) -> list[str]:
@@ -75,6 +77,7 @@ def measure(name: str) -> dict[str, Any]:
         with tempfile.TemporaryDirectory() as folder:
             prepared = prepare(captured, exits, data=None, val=None, options=Options())
             export = write_bundle(prepared, Path(folder) / "bundle.dyce", options=Options(), progress=progress)
+            row["rtx"] = build_engines(export.path)
         verification = export.manifest.verification
         assert verification is not None
         row |= {
@@ -90,6 +93,25 @@ def measure(name: str) -> dict[str, Any]:
     row["seconds"] = time.perf_counter() - start
     row["peak_gib"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     return row
+
+
+def build_engines(path: Path) -> dict[str, Any]:
+    """Build the TensorRT-RTX engine of every piece of a bundle: how many, in how long, and why not if one fails."""
+    from dyce_runtime import targets
+    from dyce_runtime.bundle import open_bundle
+    from dyce_runtime.contracts import TargetSpec
+    from dyce_runtime.errors import DyceError
+
+    bundle, rtx, spec = open_bundle(path), targets.get("rtx"), TargetSpec(devices=GPUS)
+    start, built = time.perf_counter(), 0
+    try:
+        for piece in bundle.piece_specs([piece.id for piece in bundle.runnable(spans=rtx.spans)]):
+            rtx.compile(piece, spec, path.parent / "engines")
+            built += 1
+    except DyceError as error:
+        # The path of a temporary folder says nothing.
+        return {"built": built, "failed": piece.id, "reason": error.message.replace(f"{path.parent}/", "")}
+    return {"built": built, "seconds": time.perf_counter() - start}
 
 
 def measure_apart(name: str) -> dict[str, Any]:
@@ -114,6 +136,11 @@ def measure_apart(name: str) -> dict[str, Any]:
     return row
 
 
+def engines_cell(rtx: dict[str, Any]) -> str:
+    """What a row says about its engines."""
+    return f"**{rtx['failed']}**: {rtx['reason']}" if "failed" in rtx else f"{rtx['built']}, {rtx['seconds']:.0f} s"
+
+
 def page(results: dict[str, Any]) -> str:
     """``docs/coverage.md``."""
     rows = results["families"]
@@ -131,19 +158,24 @@ def page(results: dict[str, Any]) -> str:
         + machine.sentence(results["environment"])
         + ".",
         "",
+        f"**TensorRT-RTX builds {sum('seconds' in row.get('rtx', {}) for row in rows.values())} of {len(FAMILIES)}**, "
+        f"every piece, one engine for {' and '.join(GPUS)}; built, not run: that needs a GPU. *RTX*: the engines built and "
+        "the seconds that it took, or why one failed.",
+        "",
         "*points*: exit points found. *tensors*: the most that one of the three cuts carries. *error*: the largest "
         "relative error. *s*: seconds for the whole export, on a machine that was doing other things as well.",
         "",
-        "| family | model | GMACs | points | first … last | exits | tensors | error | verdict | s |",
-        "|---|---|---|---|---|---|---|---|---|---|",
+        "| family | model | GMACs | points | first … last | exits | tensors | error | verdict | s | RTX |",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for family, row in rows.items():
         lines.append(
             f"| {family} | {row['model']} | {row.get('gmacs', 0):.2f} | {row.get('points', '')} | "
             f"`{row.get('first', '')}` … `{row.get('last', '')}` | {', '.join(row.get('exits', []))} | "
-            f"{row.get('tensors', '')} | {row['error']:.0e} | {row['verdict']} | {row.get('seconds', 0):.0f} |"
+            f"{row.get('tensors', '')} | {row['error']:.0e} | {row['verdict']} | "
+            f"{row.get('seconds', 0):.0f} | {engines_cell(row['rtx'])} |"
             if "error" in row
-            else f"| {family} | {row['model']} | | {row.get('points', '')} | | | | | **{row['verdict']}**: {row['reason']} | |"
+            else f"| {family} | {row['model']} | | {row.get('points', '')} | | | | | **{row['verdict']}**: {row['reason']} | | |"
         )
     return "\n".join(lines) + "\n"
 
@@ -158,7 +190,7 @@ def main() -> None:
         return
     wanted = set(arguments.only.split(",")) if arguments.only else None
     results = json.loads(RESULTS.read_text()) if RESULTS.is_file() else {"families": {}}
-    results["environment"] = machine.describe("torch", "timm", "onnx", "onnxscript", "onnxruntime")
+    results["environment"] = machine.describe("torch", "timm", "onnx", "onnxscript", "onnxruntime", "tensorrt-rtx")
     for family, model in FAMILIES.items():
         if wanted is None or {family, model} & wanted:
             row = measure_apart(model)

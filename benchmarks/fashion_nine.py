@@ -19,17 +19,16 @@ import torch
 from benchmarks import fashion_mnist
 from benchmarks.digits import ResidualNet
 from dyce_calibration.costs import CostTable, macs_of
+from dyce_calibration.recorder import record
 from dyce_calibration.records import Records
-from dyce_runtime import Session, load
+from dyce_runtime import load
 from dyce_runtime.bundle import RECORDS, open_bundle
 from dyce_runtime.datasets import open_dataset
-from dyce_runtime.manifest import FINAL
 
 CACHE = Path("benchmarks/.cache/fashion_nine")
 BUNDLE = CACHE / "nine.dyce"
 EPOCHS = 8
 HEAD_EPOCHS = 12
-_BATCH = 200
 
 
 def make_model() -> torch.nn.Module:
@@ -48,34 +47,8 @@ def prepare(data: Path) -> None:
         fashion_mnist.export("benchmarks.fashion_nine:make_model", weights, exits, files, BUNDLE, *heads)
     if not (CACHE / "test.npz").is_file():
         with load(BUNDLE) as session:
-            record(session, f"{data}#test").save(CACHE / "test.npz")
-
-
-def record(session: Session, data: str) -> Records:
-    """What every head of a bundle says of every picture, through its pieces."""
-    dataset, manifest = open_dataset(data), session.manifest
-    heads = [(exit.id, head.type) for exit in manifest.exits if exit.id != FINAL for head in exit.heads]
-    found = []
-    for start in range(0, len(dataset), _BATCH):
-        images = session.preprocess(dataset.images(range(start, min(start + _BATCH, len(dataset)))))
-        found.append(_answers(session, images))
-    confidences, predictions = (np.concatenate(parts) for parts in zip(*found, strict=True))
-    assert dataset.labels is not None
-    split = np.full(len(dataset), "test")
-    return Records(tuple(heads), predictions, confidences, dataset.labels, dataset.hashes, split)
-
-
-def _answers(session: Session, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Confidences and labels (N, heads), the final one last."""
-    answers = []
-    with session.device.lane(len(images)) as lane:
-        lane.put(images)
-        for index, exit in enumerate(session.manifest.exits):
-            lane.run(f"segment_{index:02d}")
-            for head in [None] if exit.id == FINAL else [head.piece for head in exit.heads]:
-                answers.append((lane.decide(head).copy(), lane.answers()[1].copy()))
-    confidences, labels = zip(*answers, strict=True)
-    return np.stack(confidences, 1), np.stack(labels, 1)
+            pictures = open_dataset(f"{data}#test")
+            record(session, pictures, np.full(len(pictures), "test")).save(CACHE / "test.npz")
 
 
 def unseen() -> Records:

@@ -58,7 +58,7 @@ def to_onnx(program: ExportedProgram, names: Mapping[str, str]) -> ir.Model:
     image = input_node(program).meta["val"]
     example = torch.zeros(EXAMPLE_BATCH, *image.shape[1:])
     try:
-        with _quiet():
+        with quiet():
             exported = torch.onnx.export(
                 program,
                 (example,),
@@ -105,45 +105,11 @@ def extract(
     if IMAGE not in wanted:
         _drop_image(graph, graph.inputs[0])
     for value, spec in zip([*graph.inputs, *graph.outputs], [*inputs, *outputs], strict=True):
-        value.name, value.shape, value.dtype = spec.name, ir.Shape(spec.shape), ir.DataType.FLOAT
+        value.name, value.shape = spec.name, ir.Shape(spec.shape)
+        value.dtype = ir.DataType.from_numpy(np.dtype(spec.dtype))
     for name in sorted(graph.initializers):  # extracted in no order; the same export gives the same bytes
         graph.initializers[name] = graph.initializers.pop(name)
     return ir.Model(graph, ir_version=IR_VERSION)
-
-
-def join(parts: Sequence[ir.Model]) -> ir.Model:
-    """Models that run one after another as one: what each returns is what the next reads, in that order.
-
-    The parts are used up.
-    """
-    inputs, live = list(parts[0].graph.inputs), list(parts[0].graph.inputs)
-    nodes: list[ir.Node] = []
-    initializers: list[ir.Value] = []
-    for number, part in enumerate(parts):
-        graph, made = part.graph, list(part.graph)
-        if number:
-            for own, given in zip(graph.inputs, live, strict=True):
-                ir.convenience.replace_all_uses_with(own, given)
-        live, weights = list(graph.outputs), list(graph.initializers.values())
-        _rename_apart([*weights, *(output for node in made for output in node.outputs)], made, number)
-        graph.inputs.clear()
-        graph.outputs.clear()
-        graph.initializers.clear()
-        graph.remove(made)
-        nodes += made
-        initializers += weights
-    for value in live:
-        value.name = str(value.name).removesuffix(f".{len(parts) - 1}")
-    joined = ir.Graph(inputs, live, nodes=nodes, initializers=initializers, opset_imports={"": OPSET}, name="span")
-    return ir.Model(joined, ir_version=IR_VERSION)
-
-
-def _rename_apart(values: Sequence[ir.Value], nodes: Sequence[ir.Node], number: int) -> None:
-    """Give names that no other part has."""
-    for value in values:
-        value.name = f"{value.name}.{number}"
-    for node in nodes:
-        node.name = f"{node.name}.{number}"
 
 
 def _copy_passed_through(graph: ir.Graph) -> None:
@@ -300,7 +266,7 @@ def _drop_image(graph: ir.Graph, own: ir.Value) -> None:
 
 
 @contextlib.contextmanager
-def _quiet():  # type: ignore[no-untyped-def]
+def quiet():  # type: ignore[no-untyped-def]
     """The exporter reports its progress with print() and logs version notes; stdout is for results."""
     loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir")]
     levels = [logger.level for logger in loggers]

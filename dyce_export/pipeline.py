@@ -27,6 +27,8 @@ from dyce_export.capture import capture, functionalise, output_nodes
 from dyce_export.exit_points import ExitPoints, find_exit_points
 from dyce_export.onnx_graphs import to_onnx
 from dyce_export.pieces import image_spec, node_names, write_backbone, write_heads
+from dyce_export.precision.lower import add, check_precisions
+from dyce_export.precision.trials import Limits
 from dyce_export.probes import FEWEST_PROBES, condition, probe_count, synthetic_images
 from dyce_export.progress import Progress
 from dyce_export.rounding import SAMPLES, explained_by_rounding, rounding_errors
@@ -70,6 +72,8 @@ class Options:
         max_exits: how many exits ``auto`` chooses at most.
         seed: of splits, head initialisation and training.
         tolerance: largest relative error that verification accepts.
+        precisions: lower ones that the bundle holds beside float32.
+        limits: what these may change.
     """
 
     force: bool = False
@@ -79,11 +83,14 @@ class Options:
     recipe: Recipe = field(default_factory=Recipe)
     seed: int = 0
     tolerance: float = TOLERANCE
+    precisions: tuple[str, ...] = ()
+    limits: Limits = field(default_factory=Limits)
 
     def __post_init__(self) -> None:
         """Check what can be checked without a model."""
         for type in self.types:
             parse_type(type)
+        check_precisions(self.precisions)
         if not self.types or len(set(self.types)) < len(self.types):
             raise UsageError(f"the head types are {list(self.types)}; expected at least one, each once")
         if self.max_exits < 1:
@@ -183,6 +190,11 @@ def prepare(
     """
     if val is not None and data is None:
         raise UsageError("val was given without data; data fits the heads, val then chooses configurations")
+    if options.precisions and data is None:
+        raise UsageError(
+            f"{', '.join(options.precisions)} was asked for without data",
+            hint="Give --data: in a lower precision other samples leave, so thresholds are chosen for it.",
+        )
     auto = list(exits) == [AUTO]
     if auto and data is None:
         raise UsageError(
@@ -261,6 +273,11 @@ def _write(
         if calibration is not None:
             with progress.stage("report"):
                 _write_report(prepared, manifest, calibration, configurations, folder / REPORT)
+        if options.precisions:
+            assert prepared.data is not None
+            pictures = (prepared.data, prepared.val or prepared.data)
+            bundle = Bundle(folder, manifest, configurations)
+            manifest = add(bundle, options.precisions, *pictures, options.limits, progress)
         hashes = {name: sha256_of(folder / name) for name in files_of(folder)}
         manifest = msgspec.structs.replace(manifest, verification=verification, files=hashes)
         write_document(manifest, folder / MANIFEST)

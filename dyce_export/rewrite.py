@@ -1,13 +1,17 @@
-"""A bundle with other configurations and the spans that these run, from a bundle; nothing is trained."""
+"""A bundle from a bundle, with nothing trained: other configurations and their spans, or further precisions."""
 
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import msgspec
 import numpy as np
 
+from dyce_export.precision.lower import add
+from dyce_export.precision.trials import Limits
+from dyce_export.progress import Progress
 from dyce_export.spans import write_spans
 from dyce_export.staging import staged
 from dyce_export.verify import relative_error
@@ -15,6 +19,8 @@ from dyce_runtime import targets
 from dyce_runtime.bundle import (
     CONFIGURATIONS,
     MANIFEST,
+    PRECISIONS,
+    REPORT,
     TEST_VECTORS,
     Bundle,
     files_of,
@@ -24,6 +30,7 @@ from dyce_runtime.bundle import (
 )
 from dyce_runtime.configuration import Configurations
 from dyce_runtime.contracts import Lane, TargetSpec
+from dyce_runtime.datasets import Dataset
 from dyce_runtime.errors import VerificationError
 from dyce_runtime.manifest import UNCUT, Manifest, Piece
 
@@ -40,9 +47,7 @@ def rewrite(bundle: Bundle, configurations: Configurations, output: Path, *, for
     old = {piece.id for piece in bundle.manifest.pieces if piece.kind == "span" and piece.id != UNCUT}
     with staged(output, force=force) as folder:
         gone = {name for id in old for name in (bundle.manifest.piece(id).file, *bundle.manifest.piece(id).data)}
-        for name in sorted(set(bundle.manifest.files) - gone):
-            (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(bundle.file(name), folder / name)
+        _copy(bundle, set(bundle.contents()) - gone, folder)
         kept = tuple(piece for piece in bundle.manifest.pieces if piece.id not in old)
         manifest = msgspec.structs.replace(bundle.manifest, pieces=kept)
         spans = write_spans(manifest, configurations, folder)
@@ -52,6 +57,38 @@ def rewrite(bundle: Bundle, configurations: Configurations, output: Path, *, for
         write_document(_verified(manifest, errors, old, hashes), folder / MANIFEST)
         write_document(configurations, folder / CONFIGURATIONS)
     return open_bundle(output)
+
+
+def with_precisions(
+    bundle: Bundle,
+    names: Sequence[str],
+    data: Dataset,
+    val: Dataset,
+    output: Path,
+    limits: Limits,
+    progress: Progress,
+    *,
+    force: bool = False,
+) -> Bundle:
+    """Copy a bundle and add the same network in other precisions; see :func:`dyce_export.precision.lower.add`.
+
+    Args:
+        output: may be the bundle itself, which is replaced when the new one is complete.
+    """
+    with staged(output, force=force or output.resolve() == bundle.path.resolve()) as folder:
+        old = tuple(f"{PRECISIONS}/{name}/" for name in names)
+        kept = [name for name in (*bundle.contents(), CONFIGURATIONS, REPORT) if not name.startswith(old)]
+        _copy(bundle, [name for name in kept if bundle.file(name).is_file()], folder)
+        manifest = add(Bundle(folder, bundle.manifest, bundle.configurations), names, data, val, limits, progress)
+        hashes = {name: sha256_of(folder / name) for name in files_of(folder)}
+        write_document(msgspec.structs.replace(manifest, files=hashes), folder / MANIFEST)
+    return open_bundle(output)
+
+
+def _copy(bundle: Bundle, names: Iterable[str], folder: Path) -> None:
+    for name in sorted(names):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(bundle.file(name), folder / name)
 
 
 def _span_errors(bundle: Bundle, spans: tuple[Piece, ...]) -> dict[str, float]:

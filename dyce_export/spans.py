@@ -7,8 +7,9 @@ from pathlib import Path
 import onnx_ir as ir
 
 from dyce_export import onnx_graphs
+from dyce_export.joining import join
 from dyce_runtime.configuration import Configurations
-from dyce_runtime.manifest import Manifest, Piece
+from dyce_runtime.manifest import UNCUT, Manifest, Piece
 from dyce_runtime.plan import stretches
 
 
@@ -24,14 +25,22 @@ def write_spans(manifest: Manifest, configurations: Configurations, folder: Path
     named = (configurations.get(name) for name in configurations.named)
     wanted = {stretch for configuration in named for stretch in stretches(manifest, configuration)}
     known = {(piece.first, piece.last) for piece in manifest.pieces if piece.kind != "head"}
-    return tuple(_write_span(manifest, first, last, folder) for first, last in sorted(wanted - known))
+    return tuple(
+        _write_span(f"span_{first:02d}_{last:02d}", manifest, first, last, folder)
+        for first, last in sorted(wanted - known)
+    )
 
 
-def _write_span(manifest: Manifest, first: int, last: int, folder: Path) -> Piece:
-    id = f"span_{first:02d}_{last:02d}"
+def write_uncut(manifest: Manifest, folder: Path) -> Piece:
+    """Write the span over all segments of a bundle that has none yet."""
+    return _write_span(UNCUT, manifest, 0, len(manifest.exits) - 1, folder)
+
+
+def _write_span(id: str, manifest: Manifest, first: int, last: int, folder: Path) -> Piece:
     segments = [piece for piece in manifest.pieces if piece.kind == "segment"][first : last + 1]
-    graph = onnx_graphs.join([ir.load(folder / segment.file) for segment in segments])
+    graph = join([ir.load(folder / segment.file) for segment in segments])
     file = f"spans/{id}.onnx"
+    (folder / file).parent.mkdir(exist_ok=True)
     data = onnx_graphs.save(graph, folder / file, {"piece": id, "segments": f"{first}-{last}"})
     return Piece(
         id,

@@ -41,8 +41,8 @@ class Records:
         """The records of one split."""
         return self.take(self.split == name)
 
-    def take(self, rows: NDArray[np.bool_]) -> Records:
-        """The records of some samples: those where ``rows``, (N,), is true."""
+    def take(self, rows: NDArray[np.bool_] | NDArray[np.intp]) -> Records:
+        """The records of some samples: those where ``rows``, (N,), is true, or those at these indices."""
         return Records(
             self.heads,
             self.predictions[rows],

@@ -40,6 +40,13 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on s
 Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Say more: every step, and where an error arose.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress, no warnings.")]
 Threads = Annotated[int | None, typer.Option(min=1, help="Threads per call; the engine decides without it.")]
+MinAgreement = Annotated[
+    float,
+    typer.Option(min=0, max=1, help="Share of samples that have to leave where they do in float32."),
+]
+MaxPrecisionLoss = Annotated[
+    float, typer.Option(min=0, max=1, help="What a lower precision may take from the full model's accuracy.")
+]
 
 out = Console(soft_wrap=True)
 err = Console(stderr=True, soft_wrap=True)

@@ -11,6 +11,8 @@ import typer
 from dyce_calibration.launcher import is_main
 from dyce_export.cli.console import (
     Json,
+    MaxPrecisionLoss,
+    MinAgreement,
     Quiet,
     Verbose,
     drawn_progress,
@@ -86,6 +88,14 @@ def command(
         float | None,
         typer.Option(min=0, help="Largest relative error against torch; 1e-4 without it.", show_default=False),
     ] = None,
+    precision: Annotated[
+        str | None,
+        typer.Option(
+            help="Precisions to hold beside float32: float16, int8, uint8; several with commas.", show_default=False
+        ),
+    ] = None,
+    min_agreement: MinAgreement = 0.99,
+    max_precision_loss: MaxPrecisionLoss = 0.01,
     trust_pickle: Annotated[
         bool, typer.Option("--trust-pickle", help="Allow a checkpoint or .pt2 file to run code.")
     ] = False,
@@ -112,6 +122,7 @@ def command(
     require_extra()
     from dyce_calibration.heads import TYPES
     from dyce_export.pipeline import Options, capture_source, prepare, write_bundle
+    from dyce_export.precision.trials import Limits
     from dyce_export.sources import load_source
     from dyce_export.staging import check_destination
 
@@ -124,6 +135,8 @@ def command(
         types=types,
         max_exits=max_exits,
         seed=seed,
+        precisions=tuple(precision.split(",")) if precision else (),
+        limits=Limits(min_agreement, max_precision_loss),
         **_given(epochs, tolerance),
     )
     with drawn_progress(quiet=quiet or not is_main()) as progress:

@@ -79,6 +79,7 @@ def _show(bundle: Any) -> None:
         rows.append((exit.id, exit.module, heads, f"{done / model.macs:.0%}", f"{size / 1e6:.1f} MB"))
     print_table("exits", ("exit", "behind", "heads", "MACs to here", "segment"), rows)
     _show_spans(bundle)
+    show_precisions(bundle)
     _show_engines(bundle)
     show_configurations(bundle.configurations, [exit.id for exit in manifest.exits])
 
@@ -106,6 +107,26 @@ def _show_spans(bundle: Any) -> None:
     print_table(
         "spans: segments that run as one graph", ("span", "segments", "on disk", "memory, about", "used by"), rows
     )
+
+
+def show_precisions(bundle: Any) -> None:
+    """The precisions of a bundle, and what they change against float32."""
+    lowered = [bundle.precision(name) for name in bundle.manifest.precisions]
+    if bundle.manifest.lowering is not None:
+        lowered.append(bundle)
+    rows = []
+    for other in lowered:
+        found, size = other.manifest.lowering, sum(other.size(piece.id) for piece in other.manifest.pieces)
+        accuracies = [f"{accuracy:.2%}" for accuracy in (found.accuracy_float32, found.accuracy)]
+        kept = ", ".join(found.kept) or "none"
+        facts = (f"{found.exit_agreement:.2%}", f"{found.logits_error:.1e}", *accuracies, kept, f"{size / 1e6:.1f} MB")
+        rows.append((other.manifest.precision, *facts, str(other.path)))
+    if rows:
+        print_table(
+            f"precisions, against float32 on {found.samples} unseen samples",
+            ("precision", "exits agree", "logits' error", "accuracy in float32", "now", "kept", "pieces", "in"),
+            rows,
+        )
 
 
 def _show_engines(bundle: Any) -> None:

@@ -7,7 +7,7 @@ from typing import NoReturn
 
 import typer
 
-from dyce_export.cli import bench, compile, console, export, inspect, run, search
+from dyce_export.cli import bench, compile, console, export, inspect, lower, run, search
 
 app = typer.Typer(
     help="Early-exit image classifiers: export, run, measure.",
@@ -17,6 +17,7 @@ app = typer.Typer(
 )
 app.command("export", help=export.HELP)(export.command)
 app.command("compile", help=compile.HELP)(compile.command)
+app.command("lower", help=lower.HELP)(lower.command)
 app.command("run", help=run.HELP)(run.command)
 app.command("bench", help=bench.HELP)(bench.command)
 app.command("search", help=search.HELP)(search.command)

@@ -22,6 +22,7 @@ SPLITS = "calibration/splits.npz"
 TEST_VECTORS = "testvectors/vectors.npz"
 REPORT = "report.html"
 ENGINES = "engines"
+PRECISIONS = "precisions"
 
 # onnxruntime keeps weights in layouts of its own: pieces of four models took 1.8 to 3.2 times the size of their files.
 _MEMORY_PER_BYTE = 2.5
@@ -64,6 +65,21 @@ class Bundle:
     def configuration(self, name: str) -> Configuration:
         """A named configuration. Raises ConfigurationError if there is none."""
         return self.configurations.get(name)
+
+    def precision(self, name: str) -> Bundle:
+        """The bundle of the same network in another precision. Raises BundleError if there is none."""
+        known = self.manifest.precisions
+        if name not in known:
+            raise BundleError(
+                f"{self.path} has no {name}; it has {', '.join((self.manifest.precision, *known))}",
+                hint="`dyce lower` adds precisions to a bundle.",
+            )
+        return open_bundle(self.path / PRECISIONS / name, check_hashes=False)
+
+    def contents(self) -> list[str]:
+        """Names of the files that make the bundle, but its own manifest and configurations."""
+        of_others = (f"{PRECISIONS}/{name}/{CONFIGURATIONS}" for name in self.manifest.precisions)
+        return sorted([*self.manifest.files, *of_others])
 
     def piece_specs(self, ids: Sequence[str]) -> list[PieceSpec]:
         """What a target needs to know of the given pieces."""
@@ -130,11 +146,18 @@ def sha256_of(path: Path) -> str:
 
 
 def files_of(folder: Path) -> Iterator[str]:
-    """Every file of a bundle that the manifest has to list, relative and sorted; the others are written later."""
+    """Every file of a bundle that the manifest has to list, relative and sorted; the others may change later."""
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder).as_posix()
-        if path.is_file() and name not in (MANIFEST, CONFIGURATIONS, REPORT) and not name.startswith(f"{ENGINES}/"):
+        if path.is_file() and name != MANIFEST and not _may_change(name):
             yield name
+
+
+def _may_change(name: str) -> bool:
+    """Whether it is written after an export, in the bundle or in one of its precisions."""
+    parts = PurePosixPath(name).parts
+    own = parts[2:] if parts[0] == PRECISIONS else parts
+    return own[0] == ENGINES or own in ((CONFIGURATIONS,), (REPORT,))
 
 
 def _read_document(path: Path, type: type[_Document]) -> _Document:

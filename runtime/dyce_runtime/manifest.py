@@ -137,6 +137,28 @@ class Verification(msgspec.Struct, frozen=True):
     reason: str = ""
 
 
+class Lowering(msgspec.Struct, frozen=True):
+    """What a lower precision changes against the float32 that it was made from.
+
+    Attributes:
+        kept: segments that stayed in float32, since samples left elsewhere otherwise. Heads always do.
+        calibration: pictures that set the ranges of integers; 0 where none are needed.
+        logits_error: of the full model: max |a - b| / max |a - mean of a over the samples|, a in float32.
+        exit_agreement: the share of samples that leave at the same exit under the thresholds of float32; the lowest
+            over its named configurations.
+        accuracy, accuracy_float32: of the full model, on the same samples.
+        samples: unseen ones, on which all but the error was measured.
+    """
+
+    kept: tuple[str, ...]
+    calibration: int
+    logits_error: float
+    exit_agreement: float
+    accuracy: float
+    accuracy_float32: float
+    samples: int
+
+
 class Splits(msgspec.Struct, frozen=True):
     """How the data was divided: the seed, the samples in each split, and where the labels came from."""
 
@@ -147,7 +169,15 @@ class Splits(msgspec.Struct, frozen=True):
 
 
 class Manifest(msgspec.Struct, frozen=True):
-    """``manifest.json``. ``files`` maps every other file but ``configurations.json`` to its sha256."""
+    """``manifest.json``.
+
+    Attributes:
+        files: every other file but ``configurations.json`` and the report, with its sha256.
+        precision: what the graphs compute in.
+        lowering: how that differs from float32; None in float32.
+        precisions: those in which the bundle holds another bundle of the same network, ``precisions/NAME``, with
+            records, thresholds and certificates of its own.
+    """
 
     schema_version: str
     producer: dict[str, str]
@@ -160,6 +190,9 @@ class Manifest(msgspec.Struct, frozen=True):
     files: dict[str, str]
     splits: Splits | None = None
     verification: Verification | None = None
+    precision: Literal["float32", "float16", "int8", "uint8"] = "float32"
+    lowering: Lowering | None = None
+    precisions: tuple[str, ...] = ()
 
     def piece(self, id: str) -> Piece:
         """The piece of that id. Raises KeyError if there is none."""

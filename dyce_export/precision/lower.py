@@ -1,0 +1,158 @@
+"""A bundle's network in a lower precision: a bundle of its own.
+
+What is recorded, chosen and promised depends on the precision, so all of it is done again, with the pieces that run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import msgspec
+import numpy as np
+
+from dyce_calibration.choose import choose
+from dyce_calibration.costs import macs_of
+from dyce_calibration.records import Records
+from dyce_export.joining import Network, assemble
+from dyce_export.precision.half import halver
+from dyce_export.precision.integers import quantiser
+from dyce_export.precision.trials import TARGET, Bench, Convert, Limits, best_trial
+from dyce_export.progress import Progress
+from dyce_export.spans import write_spans
+from dyce_export.verify import relative_error
+from dyce_runtime.bundle import (
+    CONFIGURATIONS,
+    MANIFEST,
+    PRECISIONS,
+    RECORDS,
+    SPLITS,
+    TEST_VECTORS,
+    Bundle,
+    files_of,
+    sha256_of,
+    write_document,
+)
+from dyce_runtime.contracts import TargetSpec
+from dyce_runtime.datasets import Dataset
+from dyce_runtime.errors import DataError, UsageError
+from dyce_runtime.manifest import Lowering, Manifest
+from dyce_runtime.preprocessing import preprocess
+from dyce_runtime.session import Session
+
+LOWER = ("float16", "int8", "uint8")
+# Pictures that set the ranges of integers.
+_CALIBRATION = 256
+
+
+def check_precisions(precisions: Sequence[str]) -> None:
+    """Raise UsageError for a precision that does not exist, or is named twice."""
+    for name in precisions:
+        if name not in LOWER:
+            raise UsageError(
+                f"there is no precision {name!r} to lower to; there are {', '.join(LOWER)}",
+                hint="float32 is always in a bundle.",
+            )
+    if len(set(precisions)) < len(precisions):
+        raise UsageError(f"the precisions are {', '.join(precisions)}; expected each once")
+
+
+def add(
+    bundle: Bundle, precisions: Sequence[str], data: Dataset, val: Dataset, limits: Limits, progress: Progress
+) -> Manifest:
+    """Add bundles of the same network in other precisions; returns the manifest that names them.
+
+    Args:
+        bundle: in float32, with trained heads and records; it is written to.
+        data: pictures that set the ranges of integers.
+        val: holds the pictures of the bundle's records.
+
+    Raises:
+        DataError: ``val`` lacks some of the recorded pictures.
+        VerificationError: one changes more than the limits allow, whichever segments stay in float32.
+    """
+    for precision in precisions:
+        with progress.stage(precision):
+            folder = bundle.path / PRECISIONS / precision
+            folder.mkdir(parents=True)
+            _lower(bundle, precision, data, val, folder, limits, progress)
+    both = dict.fromkeys((*bundle.manifest.precisions, *precisions))
+    return msgspec.structs.replace(bundle.manifest, precisions=tuple(both))
+
+
+def _lower(
+    bundle: Bundle, precision: str, data: Dataset, val: Dataset, folder: Path, limits: Limits, progress: Progress
+) -> None:
+    known = Records.load(bundle.file(RECORDS))
+    pictures = _recorded(val, known)
+    network = assemble(bundle)
+    convert, calibration = _converter(network, precision, data, known)
+    trial = best_trial(Bench(bundle, network, convert, known, pictures, folder), len(known), limits, progress)
+    configurations = choose(trial.records, macs_of(trial.manifest))
+    manifest = msgspec.structs.replace(
+        trial.manifest, pieces=(*trial.manifest.pieces, *write_spans(trial.manifest, configurations, folder))
+    )
+    lowering = Lowering(
+        kept=trial.kept,
+        calibration=calibration,
+        logits_error=_write_test_vectors(bundle, Bundle(folder, manifest, configurations)),
+        exit_agreement=trial.agreement,
+        accuracy=trial.accuracies[1],
+        accuracy_float32=trial.accuracies[0],
+        samples=int((known.split != "temperature").sum()),
+    )
+    _write_records(bundle, trial.records, folder)
+    write_document(configurations, folder / CONFIGURATIONS)
+    hashes = {name: sha256_of(folder / name) for name in files_of(folder)}
+    manifest = msgspec.structs.replace(manifest, precision=precision, lowering=lowering, files=hashes)
+    write_document(manifest, folder / MANIFEST)
+
+
+def _recorded(val: Dataset, known: Records) -> Dataset:
+    """The pictures of the records, in their order and with their labels."""
+    rows = {hash: row for row, hash in enumerate(val.hashes.tolist())}
+    missing = sum(hash not in rows for hash in known.hashes.tolist())
+    if missing:
+        raise DataError(
+            f"{missing} of the {len(known)} pictures that configurations were chosen from are not in {val.source}",
+            hint="Give the same --data and --val as to the export.",
+        )
+    return replace(val.take(np.array([rows[hash] for hash in known.hashes.tolist()])), labels=known.labels)
+
+
+def _converter(network: Network, precision: str, data: Dataset, known: Records) -> tuple[Convert, int]:
+    """What lowers the network, and how many pictures it has looked at for that: none that was recorded, if possible."""
+    if precision == "float16":
+        return halver(network), 0
+    others = np.flatnonzero(~np.isin(data.hashes, known.hashes))
+    usable = others if len(others) else np.arange(len(data))
+    rows = usable[np.unique(np.linspace(0, len(usable) - 1, _CALIBRATION).astype(int))]
+    images = preprocess(data.images(rows), network.manifest.preprocessing)
+    return quantiser(network, images, "int8" if precision == "int8" else "uint8"), len(rows)
+
+
+def _write_test_vectors(before: Bundle, after: Bundle) -> float:
+    """What the pieces say of the bundle's test vectors; returns how far that is from float32."""
+    with np.load(before.file(TEST_VECTORS)) as file:
+        images, expected, probe = file["images"], file["logits"], file["probe"]
+    confidences = []
+    with Session(after, TARGET, TargetSpec()) as session, session.device.lane(len(images)) as lane:
+        lane.put(images)
+        for index, exit in enumerate(after.manifest.exits):
+            lane.run(f"segment_{index:02d}")
+            if exit.heads:
+                confidences.append(lane.decide(exit.heads[0].piece).copy())
+        lane.decide()
+        logits = lane.answers()[0].copy()
+    path = after.file(TEST_VECTORS)
+    path.parent.mkdir(exist_ok=True)
+    np.savez_compressed(path, images=images, logits=logits, confidences=np.stack(confidences, axis=1), probe=probe)
+    return relative_error(expected, logits, expected)
+
+
+def _write_records(before: Bundle, records: Records, folder: Path) -> None:
+    """The records, and which samples are in which split: the same as before."""
+    (folder / RECORDS).parent.mkdir(exist_ok=True)
+    records.save(folder / RECORDS)
+    (folder / SPLITS).write_bytes(before.file(SPLITS).read_bytes())

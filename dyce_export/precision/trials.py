@@ -1,0 +1,155 @@
+"""Which segments can be lowered: those in which that changes too many decisions stay in float32."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeAlias
+
+import msgspec
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from dyce_calibration.agreement import exit_agreement
+from dyce_calibration.recorder import record
+from dyce_calibration.records import Records
+from dyce_export.joining import Network
+from dyce_export.onnx_graphs import save
+from dyce_export.precision.cut import cut
+from dyce_export.progress import Progress
+from dyce_export.spans import write_uncut
+from dyce_runtime.bundle import Bundle
+from dyce_runtime.configuration import FULL, Configuration, Configurations, Entry
+from dyce_runtime.contracts import TargetSpec
+from dyce_runtime.datasets import Dataset
+from dyce_runtime.errors import VerificationError
+from dyce_runtime.manifest import Manifest
+from dyce_runtime.session import Session
+
+# What records are made with: it runs everywhere.
+TARGET = "onnxruntime"
+# Samples that say in which order segments are kept.
+_FEW = 1000
+
+# The network with all but some pieces lowered, by their ids.
+Convert: TypeAlias = Callable[[Sequence[str]], ir.Model]
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a lower precision may change.
+
+    Attributes:
+        min_agreement: the share of samples that have to leave at the same exit, under the thresholds of float32.
+        max_loss: of the full model's accuracy.
+    """
+
+    min_agreement: float = 0.99
+    max_loss: float = 0.01
+
+
+@dataclass(frozen=True)
+class Trial:
+    """The network with some segments kept in float32, and what became of its decisions.
+
+    Attributes:
+        kept: ids of the segments.
+        manifest: with the pieces as they were written.
+        records: of the same samples as those before, by the pieces as they are now.
+        agreement: lowest share of samples that leave at the same exit, over the named configurations of float32.
+        accuracies: of the full model, before and now.
+    """
+
+    kept: tuple[str, ...]
+    manifest: Manifest
+    records: Records
+    agreement: float
+    accuracies: tuple[float, float]
+
+    def within(self, limits: Limits) -> bool:
+        """Whether it changes as little as asked."""
+        return self.agreement >= limits.min_agreement and self.accuracies[0] - self.accuracies[1] <= limits.max_loss
+
+
+class Bench:
+    """Where trials are made: one folder, whose pieces the next trial replaces.
+
+    Args:
+        known: records in float32, of the samples in ``pictures``.
+    """
+
+    def __init__(
+        self, bundle: Bundle, network: Network, convert: Convert, known: Records, pictures: Dataset, folder: Path
+    ) -> None:
+        self._manifest, self._network, self._convert, self._folder = bundle.manifest, network, convert, folder
+        self._known, self._pictures = known, pictures
+        self._named: list[Configuration] = [bundle.configuration(name) for name in bundle.configurations.named]
+        self.segments = tuple(piece.id for piece in bundle.manifest.pieces if piece.kind == "segment")
+
+    def attempt(self, kept: Sequence[str], samples: NDArray[np.intp], progress: Progress) -> Trial:
+        """Lower all other segments and run some of the samples."""
+        manifest = self._write(kept)
+        known, pictures = self._known.take(samples), self._pictures.take(samples)
+        only_full = Configurations(named={FULL: Entry(exits={})})
+        with Session(Bundle(self._folder, manifest, only_full), TARGET, TargetSpec()) as session:
+            records = record(session, pictures, known.split, lambda starts: progress.track(starts, "recording"))
+        judged = known.split != "temperature"
+        before, now = known.take(judged), records.take(judged)
+        accuracies = [float((part.predictions[:, -1] == part.labels).mean()) for part in (before, now)]
+        agreement = exit_agreement(before, now, self._named)
+        return Trial(tuple(kept), manifest, records, agreement, (accuracies[0], accuracies[1]))
+
+    def _write(self, kept: Sequence[str]) -> Manifest:
+        heads = [piece.id for piece in self._manifest.pieces if piece.kind == "head"]
+        pieces = []
+        for piece, graph in cut(self._network, self._convert([*heads, *kept])):
+            path = self._folder / piece.file
+            path.parent.mkdir(parents=True, exist_ok=True)
+            data = save(graph, path, {"piece": piece.id})
+            pieces.append(msgspec.structs.replace(piece, data=tuple(f"{path.parent.name}/{name}" for name in data)))
+        manifest = msgspec.structs.replace(self._manifest, pieces=tuple(pieces), files={}, verification=None)
+        return msgspec.structs.replace(manifest, pieces=(*pieces, write_uncut(manifest, self._folder)))
+
+
+def best_trial(bench: Bench, count: int, limits: Limits, progress: Progress) -> Trial:
+    """The first trial within the limits: of all segments, then of fewer and fewer, the most harmful left out first.
+
+    Args:
+        count: of samples.
+
+    Raises:
+        VerificationError: there is none.
+    """
+    everything = np.arange(count)
+    best: Trial | None = None
+    for kept in _candidates(bench, count, progress):
+        trial = bench.attempt(kept, everything, progress)
+        if trial.within(limits):
+            return trial
+        best = trial if best is None else max(best, trial, key=lambda other: other.agreement)
+    assert best is not None
+    raise VerificationError(
+        f"{best.agreement:.1%} of the samples leave at the same exit as in float32, and the full model is right on "
+        f"{best.accuracies[1]:.1%} instead of {best.accuracies[0]:.1%}, with {_listed(best.kept)} kept in float32; "
+        f"asked are {limits.min_agreement:.1%} and a loss of at most {100 * limits.max_loss:g} points",
+        hint="--min-agreement and --max-precision-loss allow more; thresholds are chosen again in any case.",
+    )
+
+
+def _candidates(bench: Bench, count: int, progress: Progress) -> Iterator[tuple[str, ...]]:
+    """Segments to keep: none; then, if the caller goes on, one more each time."""
+    yield ()
+    few = np.unique(np.linspace(0, count - 1, min(count, _FEW)).astype(int))
+    harm = {
+        one: bench.attempt([other for other in bench.segments if other != one], few, progress).agreement
+        for one in bench.segments
+    }
+    worst_first = sorted(bench.segments, key=harm.__getitem__)
+    for number in range(1, len(worst_first)):
+        yield tuple(sorted(worst_first[:number]))
+
+
+def _listed(kept: Sequence[str]) -> str:
+    return ", ".join(kept) or "nothing"
