@@ -114,19 +114,20 @@ def show_precisions(bundle: Any) -> None:
     lowered = [bundle.precision(name) for name in bundle.manifest.precisions]
     if bundle.manifest.lowering is not None:
         lowered.append(bundle)
-    rows = []
+    rows: list[tuple[str, ...]] = []
     for other in lowered:
         found, size = other.manifest.lowering, sum(other.size(piece.id) for piece in other.manifest.pieces)
         accuracies = [f"{accuracy:.2%}" for accuracy in (found.accuracy_float32, found.accuracy)]
         kept = ", ".join(found.kept) or "none"
         facts = (f"{found.exit_agreement:.2%}", f"{found.logits_error:.1e}", *accuracies, kept, f"{size / 1e6:.1f} MB")
-        rows.append((other.manifest.precision, *facts, str(other.path)))
+        rows.append((other.manifest.precision, *facts))
     if rows:
         print_table(
             f"precisions, against float32 on {found.samples} unseen samples",
-            ("precision", "exits agree", "logits' error", "accuracy in float32", "now", "kept", "pieces", "in"),
+            ("precision", "exits agree", "logits' error", "accuracy in float32", "now", "kept in float32", "pieces"),
             rows,
         )
+        out.print(f"Each is a bundle, such as {lowered[-1].path}.", highlight=False)
 
 
 def _show_engines(bundle: Any) -> None:

@@ -7,13 +7,32 @@ behind it starts with the dequantisation. So no value is rounded twice, and less
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import msgspec
 import onnx_ir as ir
 
 from dyce_export.joining import Network
-from dyce_export.onnx_graphs import extract
-from dyce_runtime.manifest import DECISION, Piece, TensorSpec
+from dyce_export.onnx_graphs import extract, save
+from dyce_export.spans import write_uncut
+from dyce_runtime.manifest import DECISION, Manifest, Piece, TensorSpec
+
+
+def write_lowered(network: Network, lowered: ir.Model, folder: Path) -> Manifest:
+    """Write segments, heads and the uncut model in another precision; returns the manifest with these pieces.
+
+    Args:
+        lowered: as in :func:`cut`.
+        folder: what stands there under the names of pieces is replaced.
+    """
+    pieces = []
+    for piece, graph in cut(network, lowered):
+        path = folder / piece.file
+        path.parent.mkdir(parents=True, exist_ok=True)
+        data = save(graph, path, {"piece": piece.id})
+        pieces.append(msgspec.structs.replace(piece, data=tuple(f"{path.parent.name}/{name}" for name in data)))
+    manifest = msgspec.structs.replace(network.manifest, pieces=tuple(pieces), files={}, verification=None)
+    return msgspec.structs.replace(manifest, pieces=(*pieces, write_uncut(manifest, folder)))
 
 
 def cut(network: Network, lowered: ir.Model) -> Iterator[tuple[Piece, ir.Model]]:

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
 
-import msgspec
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
@@ -16,10 +15,8 @@ from dyce_calibration.agreement import exit_agreement
 from dyce_calibration.recorder import record
 from dyce_calibration.records import Records
 from dyce_export.joining import Network
-from dyce_export.onnx_graphs import save
-from dyce_export.precision.cut import cut
+from dyce_export.precision.cut import write_lowered
 from dyce_export.progress import Progress
-from dyce_export.spans import write_uncut
 from dyce_runtime.bundle import Bundle
 from dyce_runtime.configuration import FULL, Configuration, Configurations, Entry
 from dyce_runtime.contracts import TargetSpec
@@ -83,14 +80,18 @@ class Bench:
     def __init__(
         self, bundle: Bundle, network: Network, convert: Convert, known: Records, pictures: Dataset, folder: Path
     ) -> None:
-        self._manifest, self._network, self._convert, self._folder = bundle.manifest, network, convert, folder
+        self._network, self._convert, self._folder = network, convert, folder
         self._known, self._pictures = known, pictures
         self._named: list[Configuration] = [bundle.configuration(name) for name in bundle.configurations.named]
-        self.segments = tuple(piece.id for piece in bundle.manifest.pieces if piece.kind == "segment")
+        ids: dict[str, list[str]] = {"segment": [], "head": [], "span": []}
+        for piece in bundle.manifest.pieces:
+            ids[piece.kind].append(piece.id)
+        self.segments, self._heads = tuple(ids["segment"]), ids["head"]
 
     def attempt(self, kept: Sequence[str], samples: NDArray[np.intp], progress: Progress) -> Trial:
         """Lower all other segments and run some of the samples."""
-        manifest = self._write(kept)
+        lowered = self._convert([*self._heads, *kept])
+        manifest = write_lowered(self._network, lowered, self._folder)
         known, pictures = self._known.take(samples), self._pictures.take(samples)
         only_full = Configurations(named={FULL: Entry(exits={})})
         with Session(Bundle(self._folder, manifest, only_full), TARGET, TargetSpec()) as session:
@@ -100,17 +101,6 @@ class Bench:
         accuracies = [float((part.predictions[:, -1] == part.labels).mean()) for part in (before, now)]
         agreement = exit_agreement(before, now, self._named)
         return Trial(tuple(kept), manifest, records, agreement, (accuracies[0], accuracies[1]))
-
-    def _write(self, kept: Sequence[str]) -> Manifest:
-        heads = [piece.id for piece in self._manifest.pieces if piece.kind == "head"]
-        pieces = []
-        for piece, graph in cut(self._network, self._convert([*heads, *kept])):
-            path = self._folder / piece.file
-            path.parent.mkdir(parents=True, exist_ok=True)
-            data = save(graph, path, {"piece": piece.id})
-            pieces.append(msgspec.structs.replace(piece, data=tuple(f"{path.parent.name}/{name}" for name in data)))
-        manifest = msgspec.structs.replace(self._manifest, pieces=tuple(pieces), files={}, verification=None)
-        return msgspec.structs.replace(manifest, pieces=(*pieces, write_uncut(manifest, self._folder)))
 
 
 def best_trial(bench: Bench, count: int, limits: Limits, progress: Progress) -> Trial:

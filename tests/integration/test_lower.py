@@ -1,0 +1,231 @@
+"""``dyce lower`` and ``--precision``: bundles of the same network in other precisions, with everything done again."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from dyce_calibration.agreement import exits_taken
+from dyce_calibration.records import Records
+from dyce_calibration.search.run import Search
+from dyce_export.pipeline import Options, export_source
+from dyce_export.precision.trials import Limits
+from dyce_export.progress import Progress
+from dyce_export.rewrite import rewrite, with_precisions
+from dyce_export.verify import relative_error
+from dyce_runtime import load, open_bundle
+from dyce_runtime.bundle import RECORDS, sha256_of
+from dyce_runtime.contracts import TargetSpec
+from dyce_runtime.datasets import open_dataset
+from dyce_runtime.errors import BundleError, UsageError, VerificationError
+from dyce_targets.nvidia.products import RTX
+from dyce_targets.nvidia.targets import TensorRtRtx
+from tests.integration.digits import Digits
+from tests.integration.small import labelled, tiny
+
+PRECISIONS = ("float16", "int8", "uint8")
+LOOSE = ("--min-agreement", 0.9, "--json")
+PICTURES = ("--data", "digits#train", "--val", "digits#test")
+
+
+def lower(*arguments: object) -> subprocess.CompletedProcess[str]:
+    script = "from dyce_export.cli.main import dyce; dyce()"
+    command = [sys.executable, "-c", script, "lower", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def refused(done: subprocess.CompletedProcess[str]) -> dict[str, str]:
+    assert done.returncode != 0
+    document = json.loads(done.stdout)
+    assert document["status"] == "error", done.stderr
+    return document["error"]
+
+
+def contents(folder: Path) -> dict[str, str]:
+    return {path.relative_to(folder).as_posix(): sha256_of(path) for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.fixture(scope="module")
+def lowered(digits: Digits, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The digits in all precisions; for reading only."""
+    path = tmp_path_factory.mktemp("lowered") / "all.dyce"
+    done = lower(digits.path, "--precision", ",".join(PRECISIONS), *PICTURES, "-o", path, *LOOSE)
+    assert done.returncode == 0, done.stderr
+    return path
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_what_the_bundle_says_of_a_precision_is_so(digits: Digits, lowered: Path, precision: str) -> None:
+    before, after = open_bundle(lowered), open_bundle(lowered).precision(precision)
+    told = after.manifest.lowering
+    assert told is not None
+    assert after.manifest.precision == precision
+    known, records = (Records.load(bundle.file(RECORDS)) for bundle in (before, after))
+    judged = known.split != "temperature"
+    for name in before.configurations.named:
+        pair = [exits_taken(found.take(judged), before.configuration(name)) for found in (known, records)]
+        assert (pair[0] == pair[1]).mean() >= told.exit_agreement
+    assert told.exit_agreement >= 0.9
+    right = [(found.predictions[judged, -1] == found.labels[judged]).mean() for found in (known, records)]
+    assert (told.accuracy_float32, told.accuracy) == pytest.approx(right)
+    size = [sum(b.size(p.id) for p in b.manifest.pieces if p.kind == "segment") for b in (before, after)]
+    assert size[1] < {"float16": 0.6, "int8": 0.45, "uint8": 0.45}[precision] * size[0]
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_samples_leave_where_its_own_records_say(lowered: Path, precision: str) -> None:
+    """Records, thresholds and what runs belong together, spans included."""
+    bundle = open_bundle(lowered).precision(precision)
+    records = Records.load(bundle.file(RECORDS))
+    data = open_dataset("digits#test")
+    rows = {hash: row for row, hash in enumerate(data.hashes.tolist())}
+    ids = [exit.id for exit in bundle.manifest.exits]
+    with load(bundle.path, "onnxruntime") as session:
+        images = session.preprocess(data.images([rows[hash] for hash in records.hashes.tolist()]))
+        for name in bundle.configurations.named:
+            session.use(name)
+            columns = exits_taken(records, bundle.configuration(name))
+            expected = [ids.index(records.heads[c][0]) if c < len(records.heads) else len(ids) - 1 for c in columns]
+            assert (session(images).exit == expected).mean() >= 0.995, name
+
+
+def test_openvino_takes_nearly_the_same_exits(lowered: Path) -> None:
+    pytest.importorskip("openvino", reason="the extra openvino is not installed")
+    data = open_dataset("digits#test")
+    for precision in PRECISIONS:
+        exits = []
+        for target in ("onnxruntime", "openvino"):
+            with load(lowered / "precisions" / precision, target) as session:
+                exits.append(session(session.preprocess(data.images(range(len(data))))).exit)
+        assert (exits[0] == exits[1]).mean() >= 0.97, precision
+
+
+def test_test_vectors_are_what_the_precision_computes(lowered: Path) -> None:
+    for precision in PRECISIONS:
+        path = lowered / "precisions" / precision
+        with np.load(path / "testvectors/vectors.npz") as file, load(path, "onnxruntime") as session:
+            session.use("full")
+            told = session.manifest.lowering
+            assert told is not None
+            # The uncut model need not round where the chain does.
+            assert relative_error(file["logits"], session(file["images"]).logits, file["logits"]) < told.logits_error
+
+
+def test_the_bundle_itself_stays_as_it_was(digits: Digits, lowered: Path) -> None:
+    before, after = contents(digits.path), contents(lowered)
+    assert {name: after[name] for name in before if name != "manifest.json"} == {
+        name: digest for name, digest in before.items() if name != "manifest.json"
+    }
+    assert open_bundle(lowered).manifest.precisions == PRECISIONS
+    assert open_bundle(digits.path).manifest.precisions == ()
+
+
+def test_a_precision_is_part_of_the_bundle(lowered: Path, tmp_path: Path) -> None:
+    """Damage is found; what may change later may; a search keeps it."""
+    copy = tmp_path / "copy.dyce"
+    shutil.copytree(lowered, copy)
+    bundle = open_bundle(copy)
+    again = rewrite(bundle, bundle.configurations, tmp_path / "again.dyce")
+    assert again.precision("uint8").manifest == bundle.precision("uint8").manifest
+    document = copy / "precisions/uint8/configurations.json"
+    document.write_text(document.read_text() + "\n")
+    open_bundle(copy)
+    segment = copy / "precisions/uint8/segments/segment_01.onnx"
+    segment.write_bytes(segment.read_bytes() + b"\0")
+    with pytest.raises(BundleError, match=r"uint8/segments/segment_01\.onnx was changed"):
+        open_bundle(copy)
+
+
+def test_a_precision_can_be_searched_again_with_spans(lowered: Path, tmp_path: Path) -> None:
+    from dyce_calibration.choose import choose
+    from dyce_calibration.costs import macs_of
+
+    bundle = open_bundle(lowered).precision("uint8")
+    found = choose(Records.load(bundle.file(RECORDS)), macs_of(bundle.manifest).with_all_spans(), Search("onepass", 50))
+    new = rewrite(bundle, found, tmp_path / "new.dyce")
+    assert new.manifest.lowering == bundle.manifest.lowering
+    with load(new.path, "onnxruntime") as session:
+        assert session.configuration.name == "balanced"
+
+
+def test_a_precision_that_changes_too_much_is_refused_and_leaves_the_bundle_alone(
+    digits: Digits, tmp_path: Path
+) -> None:
+    copy = tmp_path / "copy.dyce"
+    shutil.copytree(digits.path, copy)
+    before = contents(copy)
+    data, val = open_dataset("digits#train"), open_dataset("digits#test")
+    asked = Limits(1.1, 0.0)  # more than there can be: with all but the last segment kept, all exits are the same
+    with pytest.raises(VerificationError, match="leave at the same exit") as caught:
+        with_precisions(open_bundle(copy), ["int8"], data, val, copy, asked, Progress())
+    assert "--min-agreement" in str(caught.value.hint)
+    assert contents(copy) == before
+    assert [path.name for path in tmp_path.iterdir()] == ["copy.dyce"]
+
+
+def test_without_output_the_bundle_is_replaced_and_a_precision_renewed(digits: Digits, tmp_path: Path) -> None:
+    copy = tmp_path / "copy.dyce"
+    shutil.copytree(digits.path, copy)
+    for _ in range(2):
+        done = lower(copy, "--precision", "float16", *PICTURES)
+        assert done.returncode == 0, done.stderr
+        assert open_bundle(copy).manifest.precisions == ("float16",)
+    assert "precisions/float16" in done.stdout
+    assert "exits agree" in done.stdout
+
+
+def test_mistakes_are_told(digits: Digits, untrained: Any, lowered: Path, tmp_path: Path) -> None:
+    out = ("-o", tmp_path / "new.dyce", "--json")
+    unknown = refused(lower(digits.path, "--precision", "int4", *PICTURES, *out))
+    assert "float16, int8, uint8" in unknown["message"]
+    assert "each once" in refused(lower(digits.path, "--precision", "int8,int8", *PICTURES, *out))["message"]
+    other = refused(lower(digits.path, "--precision", "int8", "--data", "digits#train", *out))
+    assert "not in digits#train" in other["message"]
+    assert "--val" in other["hint"]
+    assert "no records" in refused(lower(untrained.path, "--precision", "int8", *PICTURES, *out))["message"]
+    inner = refused(lower(lowered / "precisions/int8", "--precision", "float16", *PICTURES, *out))
+    assert "is in int8" in inner["message"]
+    with pytest.raises(BundleError, match="has no int8; it has float32"):
+        open_bundle(digits.path).precision("int8")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_export_holds_the_precisions_it_was_asked_for(tmp_path: Path) -> None:
+    """Without --val, too: what was recorded is found in the data."""
+    data = labelled(tmp_path / "noise.npz", count=600)
+    options = Options(precisions=("uint8",), limits=Limits(0.0, 1.0))
+    export = export_source(tiny(), ["1", "b3"], tmp_path / "both.dyce", data=data, options=options)
+    assert export.manifest.precisions == ("uint8",)
+    with load(tmp_path / "both.dyce/precisions/uint8", "onnxruntime") as session:
+        assert session.manifest.lowering.calibration == 256
+    with pytest.raises(UsageError, match="without data"):
+        export_source(tiny(), ["1"], tmp_path / "none.dyce", options=options)
+    with pytest.raises(UsageError, match="there is no precision 'half'"):
+        Options(precisions=("half",))
+
+
+def test_an_export_that_changes_too_much_fails_and_keeps_its_work(tmp_path: Path) -> None:
+    data = labelled(tmp_path / "noise.npz", count=600)
+    options = Options(precisions=("int8",), limits=Limits(1.1, 0.0))
+    with pytest.raises(VerificationError, match="leave at the same exit as in float32"):
+        export_source(tiny(), ["1", "b3"], tmp_path / "both.dyce", data=data, options=options)
+    assert {path.name for path in tmp_path.iterdir()} == {"noise.npz", "both.dyce.work"}
+
+
+@pytest.mark.skipif(RTX.missing() is not None, reason=str(RTX.missing()))
+def test_tensorrt_rtx_builds_float16_and_int8_and_names_what_it_lacks_for_uint8(lowered: Path, tmp_path: Path) -> None:
+    target, spec = TensorRtRtx(), TargetSpec(devices=("sm86", "sm89"))
+    for precision in ("float16", "int8"):
+        bundle = open_bundle(lowered).precision(precision)
+        for piece in bundle.piece_specs([piece.id for piece in bundle.runnable(spans=False)]):
+            assert target.compile(piece, spec, tmp_path / precision).built
+    bundle = open_bundle(lowered).precision("uint8")
+    with pytest.raises(BundleError, match=r"segment_00\.onnx does not load in TensorRT-RTX"):
+        target.compile(bundle.piece_specs(["segment_00"])[0], spec, tmp_path / "uint8")
