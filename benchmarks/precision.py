@@ -24,7 +24,7 @@ from PIL import Image
 
 from benchmarks import fashion_mnist, fashion_nine, machine
 from benchmarks.lite0 import load_lite0
-from benchmarks.overhead import Images, in_turn, picture, ratio, timed
+from benchmarks.overhead import Images, in_turn, picture, timed
 from dyce_runtime import Session, load
 from dyce_runtime.bundle import PRECISIONS, Bundle, open_bundle
 from dyce_runtime.configuration import FULL
@@ -39,6 +39,7 @@ ENGINES = ("onnxruntime", "openvino")
 # What may leave elsewhere: the default, and anything.
 AGREEMENTS = {"default": 0.99, "none": 0.0}
 CONFIGURATION = "balanced"
+_DYCE = "from dyce_export.cli.main import dyce; dyce()"
 _CROPS = {"fit": 2000, "val": 3000}
 
 
@@ -86,9 +87,7 @@ def lowered(path: Path, files: dict[str, Path], precision: str, limit: str) -> d
     pictures = ["--data", str(files["fit"]), "--val", str(files["val"])]
     if not made.is_dir():
         command = ["lower", str(path), "--precision", precision, *pictures, *options, "-o", str(made), "--json", "-q"]
-        done = subprocess.run(
-            [sys.executable, "-m", "dyce_export", *command], capture_output=True, text=True, check=False
-        )
+        done = subprocess.run([sys.executable, "-c", _DYCE, *command], capture_output=True, text=True, check=False)
         document = json.loads(done.stdout)
         if document["status"] == "error":
             return {"error": document["error"]["message"]}

@@ -45,7 +45,7 @@ def command(
         str, typer.Option(help="Of the cost table: ms, or joules where the machine has a meter that may be read.")
     ] = "ms",
     classes: Annotated[Path | None, typer.Option(help="File that maps class folders to the model's classes.")] = None,
-    target: Annotated[str | None, typer.Option(help="Target; the first available one without it.")] = None,
+    target: Annotated[str | None, typer.Option(help="Target; the fastest one without it.")] = None,
     threads: Threads = None,
     json: Json = False,
     verbose: Verbose = False,
@@ -60,7 +60,10 @@ def command(
     from dyce_runtime.datasets import open_dataset
     from dyce_runtime.machine_state import memory
 
-    with dyce_runtime.load(bundle, target, threads=threads, pool="global", allow_untrained=True) as session:
+    own = dyce_runtime.open_bundle(bundle, check_hashes=False).manifest.precision
+    with dyce_runtime.load(
+        bundle, target, precision=own, threads=threads, pool="global", allow_untrained=True
+    ) as session:
         held = memory(session)
         wanted = [] if baseline else bench.choose(session.bundle, config or list(session.bundle.configurations.named))
         model = session.manifest.model

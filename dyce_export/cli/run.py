@@ -20,7 +20,7 @@ def command(
     config: Annotated[str | None, typer.Option(help="Configuration; `balanced` without it, or `full`.")] = None,
     batch: Annotated[int, typer.Option(min=1, help="Pictures per call.")] = 8,
     limit: Annotated[int | None, typer.Option(min=1, help="At most that many pictures of each input.")] = None,
-    target: Annotated[str | None, typer.Option(help="Target; the first available one without it.")] = None,
+    target: Annotated[str | None, typer.Option(help="Target; the fastest one without it.")] = None,
     threads: Threads = None,
     allow_untrained: Annotated[bool, typer.Option(help="Run untrained heads; their answers mean nothing.")] = False,
     json: Json = False,
@@ -40,7 +40,8 @@ def command(
         print_json("run", {"results": results})
         return
     print_table(
-        f"{bundle.name}, configuration {session.configuration.name}",
+        f"{bundle.name}, configuration {session.configuration.name}, in {session.target.name} "
+        f"{session.manifest.precision}",
         ("picture", "class", "label", "confidence", "exit"),
         [(r["input"], r["class"], r["label"], f"{r['confidence']:.3f}", r["exit"]) for r in results],
     )

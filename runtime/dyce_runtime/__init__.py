@@ -3,7 +3,8 @@
 from dyce_runtime.bundle import Bundle, open_bundle
 from dyce_runtime.configuration import Configuration, ExitSetting
 from dyce_runtime.errors import DyceError
+from dyce_runtime.loading import load
 from dyce_runtime.routing import Result
-from dyce_runtime.session import Session, load
+from dyce_runtime.session import Session
 
 __all__ = ["Bundle", "Configuration", "DyceError", "ExitSetting", "Result", "Session", "load", "open_bundle"]

@@ -1,4 +1,4 @@
-"""Where the engines of a bundle lie: in it, or in the user's cache if it cannot be written."""
+"""Where what belongs to a bundle lies: engines in it, or in the user's cache if it cannot be written."""
 
 from __future__ import annotations
 
@@ -22,7 +22,12 @@ def engine_folders(bundle: Bundle, target: str) -> tuple[Path, Path]:
 
 def cache_folder(bundle: Bundle, target: str) -> Path:
     """The folder of a bundle and a target in the user's cache."""
-    return _cache() / "dyce-export" / bundle.fingerprint[:16] / target
+    return cache_of(bundle) / target
+
+
+def cache_of(bundle: Bundle) -> Path:
+    """The folder of a bundle in the user's cache."""
+    return _cache() / "dyce-export" / bundle.fingerprint[:16]
 
 
 def _cache() -> Path:

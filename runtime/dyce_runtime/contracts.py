@@ -151,6 +151,9 @@ class Target(Protocol):
     def available(self) -> str | None:
         """None if it works on this machine, otherwise the reason and what to install."""
 
+    def version(self) -> str:
+        """Of the engine, where it is available."""
+
     def best_batch(self, spec: TargetSpec, macs: int) -> int:
         """How many samples should run at once where there are more; larger calls are cut into chunks of so many.
 

@@ -14,9 +14,9 @@ import numpy.typing as npt
 
 from dyce_runtime import targets
 from dyce_runtime.artefacts import engine_folders
-from dyce_runtime.bundle import Bundle, open_bundle
+from dyce_runtime.bundle import Bundle
 from dyce_runtime.configuration import FULL, Configuration
-from dyce_runtime.contracts import Device, Mode, Pool, TargetSpec
+from dyce_runtime.contracts import Device, TargetSpec
 from dyce_runtime.errors import ConfigurationError, RuntimeInputError, TargetError
 from dyce_runtime.images import check_images
 from dyce_runtime.manifest import UNCUT, Manifest
@@ -42,43 +42,6 @@ os.register_at_fork(after_in_child=_count_fork)
 
 # Own configurations that are kept resolved; an application that makes more of them pays for each use.
 _MOST_KEPT = 1000
-
-
-def load(
-    path: str | os.PathLike[str],
-    target: str | None = None,
-    *,
-    threads: int | None = None,
-    pool: Pool = "private",
-    mode: Mode = "latency",
-    max_batch: int | None = None,
-    max_memory: int | None = None,
-    allow_untrained: bool = False,
-) -> Session:
-    """Open a bundle for running. The configuration is ``balanced`` if the bundle has one, otherwise ``full``.
-
-    Args:
-        path: the bundle.
-        target: name of an installed target; None takes the first that is available.
-        threads: threads per call; None lets the engine decide.
-        pool, mode: see :class:`dyce_runtime.contracts.TargetSpec`.
-        max_batch: samples that run at once; a call with more runs them in chunks. None takes what was measured
-            with the costs that the configurations were chosen by, or leaves it to the target.
-        max_memory: bytes that the pieces may take; spans are left out to stay within. None sets no limit.
-        allow_untrained: let configurations with untrained heads run, for measurements of speed.
-
-    Raises:
-        BundleError: see :func:`dyce_runtime.bundle.open_bundle`.
-        TargetError: no such target, it is not available here, or the pieces need more memory than allowed.
-    """
-    return Session(
-        open_bundle(path),
-        target,
-        TargetSpec(threads=threads, pool=pool, mode=mode),
-        max_batch=max_batch,
-        max_memory=max_memory,
-        allow_untrained=allow_untrained,
-    )
 
 
 class Session:

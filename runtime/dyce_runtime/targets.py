@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, cast
 
 from dyce_runtime.contracts import Target
@@ -11,6 +12,8 @@ if TYPE_CHECKING:
     from importlib.metadata import EntryPoint, EntryPoints
 
 GROUP = "dyce.targets"
+# Names the target where nobody else does.
+VARIABLE = "DYCE_TARGET"
 
 
 def names() -> list[str]:
@@ -31,13 +34,19 @@ def get(name: str) -> Target:
     raise TargetError(f"there is no target {name!r}; installed: {', '.join(names()) or 'none'}")
 
 
+def named() -> str | None:
+    """The target that the environment names, if it names one."""
+    return os.environ.get(VARIABLE) or None
+
+
 def find(name: str | None = None) -> Target:
-    """The named target, or the first that is available here.
+    """The named target, or that which the environment names, or the first that is available here.
 
     Raises:
         TargetError: not installed, or not available; says why for each.
     """
     reasons = []
+    name = name or named()
     for candidate in [name] if name else names():
         target = get(candidate)
         reason = target.available()

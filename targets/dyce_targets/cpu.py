@@ -6,6 +6,7 @@ import importlib.util
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from importlib.metadata import version
 from pathlib import Path
 
 from dyce_runtime.contracts import Artefact, PieceSpec, TargetSpec
@@ -31,6 +32,10 @@ class CpuTarget(ABC):
         if importlib.util.find_spec(self.name) is None:
             return f"{self.name} is not installed; pip install 'dyce-export[{self.extra}]'"
         return None
+
+    def version(self) -> str:
+        """Of the module."""
+        return version(self.name)
 
     def best_batch(self, spec: TargetSpec, macs: int) -> int:
         """About 2 GMACs per thread: of a small model many are worth a call, of a large one they leave the caches.

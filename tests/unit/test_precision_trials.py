@@ -42,14 +42,14 @@ def best(bench: Harms, limits: Limits = DEFAULT, count: int = 5000) -> Trial:
 def test_everything_is_lowered_if_that_is_within_the_limits() -> None:
     bench = Harms([0.002, 0.003])
     assert best(bench).kept == ()
-    assert bench.tried == [()]
-    assert bench.counts == [5000], "the figures of a bundle rest on all samples"
+    assert set(bench.tried) == {()}
+    assert bench.counts[-1] == 5000, "the figures of a bundle rest on all samples"
 
 
 def test_the_most_harmful_segments_stay_and_no_more() -> None:
     bench = Harms([0.02, 0.001, 0.03, 0.002])
     assert best(bench).kept == ("segment_00", "segment_02")
-    assert max(bench.counts[1:5]) <= 1000, "the order of harm is found on few samples"
+    assert bench.counts.count(5000) == 1, "all samples are run where few of them say that it is worth it"
 
 
 def test_accuracy_counts_as_well() -> None:

@@ -38,6 +38,10 @@ class _Nvidia:
         """None, or that the product is not installed."""
         return self.product.missing()
 
+    def version(self) -> str:
+        """Of the product."""
+        return str(self.product.load().__version__)
+
     def best_batch(self, spec: TargetSpec, macs: int) -> int:
         """As many as the engines were built for."""
         return spec.max_batch

@@ -1,0 +1,162 @@
+"""The fastest way to run a bundle on this machine: measured once, then remembered in the user's cache."""
+
+from __future__ import annotations
+
+import logging
+import platform
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from typing import NamedTuple
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+
+from dyce_runtime import targets
+from dyce_runtime.artefacts import cache_of
+from dyce_runtime.atomic_write import write_atomically
+from dyce_runtime.bundle import TEST_VECTORS, Bundle
+from dyce_runtime.contracts import TargetSpec
+from dyce_runtime.errors import BundleError, PieceError, TargetError
+from dyce_runtime.session import Session
+
+log = logging.getLogger("dyce_runtime")
+
+FILE = "fastest.json"
+# Largest error of logits that another engine may make in float32, relative to what depends on the input.
+TOLERANCE = 1e-3
+# Confidences nearer to a threshold may fall on either side of it.
+_NEAR = 1e-4
+_SECONDS = 0.3
+# A pool that spins leaves the cores alone after that.
+_PAUSE = 0.05
+
+
+class Candidate(NamedTuple):
+    """A target, and the bundle in one precision."""
+
+    target: str
+    bundle: Bundle
+
+    @property
+    def name(self) -> str:
+        """As it is stored."""
+        return f"{self.target} {self.bundle.manifest.precision}"
+
+
+def fastest(
+    bundle: Bundle, candidates: Sequence[Candidate], spec: TargetSpec, opened: Callable[[Candidate], Session]
+) -> Session:
+    """Open the candidate that answers a sample soonest of those that compute what the bundle's test vectors say.
+
+    Nothing is measured where there is one candidate; or no test vectors, then the first available target runs it.
+
+    Raises:
+        TargetError: none is available, or none passes; says why for each.
+    """
+    if len(candidates) == 1:
+        return opened(candidates[0])
+    if not candidates or not bundle.file(TEST_VECTORS).is_file():
+        return opened(Candidate(targets.find().name, bundle))
+    known = _read(bundle)
+    key = _key(candidates, spec)
+    chosen = next((one for one in candidates if one.name == known.get(key)), None)
+    if chosen is None:
+        chosen = _measure(candidates, opened)
+        _write(bundle, {**known, key: chosen.name})
+    return opened(chosen)
+
+
+def _measure(candidates: Sequence[Candidate], opened: Callable[[Candidate], Session]) -> Candidate:
+    times: dict[Candidate, float] = {}
+    refused = []
+    for candidate in candidates:
+        try:
+            with opened(candidate) as session:
+                _check(session)
+                times[candidate] = _milliseconds(session)
+        except (BundleError, PieceError, TargetError) as error:
+            refused.append(f"{candidate.name}: {error.message}")
+        time.sleep(_PAUSE)
+    if not times:
+        raise TargetError(
+            f"no target runs this bundle as it should; {'; '.join(refused)}",
+            hint="`dyce inspect` shows what is installed; an explicit target is not checked.",
+        )
+    chosen = min(times, key=times.__getitem__)
+    figures = ", ".join(f"{candidate.name} {ms:.2f} ms" for candidate, ms in times.items())
+    log.info("fastest here: %s (%s); remembered for this machine", chosen.name, figures)
+    for line in refused:
+        log.info("left out: %s", line)
+    return chosen
+
+
+def _check(session: Session) -> None:
+    """Compare with the test vectors of its precision. Raises TargetError."""
+    manifest = session.manifest
+    with np.load(session.bundle.file(TEST_VECTORS)) as file:
+        images, expected, confidences, probe = (file[name] for name in ("images", "logits", "confidences", "probe"))
+    found = []
+    with session.device.lane(len(images)) as lane:
+        lane.put(images)
+        for index, exit in enumerate(manifest.exits):
+            lane.run(f"segment_{index:02d}")
+            found.append(lane.decide(exit.heads[0].piece if exit.heads else None).copy())
+        logits = lane.answers()[0].copy()
+    error = np.abs(logits - expected).max() / np.abs(expected - expected.mean(axis=0)).max()
+    allowed = TOLERANCE
+    if manifest.lowering is not None:  # engines round on the way as that precision does
+        allowed = max(allowed, 2 * manifest.lowering.logits_error)
+    elsewhere = _elsewhere(np.stack(found[:-1], axis=1), confidences, probe) if manifest.lowering is None else 0
+    if not error <= allowed or elsewhere:
+        raise TargetError(
+            f"its logits are {error:.1e} from those of the bundle's test vectors, and {elsewhere} of {len(images)} "
+            f"leave elsewhere; expected at most {allowed:.0e} and none"
+        )
+
+
+def _elsewhere(
+    found: npt.NDArray[np.float32], expected: npt.NDArray[np.float32], thresholds: npt.NDArray[np.float32]
+) -> int:
+    """Samples on another side of a probe threshold, unless they are next to it."""
+    other = ((found > thresholds) != (expected > thresholds)) & (np.abs(expected - thresholds) > _NEAR)
+    return int(other.any(axis=1).sum())
+
+
+def _milliseconds(session: Session) -> float:
+    """Median of a call with one sample, over the test vectors and all rounds."""
+    with np.load(session.bundle.file(TEST_VECTORS)) as file:
+        images = file["images"]
+    rounds: list[float] = []
+    end = 0.0
+    while not rounds or time.perf_counter() < end:
+        start = time.perf_counter()
+        for index in range(len(images)):
+            session(images[index : index + 1])
+        rounds.append(time.perf_counter() - start)
+        end = end or time.perf_counter() + _SECONDS  # the first round warms up
+    return 1e3 * float(np.median(rounds[1:] or rounds)) / len(images)
+
+
+def _key(candidates: Sequence[Candidate], spec: TargetSpec) -> str:
+    """What a choice depends on: the machine, how it will run, and what there is to choose from."""
+    versions = {name: targets.get(name).version() for name in dict.fromkeys(one.target for one in candidates)}
+    chosen_from = ", ".join(f"{one.name} ({versions[one.target]})" for one in candidates)
+    return f"{platform.node()}, threads {spec.threads}, {spec.pool}, {spec.mode}: {chosen_from}"
+
+
+def _read(bundle: Bundle) -> dict[str, str]:
+    """What was chosen before; nothing if that cannot be read."""
+    with suppress(OSError, msgspec.DecodeError):
+        return msgspec.json.decode((cache_of(bundle) / FILE).read_bytes(), type=dict[str, str])
+    return {}
+
+
+def _write(bundle: Bundle, known: dict[str, str]) -> None:
+    """Remember. If the cache cannot be written, the next load measures again."""
+    try:
+        cache_of(bundle).mkdir(parents=True, exist_ok=True)
+        write_atomically(cache_of(bundle) / FILE, msgspec.json.format(msgspec.json.encode(known)))
+    except OSError as error:
+        log.warning("what is fastest here cannot be remembered: %s", error)
