@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -25,10 +25,15 @@ def command(
     target: Annotated[
         str,
         typer.Option(
-            help="A target; `rtx:sm86,sm89` builds for GPUs of these compute capabilities.", show_default=False
+            help="A target; `rtx:sm86,sm89` builds for GPUs of these compute capabilities. Or a device that "
+            "`dyce inspect` lists, such as rtx-40.",
+            show_default=False,
         ),
     ],
-    max_batch: Annotated[int, typer.Option(min=1, help="The most samples in one call of an engine.")] = 8,
+    max_batch: Annotated[
+        int | None,
+        typer.Option(min=1, help="The most samples in one call of an engine; the device's, or 8.", show_default=False),
+    ] = None,
     json: Json = False,
     verbose: Verbose = False,
     quiet: Quiet = False,
@@ -38,15 +43,16 @@ def command(
     import dyce_runtime
     from dyce_runtime import targets
     from dyce_runtime.artefacts import engine_folder
-    from dyce_runtime.contracts import TargetSpec
 
-    name, devices = parse_target(target)
+    name, spec = parse_target(target)
+    if max_batch is not None:
+        spec = replace(spec, max_batch=max_batch)
     wanted = targets.get(name)
     if reason := wanted.compiles():
         raise TargetError(f"{name}: {reason}")
     opened = dyce_runtime.open_bundle(bundle)
     folder = engine_folder(opened, name)
-    compiled = _compile(opened, wanted, TargetSpec(devices=devices, max_batch=max_batch), folder, quiet=quiet)
+    compiled = _compile(opened, wanted, spec, folder, quiet=quiet)
     if json:
         pieces = [asdict(piece) for piece in compiled]
         where = str(folder) if compiled else None
@@ -60,7 +66,9 @@ def command(
             (p.piece, f"{p.bytes / 1e6:.1f} MB", f"{p.seconds:.1f} s" if p.built else "was there") for p in compiled
         ]
         print_table(
-            f"{folder}: for {', '.join(devices) or 'every GPU that it can be for'}", ("piece", "size", "built in"), rows
+            f"{folder}: for {', '.join(spec.devices) or 'every GPU that it can be for'}",
+            ("piece", "size", "built in"),
+            rows,
         )
 
 
@@ -74,12 +82,19 @@ class Compiled:
     built: bool
 
 
-def parse_target(text: str) -> tuple[str, tuple[str, ...]]:
-    """``rtx:sm86,sm89`` to a name and compute capabilities, sorted and without repetition.
+def parse_target(text: str) -> tuple[str, TargetSpec]:
+    """``rtx:sm86,sm89`` to a name and compute capabilities, sorted and without repetition; or what a device asks for.
 
     Raises:
         UsageError: something else stands behind the colon.
     """
+    from dyce_runtime.contracts import TargetSpec
+    from dyce_targets.profiles import profiles
+
+    if (profile := profiles().get(text)) is not None:
+        devices = profile.capabilities if profile.target == "rtx" else ()  # the other builds for the GPU at hand
+        spec = TargetSpec(devices=devices, max_batch=profile.max_batch, workspace_mib=profile.workspace_mib)
+        return profile.target, spec
     name, colon, rest = text.partition(":")
     devices = tuple(sorted({device.strip().lower() for device in rest.split(",")})) if colon else ()
     if not all(re.fullmatch(r"sm\d{2,3}", device) for device in devices):
@@ -87,7 +102,7 @@ def parse_target(text: str) -> tuple[str, tuple[str, ...]]:
             f"--target {text}: found {rest!r} behind the colon; expected compute capabilities such as sm86,sm89",
             hint="An RTX 30 is sm86, an RTX 40 sm89, an RTX 50 sm120.",
         )
-    return name, devices
+    return name, TargetSpec(devices=devices)
 
 
 def _compile(bundle: Bundle, target: Target, spec: TargetSpec, folder: Path, *, quiet: bool) -> list[Compiled]:

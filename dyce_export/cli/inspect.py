@@ -7,9 +7,10 @@ from typing import Annotated, Any
 
 import typer
 
+from dyce_export.cli import doctor
 from dyce_export.cli.console import Json, Quiet, Verbose, out, print_json, print_table, set_up
 
-HELP = "Show what a bundle holds; without one, the targets of this machine."
+HELP = "Show what a bundle holds; without one, what this machine can run and what it lacks."
 
 
 _UNITS = {"macs": "MACs", "ms": "time", "joules": "energy"}
@@ -24,7 +25,7 @@ def command(
     """Look and print."""
     set_up(verbose=verbose, quiet=quiet)
     if bundle is None:
-        _targets(json)
+        doctor.show(json=json)
         return
     import msgspec
 
@@ -38,16 +39,6 @@ def command(
         print_json("inspect", {"bundle": str(bundle), **facts, "memory_bytes": memory})
     else:
         _show(opened)
-
-
-def _targets(json: bool) -> None:
-    from dyce_runtime import targets
-
-    found = {name: targets.get(name).available() for name in targets.names()}
-    if json:
-        print_json("inspect", {"targets": [{"name": n, "available": r is None, "reason": r} for n, r in found.items()]})
-        return
-    print_table("targets on this machine", ("target", "state"), [(n, r or "available") for n, r in found.items()])
 
 
 def _show(bundle: Any) -> None:

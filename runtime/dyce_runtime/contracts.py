@@ -58,6 +58,7 @@ class TargetSpec:
         devices: compute capabilities, such as ``sm86``, of the GPUs that engines are built for; without any, the
             product chooses.
         max_batch: the most samples in one call of an engine that is built ahead.
+        workspace_mib: scratch memory that a builder may use, in MiB; None sets no limit.
         engines: folders in which engines are looked for, one after another; what is missing is built into the last.
     """
 
@@ -67,6 +68,7 @@ class TargetSpec:
     precision: Literal["float32", "bfloat16"] = "float32"
     devices: tuple[str, ...] = ()
     max_batch: int = 8
+    workspace_mib: int | None = None
     engines: tuple[Path, ...] = ()
 
 

@@ -31,6 +31,8 @@ def build(product: Product, piece: PieceSpec, spec: TargetSpec) -> bytes:
     _parse(product, trt, network, piece)
     config = builder.create_builder_config()
     config.clear_flag(trt.BuilderFlag.TF32)
+    if spec.workspace_mib is not None:
+        config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, spec.workspace_mib << 20)
     product.target_devices(trt, config, spec.devices)
     for most in dict.fromkeys((1, spec.max_batch)):
         config.add_optimization_profile(_profile(trt, builder, piece, most))

@@ -14,6 +14,7 @@ from dyce_targets.nvidia import cuda, engines
 from dyce_targets.nvidia.builder import build
 from dyce_targets.nvidia.device import GpuDevice
 from dyce_targets.nvidia.products import RTX, TENSORRT, Product
+from dyce_targets.profiles import here, profiles
 
 log = logging.getLogger("dyce_targets")
 
@@ -80,7 +81,9 @@ class _Nvidia:
             if found is not None:
                 return found
         log.warning("%s: building %s for this GPU, once", self.name, piece.id)
-        return self.compile(piece, replace(spec, devices=()), spec.engines[-1]).path
+        profile = profiles()[here() or "server-gpu"]
+        own = replace(spec, devices=(), workspace_mib=profile.workspace_mib)
+        return self.compile(piece, own, spec.engines[-1]).path
 
 
 class TensorRt(_Nvidia):

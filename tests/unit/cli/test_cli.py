@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import platform
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -12,9 +14,11 @@ import pytest
 from dyce_export.cli import console
 from dyce_export.cli.main import app
 from dyce_runtime.errors import DyceError
+from dyce_targets import profiles
+from dyce_targets.cpu import CpuTarget
 from tests.unit.cli.command import SCRIPT, dyce
 
-VERBS = ("export", "run", "bench", "search", "inspect")
+VERBS = ("export", "compile", "lower", "run", "bench", "search", "inspect")
 
 
 @pytest.mark.parametrize("verb", VERBS)
@@ -54,7 +58,27 @@ def test_run_as_a_table_names_every_picture(tiny_bundle: Path, pictures: Path) -
 
 def test_inspect_without_a_bundle_lists_the_targets() -> None:
     document = json.loads(dyce("inspect", "--json").stdout)
-    assert {"name": "onnxruntime", "available": True, "reason": None} in document["targets"]
+    ours = next(target for target in document["targets"] if target["name"] == "onnxruntime")
+    assert ours.pop("version") == version("onnxruntime")
+    assert ours == {"name": "onnxruntime", "available": True, "reason": None, "builds": False}
+    assert document["device"] in document["devices"]
+
+
+def test_inspect_says_what_this_machine_is_and_how_to_get_what_it_lacks(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a Jetson, on which TensorRT is not installed."""
+    monkeypatch.setattr(platform, "machine", lambda: "aarch64")
+    monkeypatch.setattr(profiles, "board", lambda: "NVIDIA Jetson Orin Nano Engineering Reference Developer Kit")
+    monkeypatch.setattr(CpuTarget, "available", lambda self: "it is not installed; pip install it")
+    assert console.run(app, "dyce", ["inspect"]) == 0
+    shown = capsys.readouterr().out
+    assert "This machine is taken for jetson-orin-nano: Jetson Orin Nano." in shown
+    assert "tensorrt, does not run here yet:" in shown
+    assert "sudo apt install python3-libnvinfer" in shown
+    assert "sudo jetson_clocks" in shown
+    assert "openvino  it is not installed; pip install it" in shown
+    assert "rtx-40" in shown
 
 
 def test_inspect_shows_thresholds_and_exits(tiny_bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -15,6 +15,7 @@ from dyce_export.cli.compile import parse_target
 from dyce_runtime import load, open_bundle
 from dyce_runtime.artefacts import engine_folder
 from dyce_runtime.bundle import MANIFEST, sha256_of, write_document
+from dyce_runtime.contracts import TargetSpec
 from dyce_runtime.errors import UsageError
 from dyce_targets.nvidia.products import RTX, TENSORRT
 from tests.unit.cli.command import dyce
@@ -131,7 +132,16 @@ def test_where_onnx_is_read_as_it_is_there_is_nothing_to_build(bundle_copy: Path
     ],
 )
 def test_a_target_is_a_name_and_perhaps_gpus(text: str, parsed: tuple[str, tuple[str, ...]]):
-    assert parse_target(text) == parsed
+    name, spec = parse_target(text)
+    assert (name, spec.devices) == parsed
+    assert spec.max_batch == 8
+
+
+def test_a_device_says_which_target_and_what_it_builds():
+    assert parse_target("rtx-40") == ("rtx", TargetSpec(devices=("sm89",), max_batch=32))
+    name, spec = parse_target("jetson-orin-nano")
+    assert (name, spec.devices, spec.max_batch, spec.workspace_mib) == ("tensorrt", (), 4, 512)
+    assert parse_target("x86-cpu")[0] == "openvino"
 
 
 @pytest.mark.parametrize("text", ["rtx:", "rtx:ampere", "rtx:sm", "rtx:sm86;sm89", "rtx:86"])

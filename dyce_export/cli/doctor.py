@@ -1,0 +1,97 @@
+"""``dyce inspect`` without a bundle: what this machine can run and build, what is missing, and how it is had."""
+
+from __future__ import annotations
+
+import os
+import platform
+from typing import TYPE_CHECKING, Any
+
+from dyce_export.cli.console import out, print_json, print_table
+
+if TYPE_CHECKING:
+    from dyce_targets.profiles import Profile
+
+
+def show(*, json: bool) -> None:
+    """Look and print."""
+    from dyce_targets.profiles import here, profiles
+
+    machine, states, known, own = _machine(), _states(), profiles(), here()
+    if json:
+        import msgspec
+
+        devices = {name: msgspec.to_builtins(profile) for name, profile in known.items()}
+        print_json("inspect", {"machine": machine, "device": own, "targets": states, "devices": devices})
+        return
+    _lines({name: str(value) or "unknown" for name, value in machine.items()})
+    out.print("\n[bold]targets[/]")
+    _lines({state["name"]: _described(state) for state in states})
+    out.print()
+    if own is not None:
+        _show_own(own, known[own], {state["name"] for state in states if state["available"]})
+    rows = [
+        (name, profile.title, profile.target, ", ".join(profile.precisions), profile.requires)
+        for name, profile in known.items()
+    ]
+    print_table("\ndevices, as names for --target", ("name", "device", "target", "worth adding", "needs"), rows)
+
+
+def _machine() -> dict[str, Any]:
+    from dyce_runtime.bench import cpu_name
+    from dyce_runtime.machine_state import power_mode
+    from dyce_targets.profiles import board
+
+    state = power_mode()
+    return {
+        "processor": f"{cpu_name()} ({platform.machine()}), {os.cpu_count()} cores",
+        "board": board(),
+        "python": platform.python_version(),
+        "governor": state["cpu_governor"],
+        "power mode": state["power_mode"],
+    }
+
+
+def _states() -> list[dict[str, Any]]:
+    """Of every target: its version, why it does not run bundles here if it does not, and whether it builds engines."""
+    from dyce_runtime import targets
+
+    found = []
+    for name in targets.names():
+        target = targets.get(name)
+        reason, installed = target.available(), target.compiles() is None
+        state = {"name": name, "available": reason is None, "reason": reason}
+        found.append(
+            {**state, "version": target.version() if installed else None, "builds": installed and target.engines}
+        )
+    return found
+
+
+def _lines(facts: dict[str, str]) -> None:
+    for name, value in facts.items():
+        out.print(f"[bold]{name:>12}[/]  ", end="")
+        out.print(value, markup=False, highlight=False)
+
+
+def _described(state: dict[str, Any]) -> str:
+    if state["available"]:
+        return f"{state['version']}, runs bundles here"
+    if state["builds"]:
+        return f"{state['version']}, builds engines here; runs none: {state['reason']}"
+    return str(state["reason"])
+
+
+def _show_own(name: str, profile: Profile, available: set[str]) -> None:
+    """What to do on this machine."""
+    out.print(f"This machine is taken for [bold]{name}[/]: {profile.title}.", highlight=False)
+    if profile.target not in available:
+        out.print(f"The target for it, {profile.target}, does not run here yet:", highlight=False)
+        for command in profile.install:
+            out.print(f"  {command}", highlight=False, markup=False)
+    added = ",".join(profile.precisions)
+    out.print(f"Worth adding to a bundle: `dyce lower BUNDLE --precision {added} --data PICTURES`.", highlight=False)
+    if profile.power:
+        out.print("Before measuring, so that clocks stay where they are:", highlight=False)
+        for command in profile.power:
+            out.print(f"  {command}", highlight=False, markup=False)
+    if profile.note:
+        out.print(profile.note, highlight=False)
