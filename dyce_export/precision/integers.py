@@ -19,8 +19,8 @@ Integers = Literal["int8", "uint8"]
 
 # At once: every activation of the network is kept for so many pictures.
 _BATCH = 8
-# Of all values of a tensor; what lies outside is clipped. With the extremes themselves, 1.5 times as many samples of
-# Fashion-MNIST left at another exit.
+# Of all values of a tensor; what lies outside is clipped. With the extremes themselves, 1.4 times as many confidences
+# of Fashion-MNIST's nine heads changed sides of 0.9.
 _PERCENTILE = 99.999
 _WEIGHTED = ("Conv", "Gemm", "MatMul")
 # Quantised as well where all is convolutions, so that integers flow from one to the next. Behind a normalisation over

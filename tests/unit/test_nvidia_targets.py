@@ -40,9 +40,9 @@ class Gpu:
         monkeypatch.setattr(cuda, "CudaExecutor", self.open)
         build = builder.build
 
-        def counted(product: Any, piece: PieceSpec, spec: TargetSpec) -> bytes:
+        def counted(product: Any, piece: PieceSpec, spec: TargetSpec, folder: Path) -> bytes:
             self.built.append(piece.id)
-            return build(product, piece, spec)
+            return build(product, piece, spec, folder)
 
         monkeypatch.setattr("dyce_targets.nvidia.targets.build", counted)
         self.capability = "sm86"

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import logging
+from contextlib import suppress
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dyce_runtime.atomic_write import write_atomically
 from dyce_runtime.contracts import PieceSpec, TargetSpec
 from dyce_runtime.errors import BundleError, TargetError
 from dyce_targets.nvidia.products import Product
@@ -15,11 +18,17 @@ if TYPE_CHECKING:
 log = logging.getLogger("dyce_targets")
 
 
-def build(product: Product, piece: PieceSpec, spec: TargetSpec) -> bytes:
+TIMING = "timing.cache"
+
+
+def build(product: Product, piece: PieceSpec, spec: TargetSpec, folder: Path) -> bytes:
     """A serialized engine with two profiles: exactly one sample, and one to ``spec.max_batch``.
 
     Networks are strongly typed: the ONNX file says what is computed in which precision. TensorFloat-32 is off: with
     ten bits of mantissa samples leave at other exits than the thresholds were chosen on.
+
+    Args:
+        folder: of the engines. What was timed for one piece is kept there for the next.
 
     Raises:
         BundleError: an operator that the product does not support, with its name; or the graph cannot be read.
@@ -36,10 +45,37 @@ def build(product: Product, piece: PieceSpec, spec: TargetSpec) -> bytes:
     product.target_devices(trt, config, spec.devices)
     for most in dict.fromkeys((1, spec.max_batch)):
         config.add_optimization_profile(_profile(trt, builder, piece, most))
+    cache = _timing_cache(config, folder / TIMING) if product.times else None
     engine = builder.build_serialized_network(network, config)
     if engine is None:
-        raise TargetError(f"{product.title} {trt.__version__} could not build {piece.id}: {last_error(trt)}")
+        raise TargetError(
+            f"{product.title} {trt.__version__} could not build {piece.id}: {last_error(trt)}",
+            hint="If memory ran out: close other programs, or compile with a smaller --max-batch.",
+        )
+    if cache is not None:
+        _keep(cache, folder / TIMING)
     return bytes(engine)
+
+
+def _timing_cache(config: tensorrt.IBuilderConfig, path: Path) -> tensorrt.ITimingCache:
+    """The timings in a file; none if there is none, it is damaged, or another version or GPU made it."""
+    with suppress(OSError):
+        stored = config.create_timing_cache(path.read_bytes())
+        if stored is not None and config.set_timing_cache(stored, ignore_mismatch=False):
+            return stored
+        log.info("%s was made by another version or for another GPU; tactics are timed again", path)
+    empty = config.create_timing_cache(b"")
+    config.set_timing_cache(empty, ignore_mismatch=False)
+    return empty
+
+
+def _keep(cache: tensorrt.ITimingCache, path: Path) -> None:
+    """Store the timings; if that is not possible the next build takes longer."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, bytes(cache.serialize()))
+    except OSError as error:
+        log.warning("%s cannot be written: %s", path, error.strerror)
 
 
 def _strongly_typed(trt: Any) -> int:

@@ -22,6 +22,7 @@ class Product:
         title: what it is called.
         install: how it is had.
         ahead: whether it builds engines for GPUs that are not in this machine.
+        times: whether it times tactics while it builds, which is worth keeping for the next piece.
     """
 
     name: str
@@ -29,6 +30,7 @@ class Product:
     title: str
     install: str
     ahead: bool
+    times: bool
 
     def missing(self) -> str | None:
         """None if the module can be imported, otherwise what to do.
@@ -82,6 +84,7 @@ TENSORRT = Product(
     title="TensorRT",
     install="on Jetson it comes with JetPack (apt install python3-libnvinfer), elsewhere pip install tensorrt",
     ahead=False,
+    times=True,
 )
 RTX = Product(
     name="rtx",
@@ -89,4 +92,5 @@ RTX = Product(
     title="TensorRT-RTX",
     install="pip install 'dyce-export[rtx]'",
     ahead=True,
+    times=False,
 )

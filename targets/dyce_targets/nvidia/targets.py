@@ -58,7 +58,7 @@ class _Nvidia:
         found = engines.find(folder, piece.id, wanted)
         if found is not None:
             return Artefact(found, built=False)
-        return Artefact(engines.write(folder, piece.id, wanted, build(self.product, piece, spec)), built=True)
+        return Artefact(engines.write(folder, piece.id, wanted, build(self.product, piece, spec, folder)), built=True)
 
     def open(self, pieces: Sequence[PieceSpec], spec: TargetSpec) -> Device:
         """Load the engines of the bundle; what it lacks for this GPU is built, which takes a while, and kept.
