@@ -1,21 +1,27 @@
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 
 from dyce_runtime import targets
+from tests.cuda_double import Driver, ProviderDouble, installed
 from tests.gpu_double import GpuDouble
+
+DOUBLES = {double.name: double for double in (GpuDouble, ProviderDouble)}
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Run for the target of ``--target``, or for all that work here and for the logic of a GPU above a double."""
+    """Run for the target of ``--target``, or for all that work here and for the logic of a GPU above doubles."""
     if "target" in metafunc.fixturenames:
         named = metafunc.config.getoption("--target")
-        metafunc.parametrize("target", [named] if named else [*targets.working(), GpuDouble.name], indirect=True)
+        metafunc.parametrize("target", [named] if named else [*targets.working(), *DOUBLES], indirect=True)
 
 
 @pytest.fixture
-def target(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+def target(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """Name of the target under test."""
     get = targets.get
-    monkeypatch.setattr(targets, "get", lambda name: GpuDouble() if name == GpuDouble.name else get(name))
-    return str(request.param)
+    monkeypatch.setattr(targets, "get", lambda name: DOUBLES[name]() if name in DOUBLES else get(name))
+    with installed(Driver()):
+        yield str(request.param)

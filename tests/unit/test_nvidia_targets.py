@@ -37,7 +37,7 @@ class Gpu:
         monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
         monkeypatch.setattr(cuda, "missing", lambda: None)
         monkeypatch.setattr(cuda, "compute_capability", lambda: self.capability)
-        monkeypatch.setattr(cuda, "CudaExecutor", self.open)
+        monkeypatch.setattr("dyce_targets.nvidia.targets.TensorRtExecutor", self.open)
         build = builder.build
 
         def counted(product: Any, piece: PieceSpec, spec: TargetSpec, folder: Path) -> bytes:

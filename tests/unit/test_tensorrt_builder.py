@@ -46,7 +46,7 @@ class TensorRt:
         self.ILogger = type("ILogger", (), {"INTERNAL_ERROR": 0, "ERROR": 1})
         self.Dims = tuple
 
-    def Builder(self, logger: Any) -> TensorRt:  # noqa: N802  # its name there
+    def Builder(self, logger: Any) -> TensorRt:
         self.logger, self.asked = logger, {"profiles": []}
         return self
 
@@ -54,7 +54,7 @@ class TensorRt:
         self.asked["flags"] = flags
         return object()
 
-    def OnnxParser(self, network: object, logger: Any) -> Any:  # noqa: N802
+    def OnnxParser(self, network: object, logger: Any) -> Any:
         error = SimpleNamespace(
             node_operator=lambda: "Col2Im", node_name=lambda: "fold", desc=lambda: "no importer", code=lambda: 8
         )

@@ -1,25 +1,18 @@
-"""The executor on a GPU: CUDA through ``cuda-python``, engines through either product.
+"""CUDA through ``cuda-python``: memory, streams and graphs.
 
-Written against the types of TensorRT 10.13 and cuda-python 13. There is no GPU where it was developed: never run.
+Written against cuda-python 13. There is no GPU where it was developed: never run but above a double of the driver.
 """
 
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from dyce_runtime.contracts import PieceSpec
-from dyce_runtime.errors import BundleError, TargetError
-from dyce_targets.nvidia.builder import last_error, logger
-from dyce_targets.nvidia.products import Product
-
-if TYPE_CHECKING:
-    import tensorrt
+from dyce_runtime.errors import TargetError
 
 
 def missing() -> str | None:
@@ -41,25 +34,18 @@ def compute_capability() -> str:
     return f"sm{major}{minor}"
 
 
-class CudaExecutor:
-    """See :class:`dyce_targets.nvidia.executor.Executor`.
+class CudaStream:
+    """Memory and one stream of a GPU, as :class:`dyce_targets.nvidia.executor.Executor` describes them.
 
-    Engines run one after another, so all share one scratch buffer. Every piece has an execution context of its own for
-    each number of samples: a graph holds on to the state of the context that it was captured from.
+    Attributes:
+        stream: its handle.
     """
 
-    def __init__(self, product: Product, pieces: Sequence[PieceSpec], engines: Mapping[str, Path]) -> None:
-        self._product, self._trt = product, product.load()
-        self._pieces = {piece.id: piece for piece in pieces}
-        self._stream = _call("cudaStreamCreateWithFlags", _runtime().cudaStreamNonBlocking)
+    def __init__(self, target: str) -> None:
+        self._target = target
+        self.stream = _call("cudaStreamCreateWithFlags", _runtime().cudaStreamNonBlocking)
         self._device: list[int] = []
         self._host: list[int] = []
-        self._graphs: list[Any] = []
-        self._deserializer: tensorrt.Runtime = self._trt.Runtime(logger(self._trt))
-        self._engines = {piece.id: self._open(engines[piece.id]) for piece in pieces}
-        self._scratch_size = max(engine.device_memory_size_v2 for engine in self._engines.values())
-        self._scratch = self.allocate(self._scratch_size)
-        self._contexts: dict[tuple[str, int], tensorrt.IExecutionContext] = {}
 
     def allocate(self, size: int) -> int:
         """Raises TargetError if the device is out of memory."""
@@ -67,7 +53,7 @@ class CudaExecutor:
             address = int(_call("cudaMalloc", max(size, 1)))
         except TargetError as error:
             raise TargetError(
-                f"{self._product.name}: {size / 1e6:.0f} MB of device memory cannot be had: {error.message}",
+                f"{self._target}: {size / 1e6:.0f} MB of device memory cannot be had: {error.message}",
                 hint="Close other programs, compile with a smaller --max-batch, or export with fewer exits.",
             ) from error
         self._device.append(address)
@@ -78,32 +64,6 @@ class CudaExecutor:
         address = int(_call("cudaHostAlloc", max(size, 1), _runtime().cudaHostAllocDefault))
         self._host.append(address)
         return np.ctypeslib.as_array((ctypes.c_uint8 * size).from_address(address))
-
-    def capture(self, work: Callable[[], None]) -> Any:
-        """Runs ``work`` once before: the first run of a context compiles and allocates, which cannot be captured."""
-        work()
-        self.wait()
-        _call("cudaStreamBeginCapture", self._stream, _runtime().cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal)
-        try:
-            work()
-        finally:
-            graph = _call("cudaStreamEndCapture", self._stream)
-        executable = _call("cudaGraphInstantiate", graph, 0)
-        _call("cudaGraphDestroy", graph)
-        self._graphs.append(executable)
-        return executable
-
-    def launch(self, graph: Any) -> None:
-        """Asynchronous."""
-        _call("cudaGraphLaunch", graph, self._stream)
-
-    def enqueue(self, piece: str, rows: int, addresses: Mapping[str, int]) -> None:
-        """Into the graph that is being captured."""
-        context = self._contexts.get((piece, rows))
-        if context is None:
-            context = self._contexts[piece, rows] = self._context(piece, rows, addresses)
-        if not context.execute_async_v3(int(self._stream)):
-            raise TargetError(f"{self._product.name}: piece {piece} does not run: {last_error(self._trt)}")
 
     def upload(self, address: int, array: npt.NDArray[Any]) -> None:
         """Asynchronous."""
@@ -119,50 +79,42 @@ class CudaExecutor:
 
     def wait(self) -> None:
         """Raises TargetError with what went wrong since the last wait."""
-        _call("cudaStreamSynchronize", self._stream)
+        _call("cudaStreamSynchronize", self.stream)
 
     def close(self) -> None:
-        """Free graphs, contexts, engines, memory and the stream, in this order."""
+        """Free memory and the stream, once what was asked for is done."""
         self.wait()
-        for graph in self._graphs:
-            _call("cudaGraphExecDestroy", graph)
-        self._contexts.clear()
-        self._engines.clear()
         for address in self._device:
             _call("cudaFree", address)
         for address in self._host:
             _call("cudaFreeHost", address)
-        _call("cudaStreamDestroy", self._stream)
-
-    def _open(self, path: Path) -> tensorrt.ICudaEngine:
-        engine = self._deserializer.deserialize_cuda_engine(path.read_bytes())
-        if engine is None:
-            raise BundleError(
-                f"{path} does not load in {self._product.title} {self._trt.__version__}: {last_error(self._trt)}",
-                hint="Delete it and load again: it is built again from the bundle.",
-            )
-        return engine
-
-    def _context(self, piece: str, rows: int, addresses: Mapping[str, int]) -> tensorrt.IExecutionContext:
-        """For so many samples, bound to the buffers."""
-        engine, spec = self._engines[piece], self._pieces[piece]
-        context = engine.create_execution_context(self._trt.ExecutionContextAllocationStrategy.USER_MANAGED)
-        # The first profile is for one sample, the last for any number.
-        profile = 0 if rows == 1 else engine.num_optimization_profiles - 1
-        done = [context.set_optimization_profile_async(profile, int(self._stream))]
-        for tensor in spec.inputs:
-            done.append(context.set_input_shape(tensor.name, (rows, *map(int, tensor.shape[1:]))))
-        done += [context.set_tensor_address(name, address) for name, address in addresses.items()]
-        if not all(done):
-            raise TargetError(
-                f"{self._product.name}: piece {piece} cannot be bound for {rows} samples: {last_error(self._trt)}"
-            )
-        context.set_device_memory(self._scratch, self._scratch_size)
-        return context
+        _call("cudaStreamDestroy", self.stream)
 
     def _copy(self, destination: int, source: int, size: int, kind: str) -> None:
         kinds = _runtime().cudaMemcpyKind
-        _call("cudaMemcpyAsync", destination, source, size, getattr(kinds, kind), self._stream)
+        _call("cudaMemcpyAsync", destination, source, size, getattr(kinds, kind), self.stream)
+
+
+def capture(stream: CudaStream, work: Callable[[], None]) -> Any:
+    """What ``work`` enqueues, as an executable graph. Raises TargetError."""
+    _call("cudaStreamBeginCapture", stream.stream, _runtime().cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal)
+    try:
+        work()
+    finally:
+        graph = _call("cudaStreamEndCapture", stream.stream)
+    executable = _call("cudaGraphInstantiate", graph, 0)
+    _call("cudaGraphDestroy", graph)
+    return executable
+
+
+def launch(stream: CudaStream, graph: Any) -> None:
+    """Run a captured graph; returns before it has ended."""
+    _call("cudaGraphLaunch", graph, stream.stream)
+
+
+def destroy(graph: Any) -> None:
+    """Free a captured graph."""
+    _call("cudaGraphExecDestroy", graph)
 
 
 def _runtime() -> Any:

@@ -14,6 +14,7 @@ from dyce_targets.nvidia import cuda, engines
 from dyce_targets.nvidia.builder import build
 from dyce_targets.nvidia.device import GpuDevice
 from dyce_targets.nvidia.products import RTX, TENSORRT, Product
+from dyce_targets.nvidia.tensorrt_executor import TensorRtExecutor
 from dyce_targets.profiles import here, profiles
 
 log = logging.getLogger("dyce_targets")
@@ -72,7 +73,7 @@ class _Nvidia:
             raise TargetError(f"{self.name}: {reason}")
         device = cuda.compute_capability()
         built = {piece.id: self._engine(piece, spec, device) for piece in pieces}
-        return GpuDevice(self.name, pieces, cuda.CudaExecutor(self.product, pieces, built), spec.max_batch)
+        return GpuDevice(self.name, pieces, TensorRtExecutor(self.product, pieces, built), spec.max_batch)
 
     def _engine(self, piece: PieceSpec, spec: TargetSpec, device: str) -> Path:
         wanted = engines.fingerprint(self.name, self.product.load().__version__, piece, spec)

@@ -1,0 +1,85 @@
+"""onnxruntime's providers for GPUs as targets."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import ClassVar
+
+from dyce_runtime.contracts import Artefact, Device, PieceSpec, TargetSpec
+from dyce_runtime.errors import TargetError
+from dyce_targets.nvidia import cuda
+from dyce_targets.nvidia.device import GpuDevice
+from dyce_targets.nvidia.onnxruntime_executor import OnnxRuntimeExecutor, Provider
+
+
+class _OnnxRuntimeGpu:
+    """What all have in common: they read the ONNX files, and launch segments like every target on a GPU."""
+
+    name: ClassVar[str]
+    provider: ClassVar[Provider]
+    install: ClassVar[str] = "pip install 'dyce-export[gpu]', in place of onnxruntime"
+    spans = False
+    engines = False
+
+    def available(self) -> str | None:
+        """None, or what is missing: onnxruntime with this provider, or a GPU."""
+        return self.compiles() or cuda.missing()
+
+    def version(self) -> str:
+        """Of onnxruntime, whichever package it came with."""
+        for package in ("onnxruntime-gpu", "onnxruntime"):
+            try:
+                return version(package)
+            except PackageNotFoundError:
+                continue
+        return "unknown"
+
+    def compiles(self) -> str | None:
+        """None, or that the provider is not installed."""
+        if importlib.util.find_spec("onnxruntime") is None:
+            return f"onnxruntime is not installed; {self.install}"
+        import onnxruntime as ort
+
+        if self.provider.name not in ort.get_available_providers():
+            return f"this onnxruntime has no {self.provider.name}; {self.install}"
+        return None
+
+    def best_batch(self, spec: TargetSpec, macs: int) -> int:
+        """As many as buffers are made for."""
+        return spec.max_batch
+
+    def compile(self, piece: PieceSpec, spec: TargetSpec, folder: Path) -> Artefact:
+        """The ONNX file itself."""
+        return Artefact(piece.path, built=False)
+
+    def open(self, pieces: Sequence[PieceSpec], spec: TargetSpec) -> Device:
+        """Load the pieces. Raises TargetError if a provider cannot be used: nothing falls back to the CPU."""
+        reason = self.available()
+        if reason:
+            raise TargetError(f"{self.name}: {reason}")
+        return GpuDevice(self.name, pieces, OnnxRuntimeExecutor(self.name, self.provider, pieces), spec.max_batch)
+
+
+class OnnxRuntimeCuda(_OnnxRuntimeGpu):
+    """CUDA. TensorFloat-32 is off, as everywhere."""
+
+    name = "onnxruntime-cuda"
+    provider = Provider("CUDAExecutionProvider", options={"use_tf32": "0"})
+
+
+class OnnxRuntimeTensorRt(_OnnxRuntimeGpu):
+    """TensorRT inside onnxruntime, which builds engines when a bundle is loaded."""
+
+    name = "onnxruntime-tensorrt"
+    provider = Provider("TensorrtExecutionProvider", graph_option="trt_cuda_graph_enable")
+
+
+class OnnxRuntimeRtx(_OnnxRuntimeGpu):
+    """TensorRT-RTX inside onnxruntime."""
+
+    name = "onnxruntime-rtx"
+    provider = Provider("NvTensorRTRTXExecutionProvider")
+    install = "it comes as a plugin of onnxruntime"
