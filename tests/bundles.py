@@ -222,6 +222,9 @@ class Spy:
         self.before: Callable[[str], object] = lambda piece: None
         self._device: Any = None
 
+    def version(self) -> str:
+        return OnnxRuntimeCpu().version()
+
     def best_batch(self, spec: TargetSpec, macs: int) -> int:
         return 64
 

@@ -146,6 +146,9 @@ class GpuDouble:
     def available(self) -> str | None:
         return None
 
+    def version(self) -> str:
+        return "1"
+
     def compiles(self) -> str | None:
         return None
 

@@ -214,7 +214,7 @@ def _show(bundle: Path, source: str, document: dict[str, Any]) -> None:
     for line in (
         f"{bundle.name} on {document['samples']} pictures of {source}",
         f"{environment['cpu']}, {environment['cores']} cores, threads {environment['threads']}, "
-        f"{environment['target']} {environment['engine']}, {environment['date']}",
+        f"{environment['target']} {environment['engine']}, {environment['precision']}, {environment['date']}",
         f"CPU frequency governor {environment['cpu_governor']}, power mode {environment['power_mode']}",
         _memory_line(document["memory"]),
         f"These pictures by what they were used for when the bundle was made: {splits}.",

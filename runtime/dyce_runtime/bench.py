@@ -6,7 +6,6 @@ import os
 import platform
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from importlib.metadata import PackageNotFoundError, packages_distributions, version
 from typing import Any, TypeAlias
 
 import msgspec
@@ -169,7 +168,8 @@ def environment(session: Session) -> dict[str, str]:
         "python": platform.python_version(),
         "numpy": np.__version__,
         "target": session.target.name,
-        "engine": _version(session.target.name),
+        "engine": session.target.version(),
+        "precision": session.manifest.precision,
         "threads": str(session.spec.threads or "default"),
         "pool": session.spec.pool,
         **power_mode(),
@@ -250,14 +250,6 @@ def _part(
         "configurations": entries,
         "verdict": verdict(entries, manifest, batch),
     }
-
-
-def _version(module: str) -> str:
-    try:
-        return version(module)
-    except PackageNotFoundError:  # a module may come from a distribution of another name, such as onnxruntime-gpu
-        distributions = packages_distributions().get(module)
-        return version(distributions[0]) if distributions else "unknown"
 
 
 def cpu_name() -> str:

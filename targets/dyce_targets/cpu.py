@@ -6,7 +6,7 @@ import importlib.util
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, packages_distributions, version
 from pathlib import Path
 
 from dyce_runtime.contracts import Artefact, PieceSpec, TargetSpec
@@ -35,7 +35,11 @@ class CpuTarget(ABC):
 
     def version(self) -> str:
         """Of the module."""
-        return version(self.name)
+        try:
+            return version(self.name)
+        except PackageNotFoundError:  # it may come with a distribution of another name, such as onnxruntime-gpu
+            distributions = packages_distributions().get(self.name)
+            return version(distributions[0]) if distributions else "unknown"
 
     def best_batch(self, spec: TargetSpec, macs: int) -> int:
         """About 2 GMACs per thread: of a small model many are worth a call, of a large one they leave the caches.

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import onnxruntime
+import PIL
 import pytest
 
 from dyce_runtime import load, open_bundle
@@ -176,3 +177,11 @@ def test_one_image_is_read_however_large_it_is(tiny_bundle: Path, monkeypatch: p
                 images = make_images(count, seed)
                 for given in (images, np.asfortranarray(images)):
                     np.testing.assert_array_equal(session(given).logits, expected(images, session.configuration).logits)
+
+
+@pytest.mark.parametrize(("module", "found"), [("PIL", PIL.__version__), ("abacus", "unknown")])
+def test_an_engine_may_come_from_a_distribution_of_another_name(
+    module: str, found: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(OnnxRuntimeCpu, "name", module)
+    assert OnnxRuntimeCpu().version() == found

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Sequence
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import ClassVar
 
@@ -29,13 +28,10 @@ class _OnnxRuntimeGpu:
         return self.compiles() or cuda.missing()
 
     def version(self) -> str:
-        """Of onnxruntime, whichever package it came with."""
-        for package in ("onnxruntime-gpu", "onnxruntime"):
-            try:
-                return version(package)
-            except PackageNotFoundError:
-                continue
-        return "unknown"
+        """Of onnxruntime."""
+        import onnxruntime as ort
+
+        return str(ort.__version__)
 
     def compiles(self) -> str | None:
         """None, or that the provider is not installed."""
