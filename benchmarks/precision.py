@@ -40,6 +40,7 @@ ENGINES = ("onnxruntime", "openvino")
 AGREEMENTS = {"default": 0.99, "none": 0.0}
 CONFIGURATION = "balanced"
 _DYCE = "from dyce_export.cli.main import dyce; dyce()"
+_CONCLUSIONS: list[str] = []
 _CROPS = {"fit": 2000, "val": 3000}
 
 

@@ -55,6 +55,8 @@ def command(
     set_up(verbose=verbose, quiet=quiet)
     sizes = _batch_sizes(batch)
     _check_options(unit, write_cost_table, config, sizes, save=save, baseline=baseline)
+    from msgspec import to_builtins
+
     import dyce_runtime
     from dyce_runtime import bench
     from dyce_runtime.datasets import open_dataset
@@ -74,6 +76,7 @@ def command(
             _write_cost_table(session, dataset, write_cost_table, unit, batch=sizes[0], limit=limit, json=json)
             return
         document = _measure(session, dataset, wanted, sizes, limit, held, save=save, baseline=baseline, quiet=quiet)
+        document["lowering"] = to_builtins(session.manifest.lowering)
     if json:
         print_json("bench", {"bundle": str(bundle), "data": dataset.source, **document})
     else:
@@ -218,6 +221,7 @@ def _show(bundle: Path, source: str, document: dict[str, Any]) -> None:
         f"CPU frequency governor {environment['cpu_governor']}, power mode {environment['power_mode']}",
         _memory_line(document["memory"]),
         f"These pictures by what they were used for when the bundle was made: {splits}.",
+        *_lowering_lines(environment["precision"], document["lowering"]),
     ):
         out.print(line, highlight=False)
     for part in document["batches"]:
@@ -226,6 +230,17 @@ def _show(bundle: Path, source: str, document: dict[str, Any]) -> None:
         out.print(f"mJ: energy per picture above the idle machine ({document['meter']}).", highlight=False)
     for part in document["batches"]:
         out.print(part["verdict"], highlight=False)
+
+
+def _lowering_lines(precision: str, lowering: dict[str, Any] | None) -> list[str]:
+    """How the precision differs from float32, as it was found when the bundle was made."""
+    if lowering is None:
+        return []
+    return [
+        f"{precision} against float32: {lowering['exit_agreement']:.1%} of {lowering['samples']} unseen samples leave "
+        f"at the same exit, the full model is right on {lowering['accuracy']:.1%} instead of "
+        f"{lowering['accuracy_float32']:.1%}, logits are {lowering['logits_error']:.1e} apart."
+    ]
 
 
 def _memory_line(memory: dict[str, Any]) -> str:

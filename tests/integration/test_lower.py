@@ -35,10 +35,13 @@ LOOSE = ("--min-agreement", 0.9, "--json")
 PICTURES = ("--data", "digits#train", "--val", "digits#test")
 
 
-def lower(*arguments: object) -> subprocess.CompletedProcess[str]:
-    script = "from dyce_export.cli.main import dyce; dyce()"
-    command = [sys.executable, "-c", script, "lower", *map(str, arguments)]
+def dyce(*arguments: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-c", "from dyce_export.cli.main import dyce; dyce()", *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def lower(*arguments: object) -> subprocess.CompletedProcess[str]:
+    return dyce("lower", *arguments)
 
 
 def refused(done: subprocess.CompletedProcess[str]) -> dict[str, str]:
@@ -105,6 +108,17 @@ def test_openvino_takes_nearly_the_same_exits(lowered: Path) -> None:
             with load(lowered / "precisions" / precision, target) as session:
                 exits.append(session(session.preprocess(data.images(range(len(data))))).exit)
         assert (exits[0] == exits[1]).mean() >= 0.97, precision
+
+
+def test_a_benchmark_says_how_the_precision_differs(lowered: Path) -> None:
+    words = [lowered / "precisions/uint8", "--data", "digits#test", "--limit", 20, "--config", "fast"]
+    told = open_bundle(lowered).precision("uint8").manifest.lowering
+    assert told is not None
+    printed = dyce("bench", *words)
+    assert f"uint8 against float32: {told.exit_agreement:.1%} of {told.samples} unseen samples" in printed.stdout
+    document = json.loads(dyce("bench", *words, "--json").stdout)
+    assert document["environment"]["precision"] == "uint8"
+    assert document["lowering"]["exit_agreement"] == told.exit_agreement
 
 
 def test_test_vectors_are_what_the_precision_computes(lowered: Path) -> None:
