@@ -9,7 +9,7 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
-from dyce_export.precision.lower import add
+from dyce_export.precision.lower import TARGET, add
 from dyce_export.precision.trials import Limits
 from dyce_export.progress import Progress
 from dyce_export.spans import write_spans
@@ -67,6 +67,7 @@ def with_precisions(
     output: Path,
     limits: Limits,
     progress: Progress,
+    target: str = TARGET,
     *,
     force: bool = False,
 ) -> Bundle:
@@ -79,7 +80,9 @@ def with_precisions(
         old = tuple(f"{PRECISIONS}/{name}/" for name in names)
         kept = [name for name in (*bundle.contents(), CONFIGURATIONS, REPORT) if not name.startswith(old)]
         _copy(bundle, [name for name in kept if bundle.file(name).is_file()], folder)
-        manifest = add(Bundle(folder, bundle.manifest, bundle.configurations), names, data, val, limits, progress)
+        manifest = add(
+            Bundle(folder, bundle.manifest, bundle.configurations), names, data, val, limits, progress, target
+        )
         hashes = {name: sha256_of(folder / name) for name in files_of(folder)}
         write_document(msgspec.structs.replace(manifest, files=hashes), folder / MANIFEST)
     return open_bundle(output)

@@ -105,20 +105,32 @@ def show_precisions(bundle: Any) -> None:
     lowered = [bundle.precision(name) for name in bundle.manifest.precisions]
     if bundle.manifest.lowering is not None:
         lowered.append(bundle)
-    rows: list[tuple[str, ...]] = []
-    for other in lowered:
-        found, size = other.manifest.lowering, sum(other.size(piece.id) for piece in other.manifest.pieces)
-        accuracies = [f"{accuracy:.2%}" for accuracy in (found.accuracy_float32, found.accuracy)]
-        kept = ", ".join(found.kept) or "none"
-        facts = (f"{found.exit_agreement:.2%}", f"{found.logits_error:.1e}", *accuracies, kept, f"{size / 1e6:.1f} MB")
-        rows.append((other.manifest.precision, *facts))
-    if rows:
-        print_table(
-            f"precisions, against float32 on {found.samples} unseen samples",
-            ("precision", "exits agree", "logits' error", "accuracy in float32", "now", "kept in float32", "pieces"),
-            rows,
-        )
-        out.print(f"Each is a bundle, such as {lowered[-1].path}.", highlight=False)
+    if not lowered:
+        return
+    found = lowered[-1].manifest.lowering
+    print_table(
+        f"precisions, against float32 on {found.samples} unseen samples",
+        ("precision", "exits agree", "logits' error", "float32 is right", "this", "kept", "pieces", "elsewhere in"),
+        [(other.manifest.precision, *_changes(other)) for other in lowered],
+    )
+    out.print(
+        f"kept: segments in float32; elsewhere in: samples that leave at another exit there than recorded in "
+        f"{found.target}.\nEach is a bundle, such as {lowered[-1].path}.",
+        highlight=False,
+    )
+
+
+def _changes(bundle: Any) -> tuple[str, ...]:
+    found, size = bundle.manifest.lowering, sum(bundle.size(piece.id) for piece in bundle.manifest.pieces)
+    return (
+        f"{found.exit_agreement:.2%}",
+        f"{found.logits_error:.1e}",
+        f"{found.accuracy_float32:.2%}",
+        f"{found.accuracy:.2%}",
+        ", ".join(id.removeprefix("segment_") for id in found.kept) or "none",
+        f"{size / 1e6:.1f} MB",
+        ", ".join(f"{name} {share:.1%}" for name, share in found.elsewhere.items()) or "not measured",
+    )
 
 
 def _show_engines(bundle: Any) -> None:

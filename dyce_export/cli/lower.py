@@ -37,6 +37,9 @@ def command(
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="A new bundle; this one without it.", show_default=False)
     ] = None,
+    target: Annotated[
+        str, typer.Option(help="What makes the records: engines round integers each in their own way.")
+    ] = "onnxruntime",
     min_agreement: MinAgreement = 0.99,
     max_precision_loss: MaxPrecisionLoss = 0.01,
     force: Annotated[bool, typer.Option("--force", help="Replace the bundle at --output.")] = False,
@@ -52,18 +55,25 @@ def command(
     from dyce_export.precision.lower import check_precisions
     from dyce_export.precision.trials import Limits
     from dyce_export.rewrite import with_precisions
+    from dyce_runtime import targets
     from dyce_runtime.bundle import open_bundle
     from dyce_runtime.datasets import open_dataset
+    from dyce_runtime.errors import UsageError
 
     names = tuple(precision.split(","))
     check_precisions(names)
+    if targets.find(target).engines:
+        raise UsageError(
+            f"--target {target} runs engines that are built from a finished bundle; expected one that reads ONNX",
+            hint="onnxruntime, or openvino.",
+        )
     opened = open_bundle(bundle)
     _check(opened)
     pictures = [open_dataset(place).check() for place in (data, *([val] if val else []))]
     with drawn_progress(quiet=quiet) as progress:
         limits = Limits(min_agreement, max_precision_loss)
         made = with_precisions(
-            opened, names, pictures[0], pictures[-1], output or bundle, limits, progress, force=force
+            opened, names, pictures[0], pictures[-1], output or bundle, limits, progress, target, force=force
         )
     if json:
         import msgspec

@@ -12,16 +12,19 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
+from dyce_calibration.agreement import exit_agreement
 from dyce_calibration.choose import choose
 from dyce_calibration.costs import macs_of
+from dyce_calibration.recorder import record
 from dyce_calibration.records import Records
 from dyce_export.joining import Network, assemble
 from dyce_export.precision.half import halver
 from dyce_export.precision.integers import quantiser
-from dyce_export.precision.trials import TARGET, Bench, Convert, Limits, best_trial
+from dyce_export.precision.trials import Bench, Convert, Limits, best_trial
 from dyce_export.progress import Progress
 from dyce_export.spans import write_spans
 from dyce_export.verify import relative_error
+from dyce_runtime import targets
 from dyce_runtime.bundle import (
     CONFIGURATIONS,
     MANIFEST,
@@ -41,6 +44,10 @@ from dyce_runtime.manifest import Lowering, Manifest
 from dyce_runtime.preprocessing import preprocess
 from dyce_runtime.session import Session
 
+# What records are made with where nobody says: it runs everywhere.
+TARGET = "onnxruntime"
+# Samples that say how another engine differs.
+_FEW = 1000
 LOWER = ("float16", "int8", "uint8")
 # Pictures that set the ranges of integers.
 _CALIBRATION = 256
@@ -59,7 +66,13 @@ def check_precisions(precisions: Sequence[str]) -> None:
 
 
 def add(
-    bundle: Bundle, precisions: Sequence[str], data: Dataset, val: Dataset, limits: Limits, progress: Progress
+    bundle: Bundle,
+    precisions: Sequence[str],
+    data: Dataset,
+    val: Dataset,
+    limits: Limits,
+    progress: Progress,
+    target: str = TARGET,
 ) -> Manifest:
     """Add bundles of the same network in other precisions; returns the manifest that names them.
 
@@ -67,6 +80,7 @@ def add(
         bundle: in float32, with trained heads and records; it is written to.
         data: pictures that set the ranges of integers.
         val: holds the pictures of the bundle's records.
+        target: what runs the pieces when records are made.
 
     Raises:
         DataError: ``val`` lacks some of the recorded pictures.
@@ -76,31 +90,42 @@ def add(
         with progress.stage(precision):
             folder = bundle.path / PRECISIONS / precision
             folder.mkdir(parents=True)
-            _lower(bundle, precision, data, val, folder, limits, progress)
+            _lower(bundle, precision, data, val, folder, limits, progress, target)
     both = dict.fromkeys((*bundle.manifest.precisions, *precisions))
     return msgspec.structs.replace(bundle.manifest, precisions=tuple(both))
 
 
 def _lower(
-    bundle: Bundle, precision: str, data: Dataset, val: Dataset, folder: Path, limits: Limits, progress: Progress
+    bundle: Bundle,
+    precision: str,
+    data: Dataset,
+    val: Dataset,
+    folder: Path,
+    limits: Limits,
+    progress: Progress,
+    target: str,
 ) -> None:
     known = Records.load(bundle.file(RECORDS))
     pictures = _recorded(val, known)
     network = assemble(bundle)
     convert, calibration = _converter(network, precision, data, known)
-    trial = best_trial(Bench(bundle, network, convert, known, pictures, folder), len(known), limits, progress)
+    bench = Bench(bundle, network, convert, known, pictures, folder, target)
+    trial = best_trial(bench, len(known), limits, progress)
     configurations = choose(trial.records, macs_of(trial.manifest))
     manifest = msgspec.structs.replace(
         trial.manifest, pieces=(*trial.manifest.pieces, *write_spans(trial.manifest, configurations, folder))
     )
+    made = Bundle(folder, manifest, configurations)
     lowering = Lowering(
         kept=trial.kept,
         calibration=calibration,
-        logits_error=_write_test_vectors(bundle, Bundle(folder, manifest, configurations)),
+        logits_error=_write_test_vectors(bundle, made, target),
         exit_agreement=trial.agreement,
         accuracy=trial.accuracies[1],
         accuracy_float32=trial.accuracies[0],
         samples=int((known.split != "temperature").sum()),
+        target=target,
+        elsewhere=_elsewhere(made, trial.records, pictures, target),
     )
     _write_records(bundle, trial.records, folder)
     write_document(configurations, folder / CONFIGURATIONS)
@@ -132,12 +157,25 @@ def _converter(network: Network, precision: str, data: Dataset, known: Records) 
     return quantiser(network, images, "int8" if precision == "int8" else "uint8"), len(rows)
 
 
-def _write_test_vectors(before: Bundle, after: Bundle) -> float:
+def _elsewhere(bundle: Bundle, records: Records, pictures: Dataset, recorded_in: str) -> dict[str, float]:
+    """How the other CPU targets that work here differ from the records, under the named configurations."""
+    rows = np.flatnonzero(records.split == "test")[:_FEW]
+    expected, shown = records.take(rows), pictures.take(rows)
+    named = [bundle.configuration(name) for name in bundle.configurations.named]
+    found = {}
+    for name in targets.working():
+        if name != recorded_in and not targets.get(name).engines:
+            with Session(bundle, name, TargetSpec()) as session:
+                found[name] = 1 - exit_agreement(expected, record(session, shown, expected.split), named)
+    return found
+
+
+def _write_test_vectors(before: Bundle, after: Bundle, target: str) -> float:
     """What the pieces say of the bundle's test vectors; returns how far that is from float32."""
     with np.load(before.file(TEST_VECTORS)) as file:
         images, expected, probe = file["images"], file["logits"], file["probe"]
     confidences = []
-    with Session(after, TARGET, TargetSpec()) as session, session.device.lane(len(images)) as lane:
+    with Session(after, target, TargetSpec()) as session, session.device.lane(len(images)) as lane:
         lane.put(images)
         for index, exit in enumerate(after.manifest.exits):
             lane.run(f"segment_{index:02d}")

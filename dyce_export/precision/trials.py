@@ -25,8 +25,6 @@ from dyce_runtime.errors import VerificationError
 from dyce_runtime.manifest import Manifest
 from dyce_runtime.session import Session
 
-# What records are made with: it runs everywhere.
-TARGET = "onnxruntime"
 # Samples that say whether a trial is worth all of them.
 _FEW = 1000
 
@@ -75,12 +73,20 @@ class Bench:
 
     Args:
         known: records in float32, of the samples in ``pictures``.
+        target: what runs the pieces.
     """
 
     def __init__(
-        self, bundle: Bundle, network: Network, convert: Convert, known: Records, pictures: Dataset, folder: Path
+        self,
+        bundle: Bundle,
+        network: Network,
+        convert: Convert,
+        known: Records,
+        pictures: Dataset,
+        folder: Path,
+        target: str,
     ) -> None:
-        self._network, self._convert, self._folder = network, convert, folder
+        self._network, self._convert, self._folder, self._target = network, convert, folder, target
         self._known, self._pictures = known, pictures
         self._named: list[Configuration] = [bundle.configuration(name) for name in bundle.configurations.named]
         ids: dict[str, list[str]] = {"segment": [], "head": [], "span": []}
@@ -94,7 +100,7 @@ class Bench:
         manifest = write_lowered(self._network, lowered, self._folder)
         known, pictures = self._known.take(samples), self._pictures.take(samples)
         only_full = Configurations(named={FULL: Entry(exits={})})
-        with Session(Bundle(self._folder, manifest, only_full), TARGET, TargetSpec()) as session:
+        with Session(Bundle(self._folder, manifest, only_full), self._target, TargetSpec()) as session:
             records = record(session, pictures, known.split, lambda starts: progress.track(starts, "recording"))
         judged = known.split != "temperature"
         before, now = known.take(judged), records.take(judged)

@@ -26,6 +26,8 @@ log = logging.getLogger("dyce_runtime")
 FILE = "fastest.json"
 # Largest error of logits that another engine may make in float32, relative to what depends on the input.
 TOLERANCE = 1e-3
+# Share of samples that may leave elsewhere than the records of a lower precision say, where that was measured.
+MOST_ELSEWHERE = 0.01
 # Confidences nearer to a threshold may fall on either side of it.
 _NEAR = 1e-4
 _SECONDS = 0.3
@@ -95,6 +97,9 @@ def _measure(candidates: Sequence[Candidate], opened: Callable[[Candidate], Sess
 def _check(session: Session) -> None:
     """Compare with the test vectors of its precision. Raises TargetError."""
     manifest = session.manifest
+    if manifest.lowering is not None and manifest.lowering.elsewhere.get(session.target.name, 0.0) > MOST_ELSEWHERE:
+        share = manifest.lowering.elsewhere[session.target.name]
+        raise TargetError(f"{share:.1%} of the samples leave elsewhere there than recorded")
     with np.load(session.bundle.file(TEST_VECTORS)) as file:
         images, expected, confidences, probe = (file[name] for name in ("images", "logits", "confidences", "probe"))
     found = []

@@ -148,6 +148,8 @@ class Lowering(msgspec.Struct, frozen=True):
             over its named configurations.
         accuracy, accuracy_float32: of the full model, on the same samples.
         samples: unseen ones, on which all but the error was measured.
+        target: what made the records. Engines round integers each in their own way.
+        elsewhere: by further target, the share of unseen samples that leave at another exit there than recorded.
     """
 
     kept: tuple[str, ...]
@@ -157,6 +159,8 @@ class Lowering(msgspec.Struct, frozen=True):
     accuracy: float
     accuracy_float32: float
     samples: int
+    target: str = "onnxruntime"
+    elsewhere: dict[str, float] = msgspec.field(default_factory=dict)
 
 
 class Splits(msgspec.Struct, frozen=True):
