@@ -51,6 +51,8 @@ def command(
     if reason := wanted.compiles():
         raise TargetError(f"{name}: {reason}")
     opened = dyce_runtime.open_bundle(bundle)
+    if opened.manifest.precision == "bfloat16":
+        spec = replace(spec, precision="bfloat16")
     folder = engine_folder(opened, name)
     compiled = _compile(opened, wanted, spec, folder, quiet=quiet)
     if json:

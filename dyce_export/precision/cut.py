@@ -18,7 +18,7 @@ from dyce_export.spans import write_uncut
 from dyce_runtime.manifest import DECISION, Manifest, Piece, TensorSpec
 
 
-def write_lowered(network: Network, lowered: ir.Model, folder: Path) -> Manifest:
+def write_lowered(network: Network, lowered: ir.Model, precision: str, folder: Path) -> Manifest:
     """Write segments, heads and the uncut model in another precision; returns the manifest with these pieces.
 
     Args:
@@ -31,7 +31,14 @@ def write_lowered(network: Network, lowered: ir.Model, folder: Path) -> Manifest
         path.parent.mkdir(parents=True, exist_ok=True)
         data = save(graph, path, {"piece": piece.id})
         pieces.append(msgspec.structs.replace(piece, data=tuple(f"{path.parent.name}/{name}" for name in data)))
-    manifest = msgspec.structs.replace(network.manifest, pieces=tuple(pieces), files={}, verification=None)
+    manifest = msgspec.structs.replace(
+        network.manifest,
+        pieces=tuple(pieces),
+        precision=precision,
+        precisions=(),
+        files={},
+        verification=None,
+    )
     return msgspec.structs.replace(manifest, pieces=(*pieces, write_uncut(manifest, folder)))
 
 

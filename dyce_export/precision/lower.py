@@ -6,6 +6,7 @@ What is recorded, chosen and promised depends on the precision, so all of it is 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -39,7 +40,7 @@ from dyce_runtime.bundle import (
 )
 from dyce_runtime.contracts import TargetSpec
 from dyce_runtime.datasets import Dataset
-from dyce_runtime.errors import DataError, UsageError
+from dyce_runtime.errors import DataError, TargetError, UsageError
 from dyce_runtime.manifest import Lowering, Manifest
 from dyce_runtime.preprocessing import preprocess
 from dyce_runtime.session import Session
@@ -48,7 +49,9 @@ from dyce_runtime.session import Session
 TARGET = "onnxruntime"
 # Samples that say how another engine differs.
 _FEW = 1000
-LOWER = ("float16", "int8", "uint8")
+LOWER = ("bfloat16", "float16", "int8", "uint8")
+# Not a matter of graphs: an engine computes those of float32 in it.
+_COMPUTED_BY = {"bfloat16": "openvino"}
 # Pictures that set the ranges of integers.
 _CALIBRATION = 256
 
@@ -90,7 +93,7 @@ def add(
         with progress.stage(precision):
             folder = bundle.path / PRECISIONS / precision
             folder.mkdir(parents=True)
-            _lower(bundle, precision, data, val, folder, limits, progress, target)
+            _lower(bundle, precision, data, val, folder, limits, progress, _COMPUTED_BY.get(precision, target))
     both = dict.fromkeys((*bundle.manifest.precisions, *precisions))
     return msgspec.structs.replace(bundle.manifest, precisions=tuple(both))
 
@@ -109,7 +112,17 @@ def _lower(
     pictures = _recorded(val, known)
     network = assemble(bundle)
     convert, calibration = _converter(network, precision, data, known)
-    bench = Bench(bundle, network, convert, known, pictures, folder, target)
+    bench = Bench(
+        bundle,
+        network,
+        convert,
+        known,
+        pictures,
+        folder,
+        precision=precision,
+        target=target,
+        divisible=precision not in _COMPUTED_BY,
+    )
     trial = best_trial(bench, len(known), limits, progress)
     configurations = choose(trial.records, macs_of(trial.manifest))
     manifest = msgspec.structs.replace(
@@ -130,7 +143,7 @@ def _lower(
     _write_records(bundle, trial.records, folder)
     write_document(configurations, folder / CONFIGURATIONS)
     hashes = {name: sha256_of(folder / name) for name in files_of(folder)}
-    manifest = msgspec.structs.replace(manifest, precision=precision, lowering=lowering, files=hashes)
+    manifest = msgspec.structs.replace(manifest, lowering=lowering, files=hashes)
     write_document(manifest, folder / MANIFEST)
 
 
@@ -148,6 +161,8 @@ def _recorded(val: Dataset, known: Records) -> Dataset:
 
 def _converter(network: Network, precision: str, data: Dataset, known: Records) -> tuple[Convert, int]:
     """What lowers the network, and how many pictures it has looked at for that: none that was recorded, if possible."""
+    if precision in _COMPUTED_BY:
+        return lambda kept: network.model, 0
     if precision == "float16":
         return halver(network), 0
     others = np.flatnonzero(~np.isin(data.hashes, known.hashes))
@@ -164,9 +179,11 @@ def _elsewhere(bundle: Bundle, records: Records, pictures: Dataset, recorded_in:
     named = [bundle.configuration(name) for name in bundle.configurations.named]
     found = {}
     for name in targets.working():
-        if name != recorded_in and not targets.get(name).engines:
-            with Session(bundle, name, TargetSpec()) as session:
-                found[name] = 1 - exit_agreement(expected, record(session, shown, expected.split), named)
+        if name == recorded_in or targets.get(name).engines:
+            continue
+        # It may not compute in that precision at all.
+        with suppress(TargetError), Session(bundle, name, TargetSpec()) as session:
+            found[name] = 1 - exit_agreement(expected, record(session, shown, expected.split), named)
     return found
 
 

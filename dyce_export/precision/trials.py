@@ -73,7 +73,9 @@ class Bench:
 
     Args:
         known: records in float32, of the samples in ``pictures``.
+        precision: what it is.
         target: what runs the pieces.
+        divisible: whether some segments can be kept while others are lowered.
     """
 
     def __init__(
@@ -84,20 +86,24 @@ class Bench:
         known: Records,
         pictures: Dataset,
         folder: Path,
+        *,
+        precision: str,
         target: str,
+        divisible: bool = True,
     ) -> None:
-        self._network, self._convert, self._folder, self._target = network, convert, folder, target
+        self._network, self._convert, self._folder = network, convert, folder
+        self._precision, self._target = precision, target
         self._known, self._pictures = known, pictures
         self._named: list[Configuration] = [bundle.configuration(name) for name in bundle.configurations.named]
         ids: dict[str, list[str]] = {"segment": [], "head": [], "span": []}
         for piece in bundle.manifest.pieces:
             ids[piece.kind].append(piece.id)
-        self.segments, self._heads = tuple(ids["segment"]), ids["head"]
+        self.segments, self._heads = tuple(ids["segment"]) if divisible else (), ids["head"]
 
     def attempt(self, kept: Sequence[str], samples: NDArray[np.intp], progress: Progress) -> Trial:
         """Lower all other segments and run some of the samples."""
         lowered = self._convert([*self._heads, *kept])
-        manifest = write_lowered(self._network, lowered, self._folder)
+        manifest = write_lowered(self._network, lowered, self._precision, self._folder)
         known, pictures = self._known.take(samples), self._pictures.take(samples)
         only_full = Configurations(named={FULL: Entry(exits={})})
         with Session(Bundle(self._folder, manifest, only_full), self._target, TargetSpec()) as session:

@@ -177,7 +177,7 @@ class Manifest(msgspec.Struct, frozen=True):
 
     Attributes:
         files: every other file but ``configurations.json`` and the report, with its sha256.
-        precision: what the graphs compute in.
+        precision: what is computed in. For ``bfloat16`` the graphs are those of float32, and the engine is told.
         lowering: how that differs from float32; None in float32.
         precisions: those in which the bundle holds another bundle of the same network, ``precisions/NAME``, with
             records, thresholds and certificates of its own.
@@ -194,7 +194,7 @@ class Manifest(msgspec.Struct, frozen=True):
     files: dict[str, str]
     splits: Splits | None = None
     verification: Verification | None = None
-    precision: Literal["float32", "float16", "int8", "uint8"] = "float32"
+    precision: Literal["float32", "bfloat16", "float16", "int8", "uint8"] = "float32"
     lowering: Lowering | None = None
     precisions: tuple[str, ...] = ()
 

@@ -74,6 +74,8 @@ class Session:
         self.bundle = bundle
         self._allow_untrained = allow_untrained
         self.target = targets.find(target)
+        if bundle.manifest.precision == "bfloat16":
+            spec = replace(spec, precision="bfloat16")
         if self.target.engines:
             spec = replace(
                 spec, engines=engine_folders(bundle, self.target.name), max_batch=max_batch or spec.max_batch

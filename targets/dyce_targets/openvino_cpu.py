@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from dyce_runtime.contracts import PieceSpec, TargetSpec
-from dyce_runtime.errors import BundleError
+from dyce_runtime.errors import BundleError, TargetError
 from dyce_targets.cpu import CpuTarget
 from dyce_targets.host_lane import HostBinding, HostDevice
 
@@ -33,6 +33,11 @@ class OpenVinoCpu(CpuTarget):
         import openvino
 
         core, options = openvino.Core(), _options(spec)
+        if spec.precision == "bfloat16" and "BF16" not in core.get_property(DEVICE, "OPTIMIZATION_CAPABILITIES"):
+            raise TargetError(
+                f"{self.name}: this processor does not compute in bfloat16",
+                hint="Use the bundle in float32, which it lies in, or add uint8 to it.",
+            )
         models = {piece.id: _Model(core, piece, options) for piece in pieces}
         return HostDevice(
             self.name, pieces, lambda piece, capacity: _Binding(piece, models[piece.id].request(capacity))

@@ -24,7 +24,7 @@ from dyce_runtime import load, open_bundle
 from dyce_runtime.bundle import RECORDS, sha256_of
 from dyce_runtime.contracts import TargetSpec
 from dyce_runtime.datasets import open_dataset
-from dyce_runtime.errors import BundleError, UsageError, VerificationError
+from dyce_runtime.errors import BundleError, TargetError, UsageError, VerificationError
 from dyce_targets.nvidia.products import RTX
 from dyce_targets.nvidia.targets import TensorRtRtx
 from tests.integration.digits import Digits
@@ -131,6 +131,37 @@ def test_records_can_be_made_in_another_engine(digits: Digits, tmp_path: Path) -
     assert "no target 'abacus'" in refused(lower(digits.path, *asked, "--target", "abacus", "--json"))["message"]
 
 
+def computes_in_bfloat16() -> bool:
+    openvino = pytest.importorskip("openvino", reason="the extra openvino is not installed")
+    return "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+
+
+def test_bfloat16_is_what_openvino_computes_the_same_graphs_in(
+    digits: Digits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not computes_in_bfloat16():
+        pytest.skip("this processor does not compute in bfloat16")
+    new = tmp_path / "new.dyce"
+    done = lower(digits.path, "--precision", "bfloat16", *PICTURES, "-o", new, *LOOSE)
+    assert done.returncode == 0, done.stderr
+    bundle = open_bundle(new).precision("bfloat16")
+    told = bundle.manifest.lowering
+    assert told is not None
+    assert (told.target, told.elsewhere, told.kept) == ("openvino", {}, ())
+    assert 1e-4 < told.logits_error < 0.1
+    assert max(elsewhere(bundle.path, "openvino", "search")) <= 0.01
+    with pytest.raises(TargetError, match="onnxruntime computes in the precision of the graphs"):
+        load(bundle.path, "onnxruntime")
+    with load(bundle.path, "openvino") as session:
+        assert session.spec.precision == "bfloat16"
+    if RTX.missing() is None:
+        refused_to = dyce("compile", bundle.path, "--target", "rtx:sm86", "--json")
+        assert "found a request for bfloat16" in refused(refused_to)["message"]
+    monkeypatch.setattr("openvino.Core.get_property", lambda self, device, name: ["FP32"])
+    with pytest.raises(TargetError, match="does not compute in bfloat16"):
+        load(bundle.path, "openvino")
+
+
 def test_a_benchmark_says_how_the_precision_differs(lowered: Path) -> None:
     words = [lowered / "precisions/uint8", "--data", "digits#test", "--limit", 20, "--config", "fast"]
     told = open_bundle(lowered).precision("uint8").manifest.lowering
@@ -219,7 +250,7 @@ def test_without_output_the_bundle_is_replaced_and_a_precision_renewed(digits: D
 def test_mistakes_are_told(digits: Digits, untrained: Any, lowered: Path, tmp_path: Path) -> None:
     out = ("-o", tmp_path / "new.dyce", "--json")
     unknown = refused(lower(digits.path, "--precision", "int4", *PICTURES, *out))
-    assert "float16, int8, uint8" in unknown["message"]
+    assert "bfloat16, float16, int8, uint8" in unknown["message"]
     assert "each once" in refused(lower(digits.path, "--precision", "int8,int8", *PICTURES, *out))["message"]
     other = refused(lower(digits.path, "--precision", "int8", "--data", "digits#train", *out))
     assert "not in digits#train" in other["message"]

@@ -86,7 +86,7 @@ def largest(values: np.ndarray) -> float:
 @pytest.mark.parametrize("precision", ["float16", "int8", "uint8"])
 def test_every_head_says_nearly_what_it_says_in_float32(bundle: Bundle, tmp_path: Path, precision: Precision) -> None:
     network, convert = converter(bundle, precision)
-    manifest = write_lowered(network, convert(heads(bundle)), tmp_path)
+    manifest = write_lowered(network, convert(heads(bundle)), precision, tmp_path)
     for piece in manifest.pieces:
         onnx.checker.check_model(tmp_path / piece.file, full_check=True)
     images = pixels(bundle, 5)
@@ -100,7 +100,7 @@ def test_every_head_says_nearly_what_it_says_in_float32(bundle: Bundle, tmp_path
 @pytest.mark.parametrize("precision", ["float16", "int8", "uint8"])
 def test_weights_are_stored_in_it_and_seams_agree(bundle: Bundle, tmp_path: Path, precision: Precision) -> None:
     network, convert = converter(bundle, precision)
-    manifest = write_lowered(network, convert(heads(bundle)), tmp_path)
+    manifest = write_lowered(network, convert(heads(bundle)), precision, tmp_path)
     stored = {"float16": TensorProto.FLOAT16, "int8": TensorProto.INT8, "uint8": TensorProto.INT8}[precision]
     crossing = set()
     for piece in manifest.pieces:
@@ -127,7 +127,7 @@ def test_integers_cross_a_seam_between_convolutions_and_are_made_once(tmp_path: 
     export_source(from_module(build(Convolutions), input_size=INPUT_SIZE), ["1", "2"], path)
     bundle = open_bundle(path)
     network, convert = converter(bundle, precision)
-    manifest = write_lowered(network, convert(heads(bundle)), tmp_path / "lowered")
+    manifest = write_lowered(network, convert(heads(bundle)), precision, tmp_path / "lowered")
     for piece in manifest.pieces:
         operators = [node.op_type for node in onnx.load(tmp_path / "lowered" / piece.file).graph.node]
         if piece.id in ("segment_00", "segment_01"):
@@ -141,7 +141,7 @@ def test_integers_cross_a_seam_between_convolutions_and_are_made_once(tmp_path: 
 @pytest.mark.parametrize("precision", ["float16", "int8", "uint8"])
 def test_a_kept_segment_computes_what_it_did(bundle: Bundle, tmp_path: Path, precision: Precision) -> None:
     network, convert = converter(bundle, precision)
-    manifest = write_lowered(network, convert([*heads(bundle), "segment_00"]), tmp_path)
+    manifest = write_lowered(network, convert([*heads(bundle), "segment_00"]), precision, tmp_path)
     of = {piece.id: onnx.load(tmp_path / piece.file).graph for piece in manifest.pieces}
     assert all(tensor.data_type != TensorProto.INT8 for tensor in of["segment_00"].initializer if len(tensor.dims) > 1)
     images = pixels(bundle, 3)

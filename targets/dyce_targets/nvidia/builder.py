@@ -34,6 +34,11 @@ def build(product: Product, piece: PieceSpec, spec: TargetSpec, folder: Path) ->
         BundleError: an operator that the product does not support, with its name; or the graph cannot be read.
         TargetError: the product is not installed, does not build for a device, or the build failed.
     """
+    if spec.precision != "float32":
+        raise TargetError(
+            f"{product.title} computes in the precision of the graphs; found a request for {spec.precision}",
+            hint="`dyce lower BUNDLE --precision float16` writes it into them.",
+        )
     trt = product.load()
     builder = trt.Builder(logger(trt))
     network = builder.create_network(_strongly_typed(trt))
