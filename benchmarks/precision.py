@@ -36,6 +36,7 @@ PAGE = HERE.parent / "docs" / "precision.md"
 CACHE = Path("benchmarks/.cache/precision")
 # A precision, and what makes its records.
 LOWER = {
+    "bfloat16": ("bfloat16", "openvino"),
     "float16": ("float16", "onnxruntime"),
     "uint8": ("uint8", "onnxruntime"),
     "uint8, recorded in OpenVINO": ("uint8", "openvino"),
@@ -127,6 +128,11 @@ def lowered(path: Path, files: dict[str, Path], name: str, limit: str) -> dict[s
     }
 
 
+def engines(name: str) -> tuple[str, ...]:
+    """Those that compute in a precision."""
+    return ("openvino",) if name == "bfloat16" else ENGINES
+
+
 def megabytes(bundle: Bundle) -> dict[str, float]:
     """Of the segments, and of all heads."""
     return {
@@ -141,7 +147,7 @@ def answers(paths: dict[str, Path], images: Images, labels: NDArray[np.int64]) -
     for name, path in paths.items():
         home = LOWER[name][1] if name in LOWER else ENGINES[0]
         exits = {}
-        for engine in ENGINES:
+        for engine in engines(name):
             with load(path, engine) as session:
                 session.use(FULL)
                 full = session(images)
@@ -150,13 +156,14 @@ def answers(paths: dict[str, Path], images: Images, labels: NDArray[np.int64]) -
             exits[engine] = chosen.exit
             if engine == home:
                 right = {"full": int((full.label == labels).sum()), "chosen": int((chosen.label == labels).sum())}
-        found[name] = {**right, "elsewhere": int((exits[ENGINES[0]] != exits[ENGINES[1]]).sum())}
+        first, *others = exits.values()
+        found[name] = {**right, "elsewhere": int((first != others[0]).sum()) if others else None}
     return found
 
 
 def speed(paths: dict[str, str], images: Images, seconds: float) -> dict[str, Any]:
     """Milliseconds of the uncut model and of the chosen configuration, and both against float32 in onnxruntime."""
-    sessions = {(n, engine): load(path, engine, threads=1) for n, path in paths.items() for engine in ENGINES}
+    sessions = {(n, engine): load(path, engine, threads=1) for n, path in paths.items() for engine in engines(n)}
 
     def call(session: Session, configuration: str) -> Callable[[int], float]:
         def run(turn: int) -> float:
@@ -219,7 +226,7 @@ def page(results: dict[str, Any]) -> str:
         "",
         "`dyce lower` expresses them in the ONNX files: casts for float16, quantisation for 8-bit integers, with weights in "
         "int8 and what flows between in int8 around zero (TensorRT asks for that) or in uint8 with a zero point (CPUs). "
-        "Heads and decisions stay in float32. Everything that depends on the precision is done again with the pieces that "
+        "Heads and decisions stay in float32 then. bfloat16 is computed by OpenVINO from the graphs of float32, all of them. Everything that depends on the precision is done again with the pieces that "
         "run: records, thresholds, certificates.",
         "",
         f"Made by `python -m benchmarks.precision`; {machine.sentence(results['environment'])}.",
@@ -265,7 +272,7 @@ def _sizes(found: dict[str, Any]) -> list[str]:
         row = found["answers"][precision]
         lines.append(
             f"| {precision} | {size['segment']:.2f} MB | {size['head']:.1f} MB | {row['full']} | "
-            f"{row['chosen']} | {row['elsewhere']} |"
+            f"{row['chosen']} | {'' if row['elsewhere'] is None else row['elsewhere']} |"
         )
     return lines
 
@@ -279,7 +286,7 @@ def _times(found: dict[str, Any]) -> list[str]:
         "|---|---|---|---|---|---|",
     ]
     for precision in found["size"]:
-        for engine in ENGINES:
+        for engine in engines(precision):
             rows = [found["speed"][f"{precision} {engine} {what}"] for what in (FULL, CONFIGURATION)]
             figures = " | ".join(f"{row['ms']:.2f} | {row['ratio']:.2f}" for row in rows)
             lines.append(f"| {precision} | {engine} | {figures} |")

@@ -161,8 +161,8 @@ def page(results: dict[str, Any]) -> str:
         ]
     lines += [
         "",
-        "In bfloat16 the thresholds that were chosen on float32 records do not hold: samples leave elsewhere. So the commands "
-        "run float32 only, until records can be made in another precision.",
+        "In bfloat16 the thresholds that were chosen on float32 records do not hold: samples leave elsewhere. `dyce lower "
+        "--precision bfloat16` chooses others, on records made in it: see [lower precisions](precision.md).",
     ]
     return "\n".join(lines) + "\n"
 
