@@ -6,8 +6,10 @@ import json
 import shutil
 import subprocess
 import sys
+from contextlib import redirect_stderr, redirect_stdout
+from io import StringIO
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -15,6 +17,8 @@ import pytest
 from dyce_calibration.agreement import exits_taken
 from dyce_calibration.records import Records
 from dyce_calibration.search.run import Search
+from dyce_export.cli import console
+from dyce_export.cli.main import app
 from dyce_export.pipeline import Options, export_source
 from dyce_export.precision.trials import Limits
 from dyce_export.progress import Progress
@@ -35,16 +39,27 @@ LOOSE = ("--min-agreement", 0.9, "--json")
 PICTURES = ("--data", "digits#train", "--val", "digits#test")
 
 
-def dyce(*arguments: object) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-c", "from dyce_export.cli.main import dyce; dyce()", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, check=False)
+class Done(NamedTuple):
+    """A command that has ended."""
+
+    returncode: int
+    stdout: str
+    stderr: str
 
 
-def lower(*arguments: object) -> subprocess.CompletedProcess[str]:
+def dyce(*arguments: object) -> Done:
+    """In this process: importing torch takes longer than most of what is tested."""
+    out, err = StringIO(), StringIO()
+    with redirect_stdout(out), redirect_stderr(err):
+        code = console.run(app, "dyce", [str(argument) for argument in arguments])
+    return Done(code, out.getvalue(), err.getvalue())
+
+
+def lower(*arguments: object) -> Done:
     return dyce("lower", *arguments)
 
 
-def refused(done: subprocess.CompletedProcess[str]) -> dict[str, str]:
+def refused(done: Done) -> dict[str, str]:
     assert done.returncode != 0
     document = json.loads(done.stdout)
     assert document["status"] == "error", done.stderr
@@ -162,13 +177,19 @@ def test_bfloat16_is_what_openvino_computes_the_same_graphs_in(
         load(bundle.path, "openvino")
 
 
+def bench(*words: object) -> subprocess.CompletedProcess[str]:
+    """Apart: it makes onnxruntime's process-wide pool."""
+    command = [sys.executable, "-c", "from dyce_export.cli.main import dyce; dyce()", "bench", *map(str, words)]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
 def test_a_benchmark_says_how_the_precision_differs(lowered: Path) -> None:
     words = [lowered / "precisions/uint8", "--data", "digits#test", "--limit", 20, "--config", "fast"]
     told = open_bundle(lowered).precision("uint8").manifest.lowering
     assert told is not None
-    printed = dyce("bench", *words)
+    printed = bench(*words)
     assert f"uint8 against float32: {told.exit_agreement:.1%} of {told.samples} unseen samples" in printed.stdout
-    document = json.loads(dyce("bench", *words, "--json").stdout)
+    document = json.loads(bench(*words, "--json").stdout)
     assert document["environment"]["precision"] == "uint8"
     assert document["lowering"]["exit_agreement"] == told.exit_agreement
 
