@@ -21,7 +21,7 @@ from dyce_calibration.records import Records
 from dyce_export.joining import Network, assemble
 from dyce_export.precision.half import halver
 from dyce_export.precision.integers import quantiser
-from dyce_export.precision.trials import Bench, Convert, Limits, best_trial
+from dyce_export.precision.trials import Bench, Limits, Method, best_trial
 from dyce_export.progress import Progress
 from dyce_export.spans import write_spans
 from dyce_export.verify import relative_error
@@ -89,40 +89,28 @@ def add(
         DataError: ``val`` lacks some of the recorded pictures.
         VerificationError: one changes more than the limits allow, whichever segments stay in float32.
     """
+    known = Records.load(bundle.file(RECORDS))
+    pictures, network = _recorded(val, known), assemble(bundle)
     for precision in precisions:
         with progress.stage(precision):
             folder = bundle.path / PRECISIONS / precision
             folder.mkdir(parents=True)
-            _lower(bundle, precision, data, val, folder, limits, progress, _COMPUTED_BY.get(precision, target))
+            method = _method(precision, network, data, known, target)
+            _lower(bundle, method, known, pictures, folder, limits, progress)
     both = dict.fromkeys((*bundle.manifest.precisions, *precisions))
     return msgspec.structs.replace(bundle.manifest, precisions=tuple(both))
 
 
 def _lower(
     bundle: Bundle,
-    precision: str,
-    data: Dataset,
-    val: Dataset,
+    method: Method,
+    known: Records,
+    pictures: Dataset,
     folder: Path,
     limits: Limits,
     progress: Progress,
-    target: str,
 ) -> None:
-    known = Records.load(bundle.file(RECORDS))
-    pictures = _recorded(val, known)
-    network = assemble(bundle)
-    convert, calibration = _converter(network, precision, data, known)
-    bench = Bench(
-        bundle,
-        network,
-        convert,
-        known,
-        pictures,
-        folder,
-        precision=precision,
-        target=target,
-        divisible=precision not in _COMPUTED_BY,
-    )
+    bench = Bench(bundle, method, known, pictures, folder)
     trial = best_trial(bench, len(known), limits, progress)
     configurations = choose(trial.records, macs_of(trial.manifest))
     manifest = msgspec.structs.replace(
@@ -131,14 +119,14 @@ def _lower(
     made = Bundle(folder, manifest, configurations)
     lowering = Lowering(
         kept=trial.kept,
-        calibration=calibration,
-        logits_error=_write_test_vectors(bundle, made, target),
+        calibration=method.calibration,
+        logits_error=_write_test_vectors(bundle, made, method.target),
         exit_agreement=trial.agreement,
         accuracy=trial.accuracies[1],
         accuracy_float32=trial.accuracies[0],
         samples=int((known.split != "temperature").sum()),
-        target=target,
-        elsewhere=_elsewhere(made, trial.records, pictures, target),
+        target=method.target,
+        elsewhere=_elsewhere(made, trial.records, pictures, method.target),
     )
     _write_records(bundle, trial.records, folder)
     write_document(configurations, folder / CONFIGURATIONS)
@@ -159,17 +147,18 @@ def _recorded(val: Dataset, known: Records) -> Dataset:
     return replace(val.take(np.array([rows[hash] for hash in known.hashes.tolist()])), labels=known.labels)
 
 
-def _converter(network: Network, precision: str, data: Dataset, known: Records) -> tuple[Convert, int]:
-    """What lowers the network, and how many pictures it has looked at for that: none that was recorded, if possible."""
+def _method(precision: str, network: Network, data: Dataset, known: Records, target: str) -> Method:
+    """What lowers the network. Ranges come from pictures that were not recorded, if there are any."""
     if precision in _COMPUTED_BY:
-        return lambda kept: network.model, 0
+        return Method(precision, network, lambda kept: network.model, _COMPUTED_BY[precision], divisible=False)
     if precision == "float16":
-        return halver(network), 0
+        return Method(precision, network, halver(network), target)
     others = np.flatnonzero(~np.isin(data.hashes, known.hashes))
     usable = others if len(others) else np.arange(len(data))
     rows = usable[np.unique(np.linspace(0, len(usable) - 1, _CALIBRATION).astype(int))]
     images = preprocess(data.images(rows), network.manifest.preprocessing)
-    return quantiser(network, images, "int8" if precision == "int8" else "uint8"), len(rows)
+    convert = quantiser(network, images, "int8" if precision == "int8" else "uint8")
+    return Method(precision, network, convert, target, calibration=len(rows))
 
 
 def _elsewhere(bundle: Bundle, records: Records, pictures: Dataset, recorded_in: str) -> dict[str, float]:

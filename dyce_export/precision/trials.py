@@ -68,45 +68,46 @@ class Trial:
         return self.agreement >= limits.min_agreement and self.accuracies[0] - self.accuracies[1] <= limits.max_loss
 
 
+@dataclass(frozen=True)
+class Method:
+    """How a network is lowered, and what runs it then.
+
+    Attributes:
+        target: what makes the records.
+        calibration: pictures that were looked at for it.
+        divisible: whether some segments can be kept while others are lowered.
+    """
+
+    precision: str
+    network: Network
+    convert: Convert
+    target: str
+    calibration: int = 0
+    divisible: bool = True
+
+
 class Bench:
     """Where trials are made: one folder, whose pieces the next trial replaces.
 
     Args:
         known: records in float32, of the samples in ``pictures``.
-        precision: what it is.
-        target: what runs the pieces.
-        divisible: whether some segments can be kept while others are lowered.
     """
 
-    def __init__(
-        self,
-        bundle: Bundle,
-        network: Network,
-        convert: Convert,
-        known: Records,
-        pictures: Dataset,
-        folder: Path,
-        *,
-        precision: str,
-        target: str,
-        divisible: bool = True,
-    ) -> None:
-        self._network, self._convert, self._folder = network, convert, folder
-        self._precision, self._target = precision, target
-        self._known, self._pictures = known, pictures
+    def __init__(self, bundle: Bundle, method: Method, known: Records, pictures: Dataset, folder: Path) -> None:
+        self._method, self._known, self._pictures, self._folder = method, known, pictures, folder
         self._named: list[Configuration] = [bundle.configuration(name) for name in bundle.configurations.named]
         ids: dict[str, list[str]] = {"segment": [], "head": [], "span": []}
         for piece in bundle.manifest.pieces:
             ids[piece.kind].append(piece.id)
-        self.segments, self._heads = tuple(ids["segment"]) if divisible else (), ids["head"]
+        self.segments, self._heads = tuple(ids["segment"]) if method.divisible else (), ids["head"]
 
     def attempt(self, kept: Sequence[str], samples: NDArray[np.intp], progress: Progress) -> Trial:
         """Lower all other segments and run some of the samples."""
-        lowered = self._convert([*self._heads, *kept])
-        manifest = write_lowered(self._network, lowered, self._precision, self._folder)
+        lowered = self._method.convert([*self._heads, *kept])
+        manifest = write_lowered(self._method.network, lowered, self._method.precision, self._folder)
         known, pictures = self._known.take(samples), self._pictures.take(samples)
         only_full = Configurations(named={FULL: Entry(exits={})})
-        with Session(Bundle(self._folder, manifest, only_full), self._target, TargetSpec()) as session:
+        with Session(Bundle(self._folder, manifest, only_full), self._method.target, TargetSpec()) as session:
             records = record(session, pictures, known.split, lambda starts: progress.track(starts, "recording"))
         judged = known.split != "temperature"
         before, now = known.take(judged), records.take(judged)
