@@ -20,10 +20,10 @@ from dyce_runtime.bundle import (
     CONFIGURATIONS,
     MANIFEST,
     PRECISIONS,
-    REPORT,
     TEST_VECTORS,
     Bundle,
     files_of,
+    may_change,
     open_bundle,
     sha256_of,
     write_document,
@@ -73,18 +73,22 @@ def with_precisions(
 ) -> Bundle:
     """Copy a bundle and add the same network in other precisions; see :func:`dyce_export.precision.lower.add`.
 
+    What was built for it and chosen on it since it was written comes along.
+
     Args:
         output: may be the bundle itself, which is replaced when the new one is complete.
     """
     with staged(output, force=force or output.resolve() == bundle.path.resolve()) as folder:
         old = tuple(f"{PRECISIONS}/{name}/" for name in names)
-        kept = [name for name in (*bundle.contents(), CONFIGURATIONS, REPORT) if not name.startswith(old)]
-        _copy(bundle, [name for name in kept if bundle.file(name).is_file()], folder)
+        there = {path.relative_to(bundle.path).as_posix() for path in bundle.path.rglob("*") if path.is_file()}
+        ours = {name for name in there if name in bundle.manifest.files or may_change(name)}
+        _copy(bundle, {name for name in ours if not name.startswith(old)}, folder)
         manifest = add(
             Bundle(folder, bundle.manifest, bundle.configurations), names, data, val, limits, progress, target
         )
         hashes = {name: sha256_of(folder / name) for name in files_of(folder)}
         write_document(msgspec.structs.replace(manifest, files=hashes), folder / MANIFEST)
+        _copy(bundle, there - ours - {MANIFEST}, folder)  # what somebody else laid there, which no manifest lists
     return open_bundle(output)
 
 

@@ -91,7 +91,8 @@ def command(
     precision: Annotated[
         str | None,
         typer.Option(
-            help="Precisions to hold beside float32: float16, int8, uint8; several with commas.", show_default=False
+            help="Precisions to hold beside float32: bfloat16, float16, int8, uint8; several with commas.",
+            show_default=False,
         ),
     ] = None,
     min_agreement: MinAgreement = 0.99,

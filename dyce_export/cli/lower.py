@@ -23,12 +23,14 @@ from dyce_export.cli.inspect import show_configurations, show_precisions
 if TYPE_CHECKING:
     from dyce_runtime.bundle import Bundle
 
-HELP = "Add float16 or 8-bit integers to a bundle, with thresholds and certificates of their own; nothing is trained."
+HELP = "Add 16-bit floats or 8-bit integers to a bundle, with thresholds and certificates of their own; nothing is trained."
 
 
 def command(
     bundle: Annotated[Path, typer.Argument(help="The bundle.", show_default=False)],
-    precision: Annotated[str, typer.Option(help="float16, int8, uint8; several with commas.", show_default=False)],
+    precision: Annotated[
+        str, typer.Option(help="bfloat16, float16, int8, uint8; several with commas.", show_default=False)
+    ],
     data: Annotated[str, typer.Option(help="Pictures that set the ranges of integers.", show_default=False)],
     val: Annotated[
         str | None,

@@ -149,12 +149,12 @@ def files_of(folder: Path) -> Iterator[str]:
     """Every file of a bundle that the manifest has to list, relative and sorted; the others may change later."""
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder).as_posix()
-        if path.is_file() and name != MANIFEST and not _may_change(name):
+        if path.is_file() and name != MANIFEST and not may_change(name):
             yield name
 
 
-def _may_change(name: str) -> bool:
-    """Whether it is written after an export, in the bundle or in one of its precisions."""
+def may_change(name: str) -> bool:
+    """Whether a file, by its name in the bundle, is written after an export: there, or in one of its precisions."""
     parts = PurePosixPath(name).parts
     own = parts[2:] if parts[0] == PRECISIONS else parts
     return own[0] == ENGINES or own in ((CONFIGURATIONS,), (REPORT,))

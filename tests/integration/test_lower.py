@@ -260,12 +260,17 @@ def test_a_precision_that_changes_too_much_is_refused_and_leaves_the_bundle_alon
 def test_without_output_the_bundle_is_replaced_and_a_precision_renewed(digits: Digits, tmp_path: Path) -> None:
     copy = tmp_path / "copy.dyce"
     shutil.copytree(digits.path, copy)
+    (copy / "engines/rtx").mkdir(parents=True)
+    (copy / "engines/rtx/full.engine").write_bytes(b"built before")
+    (copy / "notes.txt").write_text("nobody's")
     for _ in range(2):
         done = lower(copy, "--precision", "float16", *PICTURES)
         assert done.returncode == 0, done.stderr
         assert open_bundle(copy).manifest.precisions == ("float16",)
     assert "precisions/float16" in done.stdout
     assert "exits agree" in done.stdout
+    assert (copy / "engines/rtx/full.engine").read_bytes() == b"built before"
+    assert "notes.txt" not in open_bundle(copy).manifest.files
 
 
 def test_mistakes_are_told(digits: Digits, untrained: Any, lowered: Path, tmp_path: Path) -> None:
