@@ -23,7 +23,7 @@ from dyce_export.cli.inspect import show_configurations, show_precisions
 if TYPE_CHECKING:
     from dyce_runtime.bundle import Bundle
 
-HELP = "Add 16-bit floats or 8-bit integers to a bundle, with thresholds and certificates of their own; nothing is trained."
+HELP = "Add lower precisions to a bundle, with thresholds and certificates of their own; nothing is trained."
 
 
 def command(

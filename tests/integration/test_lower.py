@@ -271,6 +271,7 @@ def test_without_output_the_bundle_is_replaced_and_a_precision_renewed(digits: D
     assert "exits agree" in done.stdout
     assert (copy / "engines/rtx/full.engine").read_bytes() == b"built before"
     assert "notes.txt" not in open_bundle(copy).manifest.files
+    assert (copy / "notes.txt").read_text() == "nobody's"
 
 
 def test_mistakes_are_told(digits: Digits, untrained: Any, lowered: Path, tmp_path: Path) -> None:
