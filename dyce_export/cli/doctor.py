@@ -29,11 +29,8 @@ def show(*, json: bool) -> None:
     out.print()
     if own is not None:
         _show_own(own, known[own], {state["name"] for state in states if state["available"]})
-    rows = [
-        (name, profile.title, profile.target, ", ".join(profile.precisions), profile.requires)
-        for name, profile in known.items()
-    ]
-    print_table("\ndevices, as names for --target", ("name", "device", "target", "worth adding", "needs"), rows)
+    rows = [(name, profile.title, profile.target, ", ".join(profile.precisions)) for name, profile in known.items()]
+    print_table("\ndevices, as names for --target", ("name", "device", "target", "worth adding"), rows)
 
 
 def _machine() -> dict[str, Any]:
@@ -84,7 +81,9 @@ def _show_own(name: str, profile: Profile, available: set[str]) -> None:
     """What to do on this machine."""
     out.print(f"This machine is taken for [bold]{name}[/]: {profile.title}.", highlight=False)
     if profile.target not in available:
-        out.print(f"The target for it, {profile.target}, does not run here yet:", highlight=False)
+        out.print(
+            f"The target for it, {profile.target}, does not run here yet. It needs {profile.requires}:", highlight=False
+        )
         for command in profile.install:
             out.print(f"  {command}", highlight=False, markup=False)
     added = ",".join(profile.precisions)
