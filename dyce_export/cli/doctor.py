@@ -64,8 +64,9 @@ def _states() -> list[dict[str, Any]]:
 
 
 def _lines(facts: dict[str, str]) -> None:
+    width = max(map(len, facts))
     for name, value in facts.items():
-        out.print(f"[bold]{name:>12}[/]  ", end="")
+        out.print(f"[bold]{name:>{width}}[/]  ", end="")
         out.print(value, markup=False, highlight=False)
 
 

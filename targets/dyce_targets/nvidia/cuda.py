@@ -22,7 +22,7 @@ def missing() -> str | None:
     except ImportError:
         return "cuda-python is not installed; pip install cuda-python"
     except Exception as error:  # ours, or cuda-python's own if there is no library of CUDA
-        return f"no GPU can be used: {error}; is its driver installed?"
+        return f"no GPU can be used: {error}; is its driver installed, and new enough?"
     return None if count else "there is no NVIDIA GPU in this machine"
 
 
