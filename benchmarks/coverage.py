@@ -137,7 +137,9 @@ def measure_apart(name: str) -> dict[str, Any]:
 
 
 def engines_cell(rtx: dict[str, Any]) -> str:
-    """What a row says about its engines."""
+    """What a row says about its engines; nothing if they were not tried."""
+    if not rtx:
+        return ""
     return f"**{rtx['failed']}**: {rtx['reason']}" if "failed" in rtx else f"{rtx['built']}, {rtx['seconds']:.0f} s"
 
 
@@ -158,8 +160,8 @@ def page(results: dict[str, Any]) -> str:
         + machine.sentence(results["environment"])
         + ".",
         "",
-        f"**TensorRT-RTX builds {sum('seconds' in row.get('rtx', {}) for row in rows.values())} of {len(FAMILIES)}**, "
-        f"every piece, one engine for {' and '.join(GPUS)}; built, not run: that needs a GPU. *RTX*: the engines built and "
+        f"**TensorRT-RTX builds {sum('seconds' in row.get('rtx', {}) for row in rows.values())} of the "
+        f"{sum('rtx' in row for row in rows.values())} that were tried**, every piece, one engine for {' and '.join(GPUS)}; built, not run: that needs a GPU. *RTX*: the engines built and "
         "the seconds that it took, or why one failed.",
         "",
         "*points*: exit points found. *tensors*: the most that one of the three cuts carries. *error*: the largest "
@@ -173,7 +175,7 @@ def page(results: dict[str, Any]) -> str:
             f"| {family} | {row['model']} | {row.get('gmacs', 0):.2f} | {row.get('points', '')} | "
             f"`{row.get('first', '')}` … `{row.get('last', '')}` | {', '.join(row.get('exits', []))} | "
             f"{row.get('tensors', '')} | {row['error']:.0e} | {row['verdict']} | "
-            f"{row.get('seconds', 0):.0f} | {engines_cell(row['rtx'])} |"
+            f"{row.get('seconds', 0):.0f} | {engines_cell(row.get('rtx', {}))} |"
             if "error" in row
             else f"| {family} | {row['model']} | | {row.get('points', '')} | | | | | **{row['verdict']}**: {row['reason']} | | |"
         )
