@@ -42,7 +42,6 @@ from dyce_runtime.bundle import (
     RECORDS,
     REPORT,
     SPLITS,
-    TEST_VECTORS,
     Bundle,
     files_of,
     sha256_of,
@@ -53,6 +52,7 @@ from dyce_runtime.datasets import Dataset, open_dataset
 from dyce_runtime.errors import ExitPointError, UsageError, VerificationError
 from dyce_runtime.manifest import SCHEMA_VERSION, Manifest, Model, Verification
 from dyce_runtime.preprocessing import preprocess
+from dyce_runtime.vectors import Vectors, write_vectors
 
 log = logging.getLogger("dyce_export")
 
@@ -390,16 +390,11 @@ def _refusal(verification: Verification, measure_rounding: Callable[[], Mapping[
 
 def _write_test_vectors(reference: Reference, probe: Configuration, folder: Path) -> None:
     """Inputs with the logits and exits that torch computes, so that a device can check itself."""
-    path = folder / TEST_VECTORS
-    path.parent.mkdir()
     count = _TEST_VECTORS
-    np.savez_compressed(
-        path,
-        images=reference.images[:count],
-        logits=reference.logits[:count],
-        confidences=np.stack(reference.confidences, axis=1)[:count],
-        probe=np.array([setting.threshold for setting in probe.exits.values()], np.float32),
-    )
+    thresholds = [setting.threshold for setting in probe.exits.values()]
+    confidences = np.stack(reference.confidences, axis=1)[:count]
+    vectors = Vectors(reference.images[:count], reference.logits[:count], confidences, np.array(thresholds, np.float32))
+    write_vectors(vectors, folder)
 
 
 def _write_report(

@@ -14,13 +14,11 @@ from dyce_export.precision.trials import Limits
 from dyce_export.progress import Progress
 from dyce_export.spans import write_spans
 from dyce_export.staging import staged
-from dyce_export.verify import relative_error
 from dyce_runtime import targets
 from dyce_runtime.bundle import (
     CONFIGURATIONS,
     MANIFEST,
     PRECISIONS,
-    TEST_VECTORS,
     Bundle,
     files_of,
     may_change,
@@ -33,6 +31,7 @@ from dyce_runtime.contracts import Lane, TargetSpec
 from dyce_runtime.datasets import Dataset
 from dyce_runtime.errors import VerificationError
 from dyce_runtime.manifest import UNCUT, Manifest, Piece
+from dyce_runtime.vectors import read_vectors, relative_error
 
 
 def rewrite(bundle: Bundle, configurations: Configurations, output: Path, *, force: bool = False) -> Bundle:
@@ -100,8 +99,7 @@ def _copy(bundle: Bundle, names: Iterable[str], folder: Path) -> None:
 
 def _span_errors(bundle: Bundle, spans: tuple[Piece, ...]) -> dict[str, float]:
     """The relative error of every span against the chain of its segments."""
-    with np.load(bundle.file(TEST_VECTORS)) as file:
-        images = file["images"]
+    images = read_vectors(bundle).images
     device = targets.find().open(
         bundle.piece_specs([p.id for p in bundle.manifest.pieces if p.kind != "head"]), TargetSpec()
     )

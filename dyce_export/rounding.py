@@ -13,8 +13,8 @@ from torch.utils import _pytree as pytree
 
 from dyce_calibration.heads import TrainedHead
 from dyce_export.backbone import Backbone
-from dyce_export.verify import relative_error
 from dyce_runtime.manifest import Verification
+from dyce_runtime.vectors import relative_error
 
 SAMPLES = 3
 # Two float32 computations, each this far from float64, may stand twice as far apart; and as much again for luck.

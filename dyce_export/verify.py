@@ -24,6 +24,7 @@ from dyce_runtime.contracts import Device, Lane, TargetSpec
 from dyce_runtime.manifest import FINAL, Manifest, Verification
 from dyce_runtime.plan import Plan, make_plan
 from dyce_runtime.session import Session
+from dyce_runtime.vectors import relative_error
 
 Floats = NDArray[np.float32]
 
@@ -120,15 +121,6 @@ def verify(bundle: Bundle, reference: Reference, probe: Configuration, tolerance
         return Verification(verdict="inconclusive", reason=reason, **verdict)  # type: ignore[arg-type]
     reason = _failure(errors, tolerance, agreement)
     return Verification(verdict="failed" if reason else "passed", reason=reason, **verdict)  # type: ignore[arg-type]
-
-
-def relative_error(expected: Floats, found: Floats, scale_of: Floats) -> float:
-    """max |expected - found| over what depends on the input in ``scale_of``; infinite if anything is not finite."""
-    if expected.shape != found.shape or not np.isfinite(found).all():
-        return float("inf")
-    error = np.abs(expected.astype(np.float64) - found).max()
-    scale = np.abs(scale_of - scale_of.mean(axis=0, dtype=np.float64)).max()
-    return float(error / scale) if scale > 0 else (0.0 if error == 0 else float("inf"))
 
 
 def _seam_errors(manifest: Manifest, device: Device, reference: Reference, batch: int) -> dict[str, float]:

@@ -24,7 +24,6 @@ from dyce_export.precision.integers import quantiser
 from dyce_export.precision.trials import Bench, Limits, Method, best_trial
 from dyce_export.progress import Progress
 from dyce_export.spans import write_spans
-from dyce_export.verify import relative_error
 from dyce_runtime import targets
 from dyce_runtime.bundle import (
     CONFIGURATIONS,
@@ -32,7 +31,6 @@ from dyce_runtime.bundle import (
     PRECISIONS,
     RECORDS,
     SPLITS,
-    TEST_VECTORS,
     Bundle,
     files_of,
     sha256_of,
@@ -44,6 +42,7 @@ from dyce_runtime.errors import DataError, TargetError, UsageError
 from dyce_runtime.manifest import Lowering, Manifest
 from dyce_runtime.preprocessing import preprocess
 from dyce_runtime.session import Session
+from dyce_runtime.vectors import answered, read_vectors, relative_error, write_vectors
 
 # What records are made with where nobody says: it runs everywhere.
 TARGET = "onnxruntime"
@@ -178,21 +177,11 @@ def _elsewhere(bundle: Bundle, records: Records, pictures: Dataset, recorded_in:
 
 def _write_test_vectors(before: Bundle, after: Bundle, target: str) -> float:
     """What the pieces say of the bundle's test vectors; returns how far that is from float32."""
-    with np.load(before.file(TEST_VECTORS)) as file:
-        images, expected, probe = file["images"], file["logits"], file["probe"]
-    confidences = []
-    with Session(after, target, TargetSpec()) as session, session.device.lane(len(images)) as lane:
-        lane.put(images)
-        for index, exit in enumerate(after.manifest.exits):
-            lane.run(f"segment_{index:02d}")
-            if exit.heads:
-                confidences.append(lane.decide(exit.heads[0].piece).copy())
-        lane.decide()
-        logits = lane.answers()[0].copy()
-    path = after.file(TEST_VECTORS)
-    path.parent.mkdir(exist_ok=True)
-    np.savez_compressed(path, images=images, logits=logits, confidences=np.stack(confidences, axis=1), probe=probe)
-    return relative_error(expected, logits, expected)
+    expected = read_vectors(before)
+    with Session(after, target, TargetSpec()) as session:
+        found = answered(expected, session)
+    write_vectors(found, after.path)
+    return relative_error(expected.logits, found.logits, expected.logits)
 
 
 def _write_records(before: Bundle, records: Records, folder: Path) -> None:

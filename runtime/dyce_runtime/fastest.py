@@ -11,7 +11,6 @@ from typing import NamedTuple
 
 import msgspec
 import numpy as np
-import numpy.typing as npt
 
 from dyce_runtime import targets
 from dyce_runtime.artefacts import cache_of
@@ -20,6 +19,7 @@ from dyce_runtime.bundle import TEST_VECTORS, Bundle
 from dyce_runtime.contracts import TargetSpec
 from dyce_runtime.errors import BundleError, PieceError, TargetError
 from dyce_runtime.session import Session
+from dyce_runtime.vectors import Vectors, answered, read_vectors, relative_error
 
 log = logging.getLogger("dyce_runtime")
 
@@ -100,39 +100,30 @@ def _check(session: Session) -> None:
     if manifest.lowering is not None and manifest.lowering.elsewhere.get(session.target.name, 0.0) > MOST_ELSEWHERE:
         share = manifest.lowering.elsewhere[session.target.name]
         raise TargetError(f"{share:.1%} of the samples leave elsewhere there than recorded")
-    with np.load(session.bundle.file(TEST_VECTORS)) as file:
-        images, expected, confidences, probe = (file[name] for name in ("images", "logits", "confidences", "probe"))
-    found = []
-    with session.device.lane(len(images)) as lane:
-        lane.put(images)
-        for index, exit in enumerate(manifest.exits):
-            lane.run(f"segment_{index:02d}")
-            found.append(lane.decide(exit.heads[0].piece if exit.heads else None).copy())
-        logits = lane.answers()[0].copy()
-    error = np.abs(logits - expected).max() / np.abs(expected - expected.mean(axis=0)).max()
+    expected = read_vectors(session.bundle)
+    found = answered(expected, session)
+    error = relative_error(expected.logits, found.logits, expected.logits)
     allowed = TOLERANCE
     if manifest.lowering is not None:  # engines round on the way as that precision does
         allowed = max(allowed, 2 * manifest.lowering.logits_error)
-    elsewhere = _elsewhere(np.stack(found[:-1], axis=1), confidences, probe) if manifest.lowering is None else 0
+    elsewhere = _elsewhere(found, expected) if manifest.lowering is None else 0
     if not error <= allowed or elsewhere:
         raise TargetError(
-            f"its logits are {error:.1e} from those of the bundle's test vectors, and {elsewhere} of {len(images)} "
-            f"leave elsewhere; expected at most {allowed:.0e} and none"
+            f"its logits are {error:.1e} from those of the bundle's test vectors, and {elsewhere} of "
+            f"{len(expected.images)} leave elsewhere; expected at most {allowed:.0e} and none"
         )
 
 
-def _elsewhere(
-    found: npt.NDArray[np.float32], expected: npt.NDArray[np.float32], thresholds: npt.NDArray[np.float32]
-) -> int:
+def _elsewhere(found: Vectors, expected: Vectors) -> int:
     """Samples on another side of a probe threshold, unless they are next to it."""
-    other = ((found > thresholds) != (expected > thresholds)) & (np.abs(expected - thresholds) > _NEAR)
-    return int(other.any(axis=1).sum())
+    sides = [vectors.confidences > expected.probe for vectors in (found, expected)]
+    far = np.abs(expected.confidences - expected.probe) > _NEAR
+    return int(((sides[0] != sides[1]) & far).any(axis=1).sum())
 
 
 def _milliseconds(session: Session) -> float:
     """Median of a call with one sample, over the test vectors and all rounds."""
-    with np.load(session.bundle.file(TEST_VECTORS)) as file:
-        images = file["images"]
+    images = read_vectors(session.bundle).images
     rounds: list[float] = []
     end = 0.0
     while not rounds or time.perf_counter() < end:

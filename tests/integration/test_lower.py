@@ -23,12 +23,12 @@ from dyce_export.pipeline import Options, export_source
 from dyce_export.precision.trials import Limits
 from dyce_export.progress import Progress
 from dyce_export.rewrite import rewrite, with_precisions
-from dyce_export.verify import relative_error
 from dyce_runtime import load, open_bundle
 from dyce_runtime.bundle import RECORDS, sha256_of
 from dyce_runtime.contracts import TargetSpec
 from dyce_runtime.datasets import open_dataset
 from dyce_runtime.errors import BundleError, TargetError, UsageError, VerificationError
+from dyce_runtime.vectors import relative_error
 from dyce_targets.nvidia.products import RTX
 from dyce_targets.nvidia.targets import TensorRtRtx
 from tests.integration.digits import Digits
