@@ -77,7 +77,7 @@ def measure(name: str) -> dict[str, Any]:
         with tempfile.TemporaryDirectory() as folder:
             prepared = prepare(captured, exits, data=None, val=None, options=Options())
             export = write_bundle(prepared, Path(folder) / "bundle.dyce", options=Options(), progress=progress)
-            row["rtx"] = build_engines(export.path)
+            row["rtx"] = build_apart(export.path)
         verification = export.manifest.verification
         assert verification is not None
         row |= {
@@ -106,12 +106,21 @@ def build_engines(path: Path) -> dict[str, Any]:
     start, built = time.perf_counter(), 0
     try:
         for piece in bundle.piece_specs([piece.id for piece in bundle.runnable(spans=rtx.spans)]):
+            print(json.dumps({"built": built, "failed": piece.id, "reason": "the builder crashes"}), flush=True)
             rtx.compile(piece, spec, path.parent / "engines")
             built += 1
     except DyceError as error:
         # The path of a temporary folder says nothing.
         return {"built": built, "failed": piece.id, "reason": error.message.replace(f"{path.parent}/", "")}
     return {"built": built, "seconds": time.perf_counter() - start}
+
+
+def build_apart(path: Path) -> dict[str, Any]:
+    """The same in a process of its own: of a builder that crashes, what it was about to build is known."""
+    command = [sys.executable, "-m", "benchmarks.coverage", "--engines", str(path)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=HERE.parent, check=False)
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return found
 
 
 def measure_apart(name: str) -> dict[str, Any]:
@@ -186,7 +195,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--only", help="families or models, with commas between")
     parser.add_argument("--one", help=argparse.SUPPRESS)
+    parser.add_argument("--engines", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
+    if arguments.engines:
+        print(json.dumps(build_engines(arguments.engines)))
+        return
     if arguments.one:
         print(json.dumps(measure(arguments.one)))
         return
