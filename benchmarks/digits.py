@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -65,18 +66,21 @@ def train(
     batch: int,
     augment: bool = False,
     bf16: bool = False,
+    checkpoint: Path | None = None,
 ) -> None:
     """Train a classifier with SGD and a one-cycle schedule.
 
     ``augment`` flips half of the pictures; ``bf16`` computes in bfloat16 where torch deems it safe, twice as fast on a
-    CPU that has units for it.
+    CPU that has units for it. With a ``checkpoint`` what was interrupted goes on there; the file is gone in the end.
     """
     model.to(memory_format=torch.channels_last)
     optimiser = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, weight_decay=5e-4, nesterov=True)
     steps = epochs * -(-len(images) // batch)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, max_lr=0.1, total_steps=steps)
     model.train()
-    for epoch in range(epochs):
+    state = {"model": model, "optimiser": optimiser, "schedule": schedule}
+    done = _resume(state, checkpoint) if checkpoint else 0
+    for epoch in range(done, epochs):
         total = 0.0
         for rows in torch.randperm(len(images)).split(batch):
             x = images[rows]
@@ -90,7 +94,24 @@ def train(
             schedule.step()
             total += loss.item() * len(rows)
         print(f"epoch {epoch + 1}/{epochs}: loss {total / len(images):.3f}", file=sys.stderr, flush=True)
+        if checkpoint:
+            parts = {name: part.state_dict() for name, part in state.items()}
+            torch.save({**parts, "random": torch.get_rng_state(), "epoch": epoch + 1}, checkpoint.with_suffix(".new"))
+            checkpoint.with_suffix(".new").replace(checkpoint)
+    if checkpoint:
+        checkpoint.unlink(missing_ok=True)
     model.to(memory_format=torch.contiguous_format).eval()
+
+
+def _resume(state: dict[str, Any], checkpoint: Path) -> int:
+    """Put the parts back to where they were; returns the epochs that are done."""
+    if not checkpoint.is_file():
+        return 0
+    found = torch.load(checkpoint, weights_only=True)
+    for name, part in state.items():
+        part.load_state_dict(found[name])
+    torch.set_rng_state(found["random"])
+    return int(found["epoch"])
 
 
 def main(output: str) -> None:

@@ -65,8 +65,9 @@ def trained(
         dataset = open_dataset(pictures)
         assert dataset.labels is not None
         images = torch.from_numpy(preprocess(dataset.images(range(len(dataset))), INPUT))
-        train(model, images, torch.from_numpy(dataset.labels), epochs=epochs, batch=128, augment=True, bf16=bf16)
         weights.parent.mkdir(parents=True, exist_ok=True)
+        labels, checkpoint = torch.from_numpy(dataset.labels), weights.with_suffix(".checkpoint")
+        train(model, images, labels, epochs=epochs, batch=128, augment=True, bf16=bf16, checkpoint=checkpoint)
         torch.save(model.state_dict(), weights)
     model.load_state_dict(torch.load(weights, weights_only=True))
     return model.eval()

@@ -94,7 +94,7 @@ def _confidences(session: Session, images: Images) -> list[NDArray[np.float32]]:
     found: list[list[float]] = [[] for _ in session.manifest.exits[:-1]]
     for image in images:
         with session.device.lane(1) as lane:
-            lane.put(image[None])
+            lane.put(image[None], "image")
             for index, exit in enumerate(session.manifest.exits[:-1]):
                 lane.run(f"segment_{index:02d}")
                 found[index].append(float(lane.decide(exit.heads[0].piece)[0]))
@@ -173,7 +173,7 @@ def _heads_alone(session: Session, images: Images) -> float:
     """Seconds that the first heads of all exits take, on what the chain gives them."""
     seconds = 0.0
     with session.device.lane(len(images)) as lane:
-        lane.put(images)
+        lane.put(images, "image")
         for index, exit in enumerate(session.manifest.exits[:-1]):
             lane.run(f"segment_{index:02d}")
             seconds += timed(lambda head=exit.heads[0].piece: lane.decide(head))  # type: ignore[misc]

@@ -77,7 +77,7 @@ def calibrate(
     progress: Progress,
     processes: Processes = ALONE,
 ) -> Calibration:
-    """Train the heads on ``data``, fit temperatures and record every head on ``val``.
+    """Train the heads on ``data``, if there are exits, fit temperatures and record every head on ``val``.
 
     Args:
         val: samples that the base model has never seen; None cuts them from ``data``, with a warning.
@@ -94,7 +94,7 @@ def calibrate(
     unseen = val is not None
     if val is None:
         data, val = _hold_out(data, seed)
-    model = fingerprint([seed, processes.count, preprocessing, *_content(backbone)])
+    model = fingerprint([seed, processes.count, preprocessing, *content_of(backbone)])
 
     def own_folder(name: str, *made_from: object) -> Path:
         return folder_for(folder / name, fingerprint([model, *made_from]))
@@ -111,19 +111,23 @@ def calibrate(
         )
 
     with progress.stage("features"):
-        fit, held_out = features(data, "data"), features(val, "val")
+        fit, held_out = features(data, "data") if backbone.points else None, features(val, "val")
     with progress.stage("heads"):
-        heads = train_heads(
-            fit,
-            types,
-            recipe,
-            seed=seed,
-            progress=lambda epochs: progress.track(epochs, "training heads"),
-            checkpoint=own_folder("heads", data.hashes, data.labels, types, recipe) / "state",
-            processes=processes,
+        heads = (
+            []
+            if fit is None
+            else train_heads(
+                fit,
+                types,
+                recipe,
+                seed=seed,
+                progress=lambda epochs: progress.track(epochs, "training heads"),
+                checkpoint=own_folder("heads", data.hashes, data.labels, types, recipe) / "state",
+                processes=processes,
+            )
         )
         heads, final_temperature, records = _record(backbone, heads, held_out, seed, processes)
-    members = {"heads": processes.gather(fit.hashes)}
+    members = {"heads": np.empty(0, np.uint64) if fit is None else processes.gather(fit.hashes)}
     members |= {name: records.hashes[records.split == name] for name in VAL_SHARES}
     _warn_about_overlap(records, members["heads"])
     _warn_about_chance(records)
@@ -132,8 +136,8 @@ def calibrate(
     return Calibration(heads, final_temperature, records, splits, members)
 
 
-def _content(backbone: Backbone) -> Iterator[object]:
-    """Everything that the features depend on, of the model."""
+def content_of(backbone: Backbone) -> Iterator[object]:
+    """Everything that features depend on, of a model: its code and its numbers."""
     yield backbone.module.code
     for tensor in (*backbone.module.parameters(), *backbone.module.buffers()):
         yield tensor.detach().reshape(-1).view(torch.uint8).numpy()

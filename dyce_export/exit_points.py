@@ -62,14 +62,25 @@ class ExitPoints:
     points: tuple[ExitPoint, ...]
     total_macs: int
 
+    def require(self) -> tuple[ExitPoint, ...]:
+        """The points. Raises CaptureError if there are none."""
+        if not self.points:
+            raise CaptureError(
+                "the model has no place where it can be cut: no module ends between two parts of the work with at most "
+                f"{MAX_LIVE} activations alive that keep the samples of a batch apart"
+            )
+        return self.points
+
     def select(self, wanted: Sequence[str]) -> list[ExitPoint]:
         """The points that ``wanted`` names, by number or module, in ascending order without repetition.
 
         Raises:
             ExitPointError: empty, unknown, repeated or not in ascending order.
+            CaptureError: the model has none.
         """
         if not wanted:
             raise ExitPointError("no exits were given; expected numbers or module names, such as 3,7,12")
+        self.require()
         chosen = [self._find(word.strip()) for word in wanted]
         for before, after in pairwise(chosen):
             if after.number == before.number:
@@ -147,7 +158,7 @@ def find_exit_points(program: ExportedProgram) -> ExitPoints:
     """Number the exit points of a captured program.
 
     Raises:
-        CaptureError: the model has no place where it can be cut, or multiplies nothing.
+        CaptureError: the model multiplies nothing.
     """
     macs = count_macs(program)
     nodes = list(program.graph.nodes)
@@ -168,11 +179,6 @@ def find_exit_points(program: ExportedProgram) -> ExitPoints:
             best = units
         if len(best) >= 3 and _largest_gap(best, cumulative, total) <= _LARGEST_GAP:
             break
-    if not best:
-        raise CaptureError(
-            "the model has no place where it can be cut: no module ends between two parts of the work with at most "
-            f"{MAX_LIVE} activations alive that keep the samples of a batch apart"
-        )
     return ExitPoints(
         points=tuple(_point(program, n, unit, cumulative[unit.end], total) for n, unit in enumerate(best, start=1)),
         total_macs=total,

@@ -6,7 +6,7 @@ import logging
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from torch import nn
 
@@ -23,6 +23,13 @@ SIZE_HINT = "Give it with --input-size CHANNELS,HEIGHT,WIDTH, such as --input-si
 INPUT_HINT = "Set it with --input-size, --mean, --std, --interpolation and --crop-pct."
 
 logger = logging.getLogger("dyce_export")
+
+
+class Input(NamedTuple):
+    """What a model takes: (channels, height, width) in pixels, and how pictures become that."""
+
+    size: Size
+    preprocessing: Preprocessing
 
 
 @dataclass(frozen=True)
@@ -67,7 +74,7 @@ def timm_input(module: nn.Module) -> dict[str, Any]:
     return dict(data.resolve_data_config(pretrained_cfg=config))
 
 
-def describe_input(said: Mapping[str, Any], config: Mapping[str, Any]) -> tuple[Size, Preprocessing]:
+def describe_input(said: Mapping[str, Any], config: Mapping[str, Any]) -> Input:
     """Input size and timm's evaluation transform, from what was said and otherwise from the model's configuration.
 
     Says aloud what has to be assumed.
@@ -89,7 +96,8 @@ def describe_input(said: Mapping[str, Any], config: Mapping[str, Any]) -> tuple[
     given = {**assumed, **given}
     mean, std = (tuple(map(float, given[key])) * (channels if len(given[key]) == 1 else 1) for key in ("mean", "std"))
     resize, fit = _resize(height, width, given["crop_pct"], given.get("crop_mode"))
-    return (channels, height, width), Preprocessing(resize, (height, width), given["interpolation"], mean, std, fit)
+    preprocessing = Preprocessing(resize, (height, width), given["interpolation"], mean, std, fit)
+    return Input((channels, height, width), preprocessing)
 
 
 def _standard(channels: int, height: int, width: int) -> dict[str, Any]:

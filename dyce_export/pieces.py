@@ -64,7 +64,7 @@ def write_backbone(
     temperature: float,
     folder: Path,
 ) -> list[Piece]:
-    """Write the segments and the uncut model (a span over all of them).
+    """Write the segments and the uncut model (a span over all of them, if there are several).
 
     Args:
         temperature: of the final head.
@@ -74,8 +74,8 @@ def write_backbone(
     macs = [0, *(point.macs for point in backbone.points), total_macs]
     last = len(backbone.points)
     pieces: list[Piece] = []
-    for first, end in [*((k, k) for k in range(last + 1)), (0, last)]:
-        whole = first == 0 and end == last and len(pieces) == last + 1
+    for first, end in [*((k, k) for k in range(last + 1)), *([(0, last)] if last else [])]:
+        whole = len(pieces) == last + 1
         id = UNCUT if whole else f"segment_{first:02d}"
         outputs = seams[end + 1] if end < last else (TensorSpec(LOGITS, "float32", (BATCH, classes)),)
         graph = onnx_graphs.extract(model, seams[first], outputs, aliases(backbone.points))

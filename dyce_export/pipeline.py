@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import TypeAlias
 
 import msgspec
 import numpy as np
@@ -19,7 +20,6 @@ from dyce_calibration.choose import choose
 from dyce_calibration.costs import macs_of
 from dyce_calibration.heads import DEFAULT_TYPE, Recipe, TrainedHead, parse_type, untrained_heads
 from dyce_calibration.processes import connect
-from dyce_calibration.report import choose_examples, make_contents, write_report
 from dyce_calibration.select import select_exits, used_heads
 from dyce_export.backbone import Backbone
 from dyce_export.calibrate import Calibration, calibrate, macs_of_heads
@@ -31,6 +31,7 @@ from dyce_export.precision.lower import add, check_precisions
 from dyce_export.precision.trials import Limits
 from dyce_export.probes import FEWEST_PROBES, condition, probe_count, synthetic_images
 from dyce_export.progress import Progress
+from dyce_export.reports import report_bundle
 from dyce_export.rounding import SAMPLES, explained_by_rounding, rounding_errors
 from dyce_export.sources import Source
 from dyce_export.spans import write_spans
@@ -40,7 +41,6 @@ from dyce_runtime.bundle import (
     CONFIGURATIONS,
     MANIFEST,
     RECORDS,
-    REPORT,
     SPLITS,
     Bundle,
     files_of,
@@ -57,6 +57,8 @@ from dyce_runtime.vectors import Vectors, write_vectors
 log = logging.getLogger("dyce_export")
 
 AUTO = "auto"
+# Where pictures are, or these themselves.
+Pictures: TypeAlias = "str | Path | Dataset"
 _TEST_VECTORS = 8
 _PACKAGES = ("dyce-export", "torch", "timm", "onnx", "onnx-ir", "onnxscript", "onnxruntime")
 
@@ -133,6 +135,20 @@ class Prepared:
     data: Dataset | None
     val: Dataset | None
 
+    @property
+    def model(self) -> Model:
+        """As the manifest describes it."""
+        return Model(
+            name=self.source.name,
+            source=self.source.origin,
+            weights=self.source.weights,
+            num_classes=self.classes,
+            macs=self.total_macs,
+            parameters=sum(tensor.numel() for tensor in self.program.parameters()),
+            sha256=self.source.sha256,
+            class_names=self.source.class_names,
+        )
+
 
 def export_source(
     source: Source,
@@ -156,6 +172,8 @@ def export_source(
         DyceError: its subclasses say which step failed; nothing is left at ``output`` then.
     """
     progress = progress or Progress()
+    if not exits:
+        raise ExitPointError("no exits were given; expected numbers or module names, such as 3,7,12")
     check_destination(output, force=options.force)
     captured = capture_source(source, progress)
     prepared = prepare(captured, exits, data=data, val=val, options=options)
@@ -166,7 +184,7 @@ def capture_source(source: Source, progress: Progress) -> Captured:
     """Capture a model and number its exit points. Random weights are conditioned first, in place.
 
     Raises:
-        CaptureError: the model cannot be captured or has no exit points.
+        CaptureError: the model cannot be captured.
     """
     with progress.stage("capture"):
         if source.module is None:
@@ -180,9 +198,13 @@ def capture_source(source: Source, progress: Progress) -> Captured:
 
 
 def prepare(
-    captured: Captured, exits: Sequence[str], *, data: str | Path | None, val: str | Path | None, options: Options
+    captured: Captured, exits: Sequence[str], *, data: Pictures | None, val: Pictures | None, options: Options
 ) -> Prepared:
     """Choose exits and open the data; writes nothing.
+
+    Args:
+        exits: as in :func:`export_source`; none leave the model whole, as a saver is or what stands behind one.
+        data, val: as in :func:`export_source`, or opened already.
 
     Raises:
         UsageError: ``val`` without ``data``, or ``auto`` without.
@@ -202,11 +224,11 @@ def prepare(
         )
     source, program, points = captured.source, captured.program, captured.points
     classes = int(output_nodes(program)[0].meta["val"].shape[1])
-    backbone = Backbone(program, points.points if auto else points.select(exits))
+    backbone = Backbone(program, points.require() if auto else points.select(exits) if exits else ())
 
-    def opened(place: str | Path | None) -> Dataset | None:
-        if place is None:
-            return None
+    def opened(place: Pictures | None) -> Dataset | None:
+        if place is None or isinstance(place, Dataset):
+            return place
         names = source.class_names
         return open_dataset(place, class_names=names, num_classes=classes, classes_file=options.classes_file).check()
 
@@ -269,10 +291,12 @@ def _write(
             verification = verify(Bundle(folder, manifest, configurations), reference, probe, options.tolerance)
             if verification.verdict != "passed":
                 raise _refusal(verification, lambda: rounding_errors(backbone, heads, probes[:SAMPLES]))
-        _write_test_vectors(reference, probe, folder)
+        _write_test_vectors(reference, probe, Bundle(folder, manifest, configurations))
         if calibration is not None:
             with progress.stage("report"):
-                _write_report(prepared, manifest, calibration, configurations, folder / REPORT)
+                report_bundle(
+                    Bundle(folder, manifest, configurations), calibration.records, prepared.val or prepared.data
+                )
         if options.precisions:
             assert prepared.data is not None
             pictures = (prepared.data, prepared.val or prepared.data)
@@ -314,10 +338,14 @@ def _select(
 
 
 def _probe_images(source: Source, data: Dataset | None, count: int) -> Tensor:
-    """Real pictures where there are any, spread over the data set; synthetic ones otherwise."""
+    """Real pictures where there are any, spread over the data set; synthetic ones otherwise.
+
+    The first ones, which become test vectors, are the same for every model.
+    """
     if data is None:
         return synthetic_images(count, source.input_size)
-    rows = np.unique(np.linspace(0, len(data) - 1, count).astype(int))
+    spread = [np.linspace(0, len(data) - 1, number).astype(int) for number in (_TEST_VECTORS, count)]
+    rows = list(dict.fromkeys(np.concatenate(spread).tolist()))[:count]
     return torch.from_numpy(preprocess(data.images(rows), source.preprocessing))
 
 
@@ -338,16 +366,7 @@ def _write_pieces(
     return Manifest(
         schema_version=SCHEMA_VERSION,
         producer=_producer(),
-        model=Model(
-            name=source.name,
-            source=source.origin,
-            weights=source.weights,
-            num_classes=prepared.classes,
-            macs=prepared.total_macs,
-            parameters=sum(tensor.numel() for tensor in program.parameters()),
-            sha256=source.sha256,
-            class_names=source.class_names,
-        ),
+        model=prepared.model,
         input=image_spec(source.input_size),
         preprocessing=source.preprocessing,
         exits=tuple(exits),
@@ -388,33 +407,14 @@ def _refusal(verification: Verification, measure_rounding: Callable[[], Mapping[
     )
 
 
-def _write_test_vectors(reference: Reference, probe: Configuration, folder: Path) -> None:
+def _write_test_vectors(reference: Reference, probe: Configuration, bundle: Bundle) -> None:
     """Inputs with the logits and exits that torch computes, so that a device can check itself."""
     count = _TEST_VECTORS
     thresholds = [setting.threshold for setting in probe.exits.values()]
-    confidences = np.stack(reference.confidences, axis=1)[:count]
-    vectors = Vectors(reference.images[:count], reference.logits[:count], confidences, np.array(thresholds, np.float32))
-    write_vectors(vectors, folder)
-
-
-def _write_report(
-    prepared: Prepared, manifest: Manifest, calibration: Calibration, configurations: Configurations, path: Path
-) -> None:
-    """The bundle in pictures; left out, with a line, where the extra is not installed."""
-    data, records = prepared.val or prepared.data, calibration.records
-    assert data is not None
-    where = {hash: row for row, hash in enumerate(data.hashes.tolist())}
-    examples = choose_examples(
-        records, configurations.get("balanced"), lambda row: data.images([where[int(records.hashes[row])]])[0]
-    )
-    model = manifest.model
-    contents = make_contents(
-        model.name, model.class_names, records, macs_of(manifest), configurations, examples, manifest.splits
-    )
-    try:
-        write_report(path, contents)
-    except UsageError as error:
-        log.warning("no %s: %s. %s", path.name, error.message, error.hint)
+    columns = [confidences[:count] for confidences in reference.confidences]
+    confidences = np.stack(columns, axis=1) if columns else np.empty((count, 0), np.float32)
+    inputs = {bundle.manifest.input.name: reference.images[:count]}
+    write_vectors(Vectors(inputs, reference.logits[:count], confidences, np.array(thresholds, np.float32)), bundle)
 
 
 def _producer() -> dict[str, str]:

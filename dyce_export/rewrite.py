@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 
 import msgspec
@@ -51,9 +51,9 @@ def rewrite(bundle: Bundle, configurations: Configurations, output: Path, *, for
         manifest = msgspec.structs.replace(bundle.manifest, pieces=kept)
         spans = write_spans(manifest, configurations, folder)
         manifest = msgspec.structs.replace(manifest, pieces=(*kept, *spans))
-        errors = _span_errors(Bundle(folder, manifest, configurations), spans)
+        manifest = check_spans(Bundle(folder, manifest, configurations), spans, old)
         hashes = {name: sha256_of(folder / name) for name in files_of(folder)}
-        write_document(_verified(manifest, errors, old, hashes), folder / MANIFEST)
+        write_document(msgspec.structs.replace(manifest, files=hashes), folder / MANIFEST)
         write_document(configurations, folder / CONFIGURATIONS)
     return open_bundle(output)
 
@@ -97,26 +97,41 @@ def _copy(bundle: Bundle, names: Iterable[str], folder: Path) -> None:
         shutil.copyfile(bundle.file(name), folder / name)
 
 
+def check_spans(bundle: Bundle, spans: tuple[Piece, ...], old: Collection[str] = ()) -> Manifest:
+    """Compare new spans with the segments that they are made from; returns the manifest with what was found.
+
+    Args:
+        bundle: with its test vectors.
+        old: ids of spans that are gone.
+
+    Raises:
+        VerificationError: a span does not compute what its segments compute.
+    """
+    return _noted(bundle.manifest, _span_errors(bundle, spans), old)
+
+
 def _span_errors(bundle: Bundle, spans: tuple[Piece, ...]) -> dict[str, float]:
     """The relative error of every span against the chain of its segments."""
-    images = read_vectors(bundle).images
+    inputs, manifest = read_vectors(bundle).inputs, bundle.manifest
     device = targets.find().open(
         bundle.piece_specs([p.id for p in bundle.manifest.pieces if p.kind != "head"]), TargetSpec()
     )
 
     def outputs(span: Piece, *pieces: str) -> list[np.ndarray]:
-        with device.lane(len(images)) as lane:
-            lane.put(images)
-            for piece in (*(f"segment_{k:02d}" for k in range(span.first)), *pieces):
+        network = next(network for network in manifest.networks if network.first <= span.first <= network.last)
+        name, before = network.input.name, manifest.segments[network.first : span.first]
+        with device.lane(len(inputs[name])) as lane:
+            lane.put(inputs[name], name)
+            for piece in (*(segment.id for segment in before), *pieces):
                 lane.run(piece)
-            return _copied(lane, final=span.last == len(bundle.manifest.exits) - 1)
+            return _copied(lane, final=span.last == network.last)
 
     try:
         return {
             span.id: max(
                 relative_error(expected, found, expected)
                 for expected, found in zip(
-                    outputs(span, *(f"segment_{k:02d}" for k in range(span.first, span.last + 1))),
+                    outputs(span, *(segment.id for segment in manifest.segments[span.first : span.last + 1])),
                     outputs(span, span.id),
                     strict=True,
                 )
@@ -134,7 +149,7 @@ def _copied(lane: Lane, *, final: bool) -> list[np.ndarray]:
     return [array.copy() for array in lane.live()]
 
 
-def _verified(manifest: Manifest, errors: dict[str, float], old: set[str], files: dict[str, str]) -> Manifest:
+def _noted(manifest: Manifest, errors: dict[str, float], old: Collection[str]) -> Manifest:
     """The manifest with what was found of its spans. Raises VerificationError if that is too much."""
     before, lowering = manifest.verification, manifest.lowering
     # In a lower precision no span should add to what the precision itself changes.
@@ -146,7 +161,7 @@ def _verified(manifest: Manifest, errors: dict[str, float], old: set[str], files
                 f"{tolerance:.0e} is allowed"
             )
     if before is None:
-        return msgspec.structs.replace(manifest, files=files)
+        return manifest
     seams = {name: error for name, error in before.seams.items() if name not in old} | errors
     verification = msgspec.structs.replace(before, seams=seams, max_relative_error=max(seams.values()))
-    return msgspec.structs.replace(manifest, verification=verification, files=files)
+    return msgspec.structs.replace(manifest, verification=verification)

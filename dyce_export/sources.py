@@ -24,7 +24,7 @@ from dyce_export.checkpoints import (
     strip_prefixes,
     working_directory_importable,
 )
-from dyce_export.inputs import InputOverrides, Size, describe_input, timm_input
+from dyce_export.inputs import Input, InputOverrides, Size, describe_input, timm_input
 from dyce_export.timm_models import build_timm, build_timm_for, current_name, seeded
 from dyce_runtime.bundle import sha256_of
 from dyce_runtime.errors import ModelError, UsageError
@@ -70,6 +70,7 @@ def load_source(
     factory: str | None = None,
     trust_pickle: bool = False,
     overrides: InputOverrides = _NO_OVERRIDES,
+    like: Input | None = None,
 ) -> Source:
     """Load what a user names. Never goes to the network.
 
@@ -81,6 +82,7 @@ def load_source(
             importable.
         trust_pickle: allow a checkpoint or an exported program to run code.
         overrides: goes before what the checkpoint says, which goes before what the model says.
+        like: input of another model for the same pictures, taken where nobody says anything.
 
     Raises:
         UsageError: the arguments do not fit together.
@@ -93,7 +95,7 @@ def load_source(
             raise UsageError(
                 "no model was named", hint="Name a checkpoint, timm:NAME or --model PACKAGE.MODULE:CALLABLE."
             )
-        return _from_factory(factory, overrides)
+        return _from_factory(factory, overrides, like)
     if (arch or factory) and (model.startswith("timm:") or model.endswith(".pt2")):
         raise UsageError(f"{model} names its own architecture; --arch and --model go with a checkpoint")
     if model.startswith("timm:"):
@@ -102,8 +104,8 @@ def load_source(
     if not path.exists():
         raise _not_found(model)
     if path.suffix == ".pt2":
-        return _from_program(path, trust_pickle, overrides)
-    return _from_checkpoint(read_checkpoint(path, trust_pickle=trust_pickle), arch, factory, overrides)
+        return _from_program(path, trust_pickle, overrides, like)
+    return _from_checkpoint(read_checkpoint(path, trust_pickle=trust_pickle), arch, factory, overrides, like)
 
 
 def from_module(
@@ -153,8 +155,10 @@ def _source(
     hints: Mapping[str, Any] | None = None,
     sha256: str | None = None,
     class_names: tuple[str, ...] | None = None,
+    like: Input | None = None,
 ) -> Source:
-    size, preprocessing = describe_input({**(hints or {}), **overrides.given()}, timm_input(module))
+    said, config = {**(hints or {}), **overrides.given()}, timm_input(module)
+    size, preprocessing = like if like and not (said or config) else describe_input(said, config)
     classes = getattr(module, "num_classes", None)
     if class_names and isinstance(classes, int) and classes != len(class_names):
         logger.warning("%s names %d classes, the model has %d: ignoring the names", origin, len(class_names), classes)
@@ -178,7 +182,7 @@ def _from_timm(name: str, overrides: InputOverrides) -> Source:
 
 
 def _from_checkpoint(
-    checkpoint: Checkpoint, arch: str | None, factory: str | None, overrides: InputOverrides
+    checkpoint: Checkpoint, arch: str | None, factory: str | None, overrides: InputOverrides, like: Input | None
 ) -> Source:
     if checkpoint.module is not None and (arch or factory):
         checkpoint = replace(checkpoint, state_dict=strip_prefixes(checkpoint.module.state_dict()), module=None)
@@ -202,6 +206,7 @@ def _from_checkpoint(
         hints=checkpoint.hints,
         sha256=checkpoint.sha256,
         class_names=checkpoint.class_names,
+        like=like,
     )
 
 
@@ -231,8 +236,9 @@ def _not_found(model: str) -> ModelError:
 # Factories and exported programs
 
 
-def _from_factory(factory: str, overrides: InputOverrides) -> Source:
-    return _source(_call_factory(factory), factory.rpartition(":")[2], f"module {factory}", "module", overrides)
+def _from_factory(factory: str, overrides: InputOverrides, like: Input | None) -> Source:
+    name, origin = factory.rpartition(":")[2], f"module {factory}"
+    return _source(_call_factory(factory), name, origin, "module", overrides, like=like)
 
 
 def _call_factory(factory: str) -> nn.Module:
@@ -267,7 +273,7 @@ def _reason(error: Exception) -> str:
     return f"{type(error).__name__}: {error}"
 
 
-def _from_program(path: Path, trust_pickle: bool, overrides: InputOverrides) -> Source:
+def _from_program(path: Path, trust_pickle: bool, overrides: InputOverrides, like: Input | None) -> Source:
     # Asked first, because torch logs tracebacks about files of another kind.
     if not zipfile.is_zipfile(path) or not any(n.endswith("/archive_format") for n in zipfile.ZipFile(path).namelist()):
         raise ModelError(f"{path} is truncated or not an exported program", hint="Write it with torch.export.save.")
@@ -285,7 +291,9 @@ def _from_program(path: Path, trust_pickle: bool, overrides: InputOverrides) -> 
     asked = overrides.input_size or size
     if asked != size:
         raise ModelError(f"{path.name} takes an input of {size}, which cannot be changed to {asked}")
-    size, preprocessing = describe_input({**overrides.given(), "input_size": size}, {})
+    if like is None or like.size != size or overrides.given():
+        like = describe_input({**overrides.given(), "input_size": size}, {})
+    preprocessing = like.preprocessing
     return Source(path.stem, path.name, "checkpoint", None, program, size, preprocessing, sha256_of(path))
 
 

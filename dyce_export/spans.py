@@ -32,12 +32,12 @@ def write_spans(manifest: Manifest, configurations: Configurations, folder: Path
 
 
 def write_uncut(manifest: Manifest, folder: Path) -> Piece:
-    """Write the span over all segments of a bundle that has none yet."""
-    return _write_span(UNCUT, manifest, 0, len(manifest.exits) - 1, folder)
+    """Write the span over all segments of the base of a bundle that has none yet."""
+    return _write_span(UNCUT, manifest, manifest.base.first, manifest.base.last, folder)
 
 
 def _write_span(id: str, manifest: Manifest, first: int, last: int, folder: Path) -> Piece:
-    segments = [piece for piece in manifest.pieces if piece.kind == "segment"][first : last + 1]
+    segments = manifest.segments[first : last + 1]
     graph = join([ir.load(folder / segment.file) for segment in segments])
     file = f"spans/{id}.onnx"
     (folder / file).parent.mkdir(exist_ok=True)

@@ -25,6 +25,7 @@ from dyce_runtime.manifest import FINAL, Manifest, Verification
 from dyce_runtime.plan import Plan, make_plan
 from dyce_runtime.session import Session
 from dyce_runtime.vectors import relative_error
+from dyce_runtime.walk import walk
 
 Floats = NDArray[np.float32]
 
@@ -83,12 +84,9 @@ def compute_reference(
 
 
 def probe_configuration(manifest: Manifest, reference: Reference) -> Configuration:
-    """Every exit on with its first head, at the median confidence of that: about half of the samples leave at each.
-
-    The threshold stands in the gap nearest to the median that is wide enough to tell which side a sample is on.
-    """
+    """Every exit on with its first head, at the median confidence of that: about half of the samples leave at each."""
     exits = {
-        exit.id: ExitSetting(exit.heads[0].type, _median_gap(confidences))
+        exit.id: ExitSetting(exit.heads[0].type, median_gap(confidences))
         for exit, confidences in zip(manifest.exits, reference.confidences, strict=False)
     }
     return Configuration(PROBE, exits)
@@ -140,18 +138,16 @@ def _seam_errors(manifest: Manifest, device: Device, reference: Reference, batch
                 note(name, expected, found)
 
     with device.lane(batch) as lane:
-        lane.put(reference.images[:batch])
-        for index, exit in enumerate(manifest.exits):
-            lane.run(f"segment_{index:02d}")
+        for index, exit in walk(manifest, lane, {manifest.input.name: reference.images[:batch]}):
             compare("logits" if exit.id == FINAL else f"exit {exit.id}", lane, index)
             for number, head in enumerate(exit.heads):
                 lane.decide(head.piece)
                 note(f"exit {exit.id} {head.type}", reference.head_logits[index][number], lane.answers()[0])
     for span in (piece for piece in manifest.pieces if piece.kind == "span"):
         with device.lane(batch) as lane:
-            lane.put(reference.images[:batch])
-            for index in range(span.first):
-                lane.run(f"segment_{index:02d}")
+            lane.put(reference.images[:batch], manifest.input.name)
+            for segment in manifest.segments[: span.first]:
+                lane.run(segment.id)
             lane.run(span.id)
             compare(span.id, lane, span.last)
     return errors
@@ -181,7 +177,8 @@ def _exit_agreement(session: Session, reference: Reference, plan: Plan) -> tuple
     return float(equal[~near].mean()) if not near.all() else 0.0, int(near.sum()), routed
 
 
-def _median_gap(confidences: Floats) -> float:
+def median_gap(confidences: Floats) -> float:
+    """The threshold in the gap nearest to the median that is wide enough to tell which side a sample is on."""
     values = np.sort(confidences)
     wide = np.flatnonzero(np.diff(values) > 2.5 * EXEMPT_WITHIN)
     if len(wide) == 0:

@@ -6,10 +6,11 @@ agree to the last bit, whoever adds them up.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+import msgspec
 import numpy as np
 import onnx
 from numpy.typing import NDArray
@@ -124,12 +125,12 @@ def make_bundle(path: Path, heads: Literal["trained", "untrained"] = "trained") 
         outputs = DECISIONS if final else (SEAMS[last + 1],)
         macs = sum(_macs(k) for k in range(first, last + 1))
         pieces.append(Piece(id, kind, f"{kind}s/{id}.onnx", first, last, (SEAMS[first],), outputs, macs))
-        _write(path, pieces[-1], nodes)
+        write_piece(path, pieces[-1], nodes, _CONSTANTS)
     exits = []
     for k, point in enumerate((3, 7)):
         id = f"exit_{point:02d}_{HEAD}"
         pieces.append(Piece(id, "head", f"heads/{id}.onnx", k, k, (SEAMS[k + 1],), DECISIONS, WIDTH * CLASSES))
-        _write(path, pieces[-1], _decision(k))
+        write_piece(path, pieces[-1], _decision(k), _CONSTANTS)
         head = Head(HEAD, id, heads == "trained", TEMPERATURES[k])
         exits.append(Exit(str(point), f"blocks.{k}", point, (head,)))
     manifest = Manifest(
@@ -153,6 +154,26 @@ def make_bundle(path: Path, heads: Literal["trained", "untrained"] = "trained") 
     named = {name: Entry(exits=exits) for name, exits in NAMED.items()}
     bundle.write_document(manifest, path / bundle.MANIFEST)
     bundle.write_document(Configurations(named=named, front=tuple(named.values())), path / bundle.CONFIGURATIONS)
+    return path
+
+
+def finish(path: Path, **changes: Any) -> None:
+    """List all files in the manifest, with further changes to it."""
+    manifest = msgspec.json.decode((path / bundle.MANIFEST).read_bytes(), type=Manifest)
+    files = {name: bundle.sha256_of(path / name) for name in bundle.files_of(path)}
+    bundle.write_document(msgspec.structs.replace(manifest, files=files, **changes), path / bundle.MANIFEST)
+
+
+def with_vectors(path: Path, **changes: Any) -> Path:
+    """Add test vectors to a bundle, as numpy computes them."""
+    images = make_images(8)
+    logits, confidences = all_heads(images)
+    (path / bundle.TEST_VECTORS).parent.mkdir()
+    probe = np.array([0.6, 0.7], np.float32)
+    np.savez(
+        path / bundle.TEST_VECTORS, images=images, logits=logits[:, -1], confidences=confidences[:, :2], probe=probe
+    )
+    finish(path, **changes)
     return path
 
 
@@ -188,13 +209,17 @@ _CONSTANTS = {
 }
 
 
-def _write(folder: Path, piece: Piece, nodes: Sequence[onnx.NodeProto]) -> None:
+def write_piece(
+    folder: Path, piece: Piece, nodes: Sequence[onnx.NodeProto], arrays: Mapping[str, NDArray[Any]]
+) -> None:
+    """Write a graph of these nodes, with those of the constants that they use."""
+
     def described(tensors: Sequence[TensorSpec]) -> list[onnx.ValueInfoProto]:
         types = {"float32": onnx.TensorProto.FLOAT, "int64": onnx.TensorProto.INT64}
         return [helper.make_tensor_value_info(t.name, types[t.dtype], t.shape) for t in tensors]
 
     used = {name for node in nodes for name in node.input}
-    constants = [numpy_helper.from_array(array, name) for name, array in _CONSTANTS.items() if name in used]
+    constants = [numpy_helper.from_array(array, name) for name, array in arrays.items() if name in used]
     graph = helper.make_graph(nodes, piece.id, described(piece.inputs), described(piece.outputs), constants)
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
     onnx.checker.check_model(model, full_check=True)

@@ -91,3 +91,11 @@ def spied(spy: Spy, tiny_bundle: Path) -> Iterator[Session]:
     """A session on ``tiny_bundle`` that ``spy`` watches."""
     with load(tiny_bundle, threads=1) as session:
         yield session
+
+
+@pytest.fixture(scope="session")
+def cascade_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle with two savers before the exits 3 and 7; for reading only."""
+    from tests.cascades import make_cascade
+
+    return make_cascade(tmp_path_factory.mktemp("bundles"))

@@ -13,6 +13,7 @@ import msgspec
 from dyce_runtime.errors import DataError, DestinationError
 from dyce_runtime.manifest import FINAL, SCHEMA_VERSION, Manifest
 from dyce_runtime.piece_costs import IMAGE, PieceCosts
+from dyce_runtime.plan import head_macs
 
 Unit = Literal["macs", "ms", "joules"]
 
@@ -22,12 +23,14 @@ class CostTable(msgspec.Struct, frozen=True):
 
     Attributes:
         unit: of every number here.
-        backbone: exit id, in execution order, to the cost from the image to that exit, heads apart; ``final`` is
-            the whole chain of segments.
+        backbone: exit id, in execution order, to the cost of all segments up to that exit, heads apart; ``final`` is
+            the whole chain, savers included.
         heads: exit id and head type to the cost of that head.
         full: of the uncut model; measured in time it may be less than the chain.
         worth_moving, best_batch: see :class:`dyce_runtime.configuration.Configurations`.
         spans: exit id behind which a span starts (``image`` before the first) and exit id at its end to its cost.
+        savers: exit ids at which a saver ends. What follows starts at an image again, and a saver costs only what
+            leads to the last of its exits that is on.
         model: sha256 of the manifest of the bundle it belongs to; empty if it belongs to none.
         measured: where and with what it was measured; empty for multiply-accumulates.
     """
@@ -41,6 +44,7 @@ class CostTable(msgspec.Struct, frozen=True):
     spans: dict[str, dict[str, float]] = msgspec.field(default_factory=dict)
     worth_moving: dict[str, int] = msgspec.field(default_factory=dict)
     best_batch: int = 0
+    savers: tuple[str, ...] = ()
     schema_version: str = SCHEMA_VERSION
 
     def check(self) -> CostTable:
@@ -62,6 +66,8 @@ class CostTable(msgspec.Struct, frozen=True):
         if not (math.isfinite(self.full) and self.full > 0):
             raise DataError(f"the full model costs {self.full} {self.unit}; expected more than 0")
         self._check_spans()
+        if [exit for exit in self.backbone if exit in self.savers] != list(self.savers) or FINAL in self.savers:
+            raise DataError(f"the cost table has savers that end at {list(self.savers)}; expected exits, in order")
         return self
 
     def _check_spans(self) -> None:
@@ -79,24 +85,27 @@ class CostTable(msgspec.Struct, frozen=True):
         The whole backbone then costs what the uncut model costs. What cutting adds is shared out equally among
         the exits and falls away with their heads.
         """
-        chain, cuts = self.backbone[FINAL], len(self.backbone) - 1
+        exits = list(self.backbone)
+        base = exits[exits.index(self.savers[-1]) + 1 :] if self.savers else exits
+        before = self.backbone[self.savers[-1]] if self.savers else 0.0
+        chain, cuts = self.backbone[FINAL] - before, len(base) - 1
         if chain <= self.full or not cuts:
             return msgspec.structs.replace(self, spans={})
         seam, share = (chain - self.full) / cuts, self.full / chain
+        backbone = {exit: before + (self.backbone[exit] - before) * share for exit in base}
+        heads = {exit: {type: c + seam for type, c in self.heads[exit].items()} for exit in base if exit in self.heads}
         return msgspec.structs.replace(
-            self,
-            backbone={exit: cost * share for exit, cost in self.backbone.items()},
-            heads={exit: {type: c + seam for type, c in types.items()} for exit, types in self.heads.items()},
-            spans={},
+            self, backbone={**self.backbone, **backbone}, heads={**self.heads, **heads}, spans={}
         )
 
 
 def macs_of(manifest: Manifest) -> CostTable:
     """The cost table of a bundle in multiply-accumulates."""
-    segments = [piece.macs for piece in manifest.pieces if piece.kind == "segment"]
+    segments = [piece.macs for piece in manifest.segments]
     backbone = {exit.id: float(sum(segments[: index + 1])) for index, exit in enumerate(manifest.exits)}
-    heads = {e.id: {h.type: float(manifest.piece(h.piece).macs) for h in e.heads} for e in manifest.exits if e.heads}
-    return CostTable("macs", backbone, heads, full=float(sum(segments)))
+    heads = {e.id: {h.type: float(head_macs(manifest, e, h.type)) for h in e.heads} for e in manifest.exits if e.heads}
+    full, savers = float(sum(segments[manifest.base.first :])), tuple(saver.id for saver in manifest.savers)
+    return CostTable("macs", backbone, heads, full, savers=savers)
 
 
 def costs_of(pieces: PieceCosts, unit: Unit, model: str, measured: Mapping[str, str]) -> CostTable:
@@ -117,7 +126,8 @@ def costs_of(pieces: PieceCosts, unit: Unit, model: str, measured: Mapping[str, 
     spans: dict[str, dict[str, float]] = {}
     for (start, end), cost in pieces.spans.items():
         spans.setdefault(start, {})[end] = cost
-    return CostTable(unit, backbone, heads, pieces.uncut, model, dict(measured), spans).check()
+    table = CostTable(unit, backbone, heads, pieces.uncut, model, dict(measured), spans, savers=pieces.savers)
+    return table.check()
 
 
 def write_costs(costs: CostTable, path: Path) -> None:

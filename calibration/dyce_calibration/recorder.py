@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from dyce_calibration.records import Records
 from dyce_runtime.datasets import Dataset
+from dyce_runtime.errors import DataError
+from dyce_runtime.images import Inputs, count_of
 from dyce_runtime.manifest import FINAL
 from dyce_runtime.session import Session
+from dyce_runtime.walk import head_pieces, walk
 
 _BATCH = 64
 
@@ -36,19 +40,29 @@ def record(
     found = []
     for start in track(range(0, len(data), _BATCH)):
         images = session.preprocess(data.images(range(start, min(start + _BATCH, len(data)))))
-        found.append(_answers(session, images))
+        found.append(_answers(session, session.inputs(images)))
     confidences, predictions = (np.concatenate(parts) for parts in zip(*found, strict=True))
     return Records(tuple(heads), predictions, confidences, data.labels, data.hashes, split)
 
 
-def _answers(session: Session, images: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+def _answers(session: Session, inputs: Inputs) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
     """Confidences and labels (N, heads + 1), the final one last."""
-    answers = []
-    with session.device.lane(len(images)) as lane:
-        lane.put(images)
-        for index, exit in enumerate(session.manifest.exits):
-            lane.run(f"segment_{index:02d}")
-            for head in [None] if exit.id == FINAL else [head.piece for head in exit.heads]:
+    answers, manifest = [], session.manifest
+    with session.device.lane(count_of(inputs)) as lane:
+        for index, _ in walk(manifest, lane, inputs):
+            for head in head_pieces(manifest, index):
                 answers.append((lane.decide(head).copy(), lane.answers()[1].copy()))
     confidences, labels = zip(*answers, strict=True)
     return np.stack(confidences, 1), np.stack(labels, 1)
+
+
+def recorded_pictures(val: Dataset, known: Records) -> Dataset:
+    """The pictures of records, in their order and with their labels. Raises DataError if some are not in ``val``."""
+    rows = {hash: row for row, hash in enumerate(val.hashes.tolist())}
+    missing = sum(hash not in rows for hash in known.hashes.tolist())
+    if missing:
+        raise DataError(
+            f"{missing} of the {len(known)} pictures that configurations were chosen from are not in {val.source}",
+            hint="Give the same --data and --val as to the export.",
+        )
+    return replace(val.take(np.array([rows[hash] for hash in known.hashes.tolist()])), labels=known.labels)

@@ -72,6 +72,7 @@ def restrict_costs(costs: CostTable, heads: set[tuple[str, str]]) -> CostTable:
         {exit: cost for exit, cost in costs.backbone.items() if exit in exits or exit == FINAL},
         {e: {t: cost for t, cost in of.items() if (e, t) in heads} for e, of in costs.heads.items() if e in exits},
         costs.full,
+        savers=tuple(exit for exit in costs.savers if exit in exits),
     )
 
 

@@ -22,13 +22,24 @@ from dyce_export.cli.console import (
     set_up,
 )
 from dyce_export.cli.inspect import show_configurations, verification_line
+from dyce_export.cli.options import (
+    Arch,
+    Classes,
+    CropPct,
+    Factory,
+    InputSize,
+    Interpolation,
+    Mean,
+    SaverClasses,
+    Std,
+    TrustPickle,
+    open_model,
+    overrides_of,
+)
 from dyce_runtime.errors import ModelError, UsageError
 
 if TYPE_CHECKING:
-    from dyce_export.exit_points import ExitPoints
-    from dyce_export.inputs import InputOverrides
-    from dyce_export.pipeline import Export
-    from dyce_export.sources import Source
+    from dyce_export.pipeline import Captured, Export
 
 HELP = (
     "Make a model early-exit: split it at the exit points, train heads, choose configurations, verify, write a bundle."
@@ -37,13 +48,26 @@ HELP = (
 
 def command(
     model: Annotated[
-        str | None, typer.Argument(help="Checkpoint (.pt, .pth, .safetensors), .pt2 or timm:NAME.", show_default=False)
+        str | None,
+        typer.Argument(
+            help="Checkpoint (.pt, .pth, .safetensors), .pt2 or timm:NAME; with --saver also a bundle.",
+            show_default=False,
+        ),
     ] = None,
     exits: Annotated[
         str | None,
         typer.Option(help="Exit points: numbers or module names, such as 3,7,12; or auto.", show_default=False),
     ] = None,
     max_exits: Annotated[int, typer.Option(min=1, help="How many exits auto chooses at most.")] = 4,
+    saver: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Small model that runs first: a bundle, a checkpoint, ARCH=CHECKPOINT or timm:NAME; several are given "
+            "one by one.",
+            show_default=False,
+        ),
+    ] = None,
+    saver_classes: SaverClasses = None,
     heads: Annotated[
         str, typer.Option(help="Types of heads at every exit, such as mlp1x1000,mlp3x500; or all.")
     ] = "mlp1x1000",
@@ -66,22 +90,14 @@ def command(
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="The bundle; MODEL.dyce here without it.", show_default=False)
     ] = None,
-    arch: Annotated[str | None, typer.Option(help="timm architecture of a checkpoint.", show_default=False)] = None,
-    factory: Annotated[
-        str | None, typer.Option("--model", help="package.module:function that makes the model.", show_default=False)
-    ] = None,
-    classes: Annotated[
-        Path | None, typer.Option(help="File that maps class folders to the model's classes.", show_default=False)
-    ] = None,
-    input_size: Annotated[str | None, typer.Option(help="Channels,height,width.", show_default=False)] = None,
-    mean: Annotated[str | None, typer.Option(help="Per channel, on the scale 0 to 1.", show_default=False)] = None,
-    std: Annotated[str | None, typer.Option(help="Per channel, on the scale 0 to 1.", show_default=False)] = None,
-    interpolation: Annotated[
-        str | None, typer.Option(help="Of the resize: bilinear, bicubic, …", show_default=False)
-    ] = None,
-    crop_pct: Annotated[
-        float | None, typer.Option(help="Crop edge divided by the edge resized to.", show_default=False)
-    ] = None,
+    arch: Arch = None,
+    factory: Factory = None,
+    classes: Classes = None,
+    input_size: InputSize = None,
+    mean: Mean = None,
+    std: Std = None,
+    interpolation: Interpolation = None,
+    crop_pct: CropPct = None,
     epochs: Annotated[int | None, typer.Option(min=1, help="Epochs of head training.", show_default=False)] = None,
     seed: Annotated[int, typer.Option(help="Of splits and head training.")] = 0,
     tolerance: Annotated[
@@ -97,9 +113,7 @@ def command(
     ] = None,
     min_agreement: MinAgreement = 0.99,
     max_precision_loss: MaxPrecisionLoss = 0.01,
-    trust_pickle: Annotated[
-        bool, typer.Option("--trust-pickle", help="Allow a checkpoint or .pt2 file to run code.")
-    ] = False,
+    trust_pickle: TrustPickle = False,
     force: Annotated[bool, typer.Option("--force", help="Replace the bundle if it exists.")] = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Check everything that can be checked at once, and stop.")
@@ -112,23 +126,26 @@ def command(
     set_up(verbose=verbose, quiet=quiet)
     if model is None and factory is None:
         raise UsageError("no model was given; expected a checkpoint, timm:NAME or --model", hint="`dyce export --help`")
-    if not list_exits and exits is None:
-        raise UsageError("no exits were given", hint="Choose some with --exits 3,7,12; --list-exits prints them all.")
-    if list_exits and exits is not None:
-        raise UsageError("--list-exits and --exits do not go together", hint="--list-exits only prints.")
+    _check_exits(model, exits, saver, list_exits=list_exits)
+    if saver_classes is not None and not saver:
+        raise UsageError("--saver-classes was given without --saver")
+    if precision is not None and saver:
+        raise UsageError("--precision and --saver do not go together", hint="Savers and base run in float32.")
     if val is not None and data is None:
         raise UsageError(
             "--val was given without --data", hint="--data fits the heads; --val then chooses configurations."
         )
     require_extra()
     from dyce_calibration.heads import TYPES
-    from dyce_export.pipeline import Options, capture_source, prepare, write_bundle
+    from dyce_export.pipeline import Options
     from dyce_export.precision.trials import Limits
-    from dyce_export.sources import load_source
+    from dyce_export.savers.export import export_cascade, prepare_cascade
+    from dyce_export.savers.named import Savers
     from dyce_export.staging import check_destination
+    from dyce_runtime.bundle import Bundle
 
     destination = output or Path(f"{_stem(model, factory)}.dyce")
-    overrides = _overrides(input_size, mean, std, interpolation, crop_pct)
+    overrides = overrides_of(input_size, mean, std, interpolation, crop_pct)
     types = TYPES if heads == "all" else tuple(word.strip() for word in heads.split(","))
     options = Options(
         force=force,
@@ -143,20 +160,33 @@ def command(
     with drawn_progress(quiet=quiet or not is_main()) as progress:
         if not list_exits:
             check_destination(destination, force=force)
-        with progress.stage("load"):
-            source = load_source(model, arch=arch, factory=factory, trust_pickle=trust_pickle, overrides=overrides)
-        captured = capture_source(source, progress)
-        if exits is not None:
-            prepared = prepare(captured, exits.split(","), data=data, val=val, options=options)
-            result = None if dry_run else write_bundle(prepared, destination, options=options, progress=progress)
+        base = open_model(model, arch, factory, overrides, progress, bundle=bool(saver), trust_pickle=trust_pickle)
+        if not list_exits:
+            savers = Savers.load(saver or [], saver_classes, base, trust_pickle=trust_pickle)
+            cascade = prepare_cascade(base, exits.split(",") if exits else [], savers, data, val, options, progress)
+            result = None if dry_run else export_cascade(cascade, destination, options=options, progress=progress)
     if not is_main():
         return
-    if exits is None:
-        _show_exit_points(source, captured.points, json)
+    if list_exits:
+        assert not isinstance(base, Bundle)
+        _show_exit_points(base, json)
     elif result is None:
         _show_dry_run(destination, json)
     else:
         _show_export(result, json)
+
+
+def _check_exits(model: str | None, exits: str | None, savers: list[str] | None, *, list_exits: bool) -> None:
+    """What goes together of the options that say where samples leave."""
+    from dyce_runtime.bundle import is_bundle
+
+    if not list_exits and exits is None and not savers:
+        raise UsageError("no exits were given", hint="Choose some with --exits 3,7,12; --list-exits prints them all.")
+    if list_exits and (exits is not None or savers):
+        other = "--exits" if exits is not None else "--saver"
+        raise UsageError(f"--list-exits and {other} do not go together", hint="--list-exits only prints.")
+    if model is not None and savers and is_bundle(model) and exits is not None:
+        raise UsageError(f"{model} is a bundle, whose exits are chosen already", hint="Leave out --exits.")
 
 
 def require_extra() -> None:
@@ -187,22 +217,9 @@ def _given(epochs: int | None, tolerance: float | None) -> dict[str, Any]:
     return given if tolerance is None else {**given, "tolerance": tolerance}
 
 
-def _overrides(
-    input_size: str | None, mean: str | None, std: str | None, interpolation: str | None, crop_pct: float | None
-) -> InputOverrides:
-    from dyce_export.inputs import InputOverrides
-
-    def numbers(text: str | None, kind: type, option: str) -> Any:
-        try:
-            return None if text is None else tuple(kind(word) for word in text.split(","))
-        except ValueError:
-            raise UsageError(f"{option} is {text!r}; expected numbers with commas between") from None
-
-    size = numbers(input_size, int, "--input-size")
-    return InputOverrides(size, numbers(mean, float, "--mean"), numbers(std, float, "--std"), interpolation, crop_pct)
-
-
-def _show_exit_points(source: Source, points: ExitPoints, json: bool) -> None:
+def _show_exit_points(captured: Captured, json: bool) -> None:
+    source, points = captured.source, captured.points
+    points.require()
     if json:
         document = [
             {

@@ -7,7 +7,7 @@ from typing import NoReturn
 
 import typer
 
-from dyce_export.cli import bench, compile, console, export, inspect, lower, run, search
+from dyce_export.cli import bench, compile, console, export, inspect, lower, run, search, select_saver
 
 app = typer.Typer(
     help="Early-exit image classifiers: export, run, measure.",
@@ -21,6 +21,7 @@ app.command("lower", help=lower.HELP)(lower.command)
 app.command("run", help=run.HELP)(run.command)
 app.command("bench", help=bench.HELP)(bench.command)
 app.command("search", help=search.HELP)(search.command)
+app.command("select-saver", help=select_saver.HELP)(select_saver.command)
 app.command("inspect", help=inspect.HELP)(inspect.command)
 
 export_app = typer.Typer(add_completion=True, pretty_exceptions_enable=False)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import replace
 from pathlib import Path
 
 import msgspec
@@ -16,7 +15,7 @@ import numpy as np
 from dyce_calibration.agreement import exit_agreement
 from dyce_calibration.choose import choose
 from dyce_calibration.costs import macs_of
-from dyce_calibration.recorder import record
+from dyce_calibration.recorder import record, recorded_pictures
 from dyce_calibration.records import Records
 from dyce_export.joining import Network, assemble
 from dyce_export.precision.half import halver
@@ -38,7 +37,7 @@ from dyce_runtime.bundle import (
 )
 from dyce_runtime.contracts import TargetSpec
 from dyce_runtime.datasets import Dataset
-from dyce_runtime.errors import DataError, TargetError, UsageError
+from dyce_runtime.errors import TargetError, UsageError
 from dyce_runtime.manifest import Lowering, Manifest
 from dyce_runtime.preprocessing import preprocess
 from dyce_runtime.session import Session
@@ -89,7 +88,7 @@ def add(
         VerificationError: one changes more than the limits allow, whichever segments stay in float32.
     """
     known = Records.load(bundle.file(RECORDS))
-    pictures, network = _recorded(val, known), assemble(bundle)
+    pictures, network = recorded_pictures(val, known), assemble(bundle)
     for precision in precisions:
         with progress.stage(precision):
             folder = bundle.path / PRECISIONS / precision
@@ -134,18 +133,6 @@ def _lower(
     write_document(manifest, folder / MANIFEST)
 
 
-def _recorded(val: Dataset, known: Records) -> Dataset:
-    """The pictures of the records, in their order and with their labels."""
-    rows = {hash: row for row, hash in enumerate(val.hashes.tolist())}
-    missing = sum(hash not in rows for hash in known.hashes.tolist())
-    if missing:
-        raise DataError(
-            f"{missing} of the {len(known)} pictures that configurations were chosen from are not in {val.source}",
-            hint="Give the same --data and --val as to the export.",
-        )
-    return replace(val.take(np.array([rows[hash] for hash in known.hashes.tolist()])), labels=known.labels)
-
-
 def _method(precision: str, network: Network, data: Dataset, known: Records, target: str) -> Method:
     """What lowers the network. Ranges come from pictures that were not recorded, if there are any."""
     if precision in _COMPUTED_BY:
@@ -180,7 +167,7 @@ def _write_test_vectors(before: Bundle, after: Bundle, target: str) -> float:
     expected = read_vectors(before)
     with Session(after, target, TargetSpec()) as session:
         found = answered(expected, session)
-    write_vectors(found, after.path)
+    write_vectors(found, after)
     return relative_error(expected.logits, found.logits, expected.logits)
 
 

@@ -27,7 +27,12 @@ def cache_folder(bundle: Bundle, target: str) -> Path:
 
 def cache_of(bundle: Bundle) -> Path:
     """The folder of a bundle in the user's cache."""
-    return _cache() / "dyce-export" / bundle.fingerprint[:16]
+    return user_cache() / bundle.fingerprint[:16]
+
+
+def user_cache() -> Path:
+    """The folder in which this user keeps what can be made again."""
+    return _cache() / "dyce-export"
 
 
 def _cache() -> Path:

@@ -22,7 +22,6 @@ from dyce_runtime.energy import Meter
 from dyce_runtime.errors import DataError
 from dyce_runtime.machine_state import memory, power_mode
 from dyce_runtime.manifest import Manifest
-from dyce_runtime.preprocessing import preprocess
 from dyce_runtime.session import Session
 
 # Stands for every named configuration and the whole front.
@@ -203,7 +202,7 @@ def _measure(
     starts = list(range(0, len(rows), batch))
     for turn in progress(range(-_WARM_UP_CALLS, len(starts))):
         start = starts[max(turn, 0)]
-        images = preprocess(data.images(rows[start : start + batch]), session.manifest.preprocessing)
+        images = session.preprocess(data.images(rows[start : start + batch]))
         for shift in range(len(contenders)):
             index = (turn + shift) % len(contenders)
             knob, run = contenders[index]
@@ -213,7 +212,7 @@ def _measure(
             answer = run(images)
             elapsed = time.perf_counter() - begin
             if turn >= 0:
-                seconds[index] += [elapsed] if len(images) == batch else []
+                seconds[index] += [elapsed] if start + batch <= len(rows) else []
                 answers[index].append(answer)
     return [_timings(*found) for found in zip(seconds, answers, strict=True)]
 

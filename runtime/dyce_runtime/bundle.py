@@ -95,6 +95,11 @@ class Bundle:
         return "-".join(self.manifest.files.get(name, "") for name in (piece.file, *piece.data))
 
 
+def is_bundle(path: str | os.PathLike[str]) -> bool:
+    """Whether this is the folder of a bundle."""
+    return (Path(path) / MANIFEST).is_file()
+
+
 def open_bundle(path: str | os.PathLike[str], *, check_hashes: bool = True) -> Bundle:
     """Open and check a bundle.
 
@@ -213,12 +218,13 @@ def _check_configurations(path: Path, configurations: Configurations, manifest: 
 def _check_pieces(manifest: Manifest) -> None:
     """Files are listed, segments follow each other, and tensors agree at every seam."""
     segments = [piece for piece in manifest.pieces if piece.kind == "segment"]
-    if [piece.kind for piece in manifest.pieces if piece.id == UNCUT] != ["span"]:
-        raise BundleError(f"the manifest has no span {UNCUT!r}, the uncut model; every bundle has one")
     if [(s.first, s.last) for s in segments] != [(k, k) for k in range(len(manifest.exits))]:
         raise BundleError(
             f"the manifest has {len(segments)} segments and {len(manifest.exits)} exits, which do not match"
         )
+    _check_networks(manifest)
+    if manifest.uncut == UNCUT and [piece.kind for piece in manifest.pieces if piece.id == UNCUT] != ["span"]:
+        raise BundleError(f"the manifest has no span {UNCUT!r}, the uncut model; every bundle with exits has one")
     for piece in manifest.pieces:
         for name in (piece.file, *piece.data):
             if name not in manifest.files:
@@ -229,12 +235,27 @@ def _check_pieces(manifest: Manifest) -> None:
     _check_exits(manifest)
 
 
+def _check_networks(manifest: Manifest) -> None:
+    """Savers follow each other from the first segment on, and the base has at least one."""
+    first = 0
+    for saver in manifest.savers:
+        if saver.first != first or not first <= saver.last < len(manifest.exits) - 1:
+            raise BundleError(
+                f"saver {saver.id} covers segments {saver.first} to {saver.last}; expected them from {first}"
+            )
+        if manifest.exits[saver.last].id != saver.id or saver.model.num_classes != manifest.model.num_classes:
+            raise BundleError(f"saver {saver.id} does not end in an exit of its name with the classes of the base")
+        first = saver.last + 1
+
+
 def _check_seams(manifest: Manifest, segments: Sequence[Piece], piece: Piece) -> None:
-    before = (manifest.input,) if piece.first == 0 else segments[piece.first - 1].outputs
+    starts = {network.first: network for network in manifest.networks}
+    ends = {network.last for network in manifest.networks}
+    before = (starts[piece.first].input,) if piece.first in starts else segments[piece.first - 1].outputs
     given = segments[piece.first].outputs if piece.kind == "head" else before
     if piece.inputs != given:
         raise BundleError(f"piece {piece.id} reads {list(piece.inputs)}; the piece before it gives {list(given)}")
-    if piece.kind == "head" or piece.last == len(segments) - 1:
+    if piece.kind == "head" or piece.last in ends:
         if tuple(tensor.name for tensor in piece.outputs) != DECISION:
             names = [tensor.name for tensor in piece.outputs]
             raise BundleError(f"piece {piece.id} returns {names}; expected {list(DECISION)}")
@@ -246,6 +267,7 @@ def _check_exits(manifest: Manifest) -> None:
     if [exit.id for exit in manifest.exits].count(FINAL) != 1 or manifest.exits[-1].id != FINAL:
         raise BundleError(f"the last exit of the manifest is not {FINAL!r}")
     heads = {piece.id: piece.first for piece in manifest.pieces if piece.kind == "head"}
+    heads |= {manifest.segments[saver.last].id: saver.last for saver in manifest.savers}
     for index, exit in enumerate(manifest.exits):
         for head in exit.heads:
             if heads.get(head.piece) != index:

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dyce_runtime.configuration import FULL, Configuration
-from dyce_runtime.images import check_images
+from dyce_runtime.images import Images, count_of
 from dyce_runtime.plan import make_plan
 from dyce_runtime.routing import route
 from dyce_runtime.session import Session
@@ -27,16 +27,16 @@ class Contender(NamedTuple):
     """
 
     knob: Configuration | None
-    run: Callable[[NDArray[np.float32]], Answer]
+    run: Callable[[Images], Answer]
 
 
 def make_contenders(session: Session, configurations: Sequence[Configuration], *, chain: bool) -> list[Contender]:
     """The uncut model, the chain if it is wanted, and every configuration."""
 
-    def uncut(images: NDArray[np.float32]) -> Answer:
+    def uncut(images: Images) -> Answer:
         return session.run_uncut(images), None
 
-    def routed(images: NDArray[np.float32]) -> Answer:
+    def routed(images: Images) -> Answer:
         result = session(images)
         return result.label, result.exit
 
@@ -44,16 +44,15 @@ def make_contenders(session: Session, configurations: Sequence[Configuration], *
     return [*first, *(Contender(configuration, routed) for configuration in configurations)]
 
 
-def _chain(session: Session) -> Callable[[NDArray[np.float32]], Answer]:
+def _chain(session: Session) -> Callable[[Images], Answer]:
     """The full model, segment after segment and without any head: what cutting costs where every seam is paid."""
     manifest = session.manifest
-    segments = [piece.id for piece in manifest.pieces if piece.kind == "segment"]
+    segments = [piece.id for piece in manifest.segments]
     plan = make_plan(manifest, Configuration(FULL), segments)
 
-    def run(images: NDArray[np.float32]) -> Answer:
-        check_images(images, manifest.input.shape[1:])
-        with session.device.lane(len(images)) as lane:
-            lane.put(images)
-            return route(plan, lane, manifest.model.num_classes).label, None
+    def run(images: Images) -> Answer:
+        inputs = session.inputs(images)
+        with session.device.lane(count_of(inputs)) as lane:
+            return route(plan, lane, inputs, manifest.model.num_classes).label, None
 
     return run

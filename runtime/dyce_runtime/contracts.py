@@ -81,8 +81,12 @@ class Lane(Protocol):
 
     rows: int
 
-    def put(self, images: npt.NDArray[np.float32]) -> None:
-        """Start with images (N, C, H, W), which must not change before the last :meth:`run`."""
+    def put(self, images: npt.NDArray[np.float32], name: str) -> None:
+        """Start with images (N, C, H, W), which must not change before the last :meth:`run`.
+
+        Args:
+            name: of the input that they are for.
+        """
 
     def run(self, piece: str) -> None:
         """Run a segment or a span on what is live; its outputs are then. May return before they are computed."""

@@ -18,6 +18,7 @@ from dyce_runtime.atomic_write import write_atomically
 from dyce_runtime.bundle import TEST_VECTORS, Bundle
 from dyce_runtime.contracts import TargetSpec
 from dyce_runtime.errors import BundleError, PieceError, TargetError
+from dyce_runtime.images import rows_of
 from dyce_runtime.session import Session
 from dyce_runtime.vectors import Vectors, answered, read_vectors, relative_error
 
@@ -110,7 +111,7 @@ def _check(session: Session) -> None:
     if not error <= allowed or elsewhere:
         raise TargetError(
             f"its logits are {error:.1e} from those of the bundle's test vectors, and {elsewhere} of "
-            f"{len(expected.images)} leave elsewhere; expected at most {allowed:.0e} and none"
+            f"{len(expected.logits)} leave elsewhere; expected at most {allowed:.0e} and none"
         )
 
 
@@ -123,16 +124,17 @@ def _elsewhere(found: Vectors, expected: Vectors) -> int:
 
 def _milliseconds(session: Session) -> float:
     """Median of a call with one sample, over the test vectors and all rounds."""
-    images = read_vectors(session.bundle).images
+    vectors = read_vectors(session.bundle)
+    samples = [rows_of(vectors.inputs, slice(row, row + 1)) for row in range(len(vectors.logits))]
     rounds: list[float] = []
     end = 0.0
     while not rounds or time.perf_counter() < end:
         start = time.perf_counter()
-        for index in range(len(images)):
-            session(images[index : index + 1])
+        for sample in samples:
+            session(sample)
         rounds.append(time.perf_counter() - start)
         end = end or time.perf_counter() + _SECONDS  # the first round warms up
-    return 1e3 * float(np.median(rounds[1:] or rounds)) / len(images)
+    return 1e3 * float(np.median(rounds[1:] or rounds)) / len(samples)
 
 
 def _key(candidates: Sequence[Candidate], spec: TargetSpec) -> str:

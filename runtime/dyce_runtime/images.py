@@ -3,15 +3,58 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
+from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
 from dyce_runtime.errors import RuntimeInputError
+from dyce_runtime.manifest import TensorSpec
+
+# What a bundle's networks read, (N, C, H, W) each, by the name of the input.
+Inputs: TypeAlias = Mapping[str, npt.NDArray[np.float32]]
+# The same from a caller: a bundle with one input needs no name.
+Images: TypeAlias = "npt.NDArray[np.float32] | Inputs"
 
 _FLOAT32 = np.dtype(np.float32)
 # Up to that many numbers BLAS starts no threads for a sum.
 _SMALL = 8192
+
+
+def as_inputs(images: Images, specs: Sequence[TensorSpec]) -> Inputs:
+    """The images of every input of a bundle, checked.
+
+    Raises:
+        RuntimeInputError: an input is missing, or they do not fit; see :func:`check_images`.
+    """
+    if len(specs) == 1 and not isinstance(images, Mapping):
+        check_images(images, specs[0].shape[1:])
+        return {specs[0].name: images}
+    names = [spec.name for spec in specs]
+    if not isinstance(images, Mapping) or sorted(images) != sorted(names):
+        found = f"images for {', '.join(images)}" if isinstance(images, Mapping) else type(images).__name__
+        raise RuntimeInputError(
+            f"found {found}; expected a dictionary with images for {', '.join(names)}, since the networks of this "
+            "bundle prepare pictures in different ways",
+            hint="session.preprocess(...) makes it.",
+        )
+    for spec in specs:
+        check_images(images[spec.name], spec.shape[1:])
+    if len({len(images[name]) for name in names}) > 1:
+        counts = ", ".join(f"{len(images[name])} for {name}" for name in names)
+        raise RuntimeInputError(f"found different numbers of images: {counts}; expected the same pictures in all")
+    return images
+
+
+def count_of(inputs: Inputs) -> int:
+    """How many images there are."""
+    return len(next(iter(inputs.values())))
+
+
+def rows_of(inputs: Inputs, rows: slice | npt.NDArray[np.intp]) -> Inputs:
+    """Some of the images."""
+    return {name: images[rows] for name, images in inputs.items()}
 
 
 def check_images(images: npt.NDArray[np.float32], shape: tuple[int | str, ...]) -> None:

@@ -2,8 +2,9 @@
 
 Conventions. With n exits a bundle has n + 1 segments: segment k starts at exit k - 1 (segment 0 at the
 image) and ends at exit k; the last one ends in the model's own classifier. ``exits`` lists the exits in
-execution order and ``"final"`` last; an index into that list is what ``Result.exit`` holds. Fields that a newer
-minor version added are ignored.
+execution order and ``"final"`` last; an index into that list is what ``Result.exit`` holds. Savers are models of their
+own that stand before the base in all of these lists: the first segment of each network starts at an image. Fields that
+a newer minor version added are ignored.
 """
 
 from __future__ import annotations
@@ -14,8 +15,10 @@ import msgspec
 
 SCHEMA_VERSION = "1.0"
 FINAL = "final"
-# Id of the span over all segments: the model as it was.
+# Id of the span over all segments of the base: the model as it was.
 UNCUT = "full"
+# Type of the head at the end of a saver: its own classifier.
+OWN = "own"
 DECISION = ("logits", "confidence", "label")
 
 
@@ -32,7 +35,7 @@ class Piece(msgspec.Struct, frozen=True):
 
     Attributes:
         file: path inside the bundle, with forward slashes.
-        first, last: the segments that it covers (a head: the segment that it reads from, twice).
+        first, last: the segments that it covers, as indices (a head: the segment that it reads from, twice).
         macs: multiply-accumulates of one sample.
         data: further files that the graph refers to (external weights).
     """
@@ -52,8 +55,8 @@ class Head(msgspec.Struct, frozen=True):
     """One head at an exit.
 
     Attributes:
-        type: architecture, such as ``mlp1x1000`` (layers x hidden width).
-        piece: id of its piece.
+        type: architecture, such as ``mlp1x1000`` (layers x hidden width); ``own`` at the end of a saver.
+        piece: id of its piece; for ``own`` the segment that ends in it.
         temperature: divisor of the logits inside the graph before the softmax.
         pooled: for every tensor at the exit, the axes that are averaged and how the layout was known.
     """
@@ -66,7 +69,7 @@ class Head(msgspec.Struct, frozen=True):
 
 
 class Exit(msgspec.Struct, frozen=True):
-    """A place where a sample can leave. ``point`` is the exit point's number, None for ``final``."""
+    """A place where a sample can leave. ``point`` is the exit point's number, None at the end of a network."""
 
     id: str
     module: str
@@ -112,6 +115,23 @@ class Model(msgspec.Struct, frozen=True):
     parameters: int
     sha256: str | None = None
     class_names: tuple[str, ...] | None = None
+
+
+class Network(msgspec.Struct, frozen=True):
+    """The base or a saver: a whole classifier, split into segments.
+
+    Attributes:
+        id: ``saver0``, ``saver1``, ... in the order in which they run; ``final`` for the base. Its last exit's, too.
+        first, last: its segments, as indices.
+        input: what its first segment reads. Networks that prepare pictures alike read the same one.
+    """
+
+    id: str
+    first: int
+    last: int
+    model: Model
+    input: TensorSpec
+    preprocessing: Preprocessing
 
 
 class Verification(msgspec.Struct, frozen=True):
@@ -181,6 +201,8 @@ class Manifest(msgspec.Struct, frozen=True):
         lowering: how that differs from float32; None in float32.
         precisions: those in which the bundle holds another bundle of the same network, ``precisions/NAME``, with
             records, thresholds and certificates of its own.
+        model, input, preprocessing: of the base.
+        savers: the networks that run before it, cheapest first.
     """
 
     schema_version: str
@@ -197,6 +219,29 @@ class Manifest(msgspec.Struct, frozen=True):
     precision: Literal["float32", "bfloat16", "float16", "int8", "uint8"] = "float32"
     lowering: Lowering | None = None
     precisions: tuple[str, ...] = ()
+    savers: tuple[Network, ...] = ()
+
+    @property
+    def base(self) -> Network:
+        """The model itself, behind its savers."""
+        first = self.savers[-1].last + 1 if self.savers else 0
+        return Network(FINAL, first, len(self.exits) - 1, self.model, self.input, self.preprocessing)
+
+    @property
+    def networks(self) -> tuple[Network, ...]:
+        """The savers and the base, in the order in which they run."""
+        return (*self.savers, self.base)
+
+    @property
+    def segments(self) -> tuple[Piece, ...]:
+        """The segments of all networks, in execution order."""
+        return tuple(piece for piece in self.pieces if piece.kind == "segment")
+
+    @property
+    def uncut(self) -> str:
+        """Id of the piece that is the base as it was: its span, or its only segment if it has no exits."""
+        base = self.base
+        return UNCUT if base.first < base.last else self.segments[base.first].id
 
     def piece(self, id: str) -> Piece:
         """The piece of that id. Raises KeyError if there is none."""

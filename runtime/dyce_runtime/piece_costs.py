@@ -11,12 +11,12 @@ from functools import partial
 from itertools import islice
 
 import numpy as np
-from numpy.typing import NDArray
 
 from dyce_runtime.configuration import Configuration, ExitSetting
 from dyce_runtime.contracts import Lane
 from dyce_runtime.energy import Meter
-from dyce_runtime.manifest import FINAL, UNCUT, Piece
+from dyce_runtime.images import Images, count_of
+from dyce_runtime.manifest import FINAL, OWN, UNCUT, Piece
 from dyce_runtime.session import Session
 
 # Where the first segment starts.
@@ -38,30 +38,34 @@ class PieceCosts:
 
     Attributes:
         segments: exit id, ``final`` last, to the cost of the segment that ends there.
-        heads: (exit id, head type) to the cost of the head, the decision behind it included.
+        heads: (exit id, head type) to the cost of the head, the decision behind it included; at the end of a saver it
+            is in the segment.
         uncut: of the uncut model.
-        spans: (exit id behind which it starts or ``image``, exit id at its end) to the cost of a span.
+        spans: (exit id behind which it starts or ``image``, exit id at its end) to the cost of a span; behind savers
+            the uncut model is one.
+        savers: exit ids at which a saver ends.
     """
 
     segments: dict[str, float]
     heads: dict[tuple[str, str], float]
     uncut: float
     spans: dict[tuple[str, str], float]
+    savers: tuple[str, ...] = ()
 
 
-def measure_times(session: Session, batches: Iterable[NDArray[np.float32]]) -> PieceCosts:
+def measure_times(session: Session, batches: Iterable[Images]) -> PieceCosts:
     """Milliseconds of all pieces, measured in the order in which a call runs them, batch after batch.
 
     What the session itself adds (routing, results) is measured with every exit on and none ever taken, and
     counted with the heads, as it falls away with them.
 
     Args:
-        batches: preprocessed inputs (N, C, H, W), of one size; at least one.
+        batches: preprocessed inputs of one size; at least one.
     """
     return _measure(session, batches, _milliseconds)
 
 
-def measure_energies(session: Session, batches: Iterable[NDArray[np.float32]], meter: Meter) -> PieceCosts:
+def measure_energies(session: Session, batches: Iterable[Images], meter: Meter) -> PieceCosts:
     """The same in joules, above what the machine draws when idle: it is left alone for seconds first.
 
     The meter counts whatever else runs, so nothing else should. Three batches do.
@@ -106,7 +110,7 @@ def at_least_0(what: object, cost: float) -> float:
     return max(0.0, cost)
 
 
-def _measure(session: Session, batches: Iterable[NDArray[np.float32]], cost_of: Callable[[Run], float]) -> PieceCosts:
+def _measure(session: Session, batches: Iterable[Images], cost_of: Callable[[Run], float]) -> PieceCosts:
     exits = session.manifest.exits
     never = {exit.id: ExitSetting(exit.heads[0].type, 1.0) for exit in exits if exit.id != FINAL}
     found: dict[object, list[float]] = defaultdict(list)
@@ -122,11 +126,15 @@ def _measure(session: Session, batches: Iterable[NDArray[np.float32]], cost_of: 
     finally:
         session.use(before)
     cost = {key: at_least_0(key, float(np.median(values))) for key, values in found.items()}
+    cost |= {(saver.id, OWN): 0.0 for saver in session.manifest.savers}
     walked = sum(cost[exit.id] for exit in exits) + sum(cost[exit, on.head] for exit, on in never.items())
     routing = max(0.0, cost["call"] - walked) / len(exits)
     heads = {(exit.id, head.type): cost[exit.id, head.type] + routing for exit in exits[:-1] for head in exit.heads}
     spans = {ends: cost[span.id] for span, ends in _spans(session)}
-    return PieceCosts({exit.id: cost[exit.id] for exit in exits}, heads, cost["uncut"], spans)
+    savers = tuple(saver.id for saver in session.manifest.savers)
+    if savers and session.manifest.uncut == UNCUT:
+        spans[savers[-1], FINAL] = cost["uncut"]
+    return PieceCosts({exit.id: cost[exit.id] for exit in exits}, heads, cost["uncut"], spans, savers)
 
 
 def _spans(session: Session) -> Iterator[tuple[Piece, tuple[str, str]]]:
@@ -137,18 +145,21 @@ def _spans(session: Session) -> Iterator[tuple[Piece, tuple[str, str]]]:
             yield piece, (exits[piece.first - 1].id if piece.first else IMAGE, exits[piece.last].id)
 
 
-def _walk(session: Session, images: NDArray[np.float32]) -> Iterator[tuple[object, Run]]:
+def _walk(session: Session, images: Images) -> Iterator[tuple[object, Run]]:
     """Every piece, then a whole call and the uncut model. Each has to be run before the next is taken."""
-    spans, last = [span for span, _ in _spans(session)], len(session.manifest.exits) - 1
-    with session.device.lane(len(images)) as lane:
-        lane.put(images)
-        for index, exit in enumerate(session.manifest.exits):
-            for span in (span for span in spans if span.first == index):
-                yield span.id, _Body(lane, span.id, final=span.last == last)
-                lane.rewind()
-            yield exit.id, _Body(lane, f"segment_{index:02d}", final=exit.id == FINAL)
-            for head in exit.heads:
-                yield (exit.id, head.type), partial(lane.decide, head.piece)
+    spans, manifest = [span for span, _ in _spans(session)], session.manifest
+    segments, inputs = manifest.segments, session.inputs(images)
+    for network in manifest.networks:
+        with session.device.lane(count_of(inputs)) as lane:
+            lane.put(inputs[network.input.name], network.input.name)
+            for index in range(network.first, network.last + 1):
+                exit = manifest.exits[index]
+                for span in (span for span in spans if span.first == index):
+                    yield span.id, _Body(lane, span.id, final=span.last == network.last)
+                    lane.rewind()
+                yield exit.id, _Body(lane, segments[index].id, final=index == network.last)
+                for head in (head for head in exit.heads if head.type != OWN):
+                    yield (exit.id, head.type), partial(lane.decide, head.piece)
     yield "call", partial(session, images)
     yield "uncut", partial(session.run_uncut, images)
 

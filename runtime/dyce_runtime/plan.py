@@ -1,4 +1,7 @@
-"""From a configuration to the pieces that run: resolved once, when the knob is turned."""
+"""From a configuration to the pieces that run: resolved once, when the knob is turned.
+
+A saver runs as far as its last exit that is on, and not at all if none is.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from dyce_runtime.configuration import Configuration
-from dyce_runtime.manifest import FINAL, Manifest
+from dyce_runtime.manifest import FINAL, OWN, Exit, Manifest
 
 
 class Step(msgspec.Struct, frozen=True, eq=False):
@@ -19,9 +22,10 @@ class Step(msgspec.Struct, frozen=True, eq=False):
 
     Attributes:
         body: ids of the pieces that run one after another: spans and segments.
-        head: id of the head's piece; None for the last step, whose body ends in the final head.
+        head: id of the head's piece; None where a network ends, in whose body the decision is.
         threshold: float32; a sample leaves if its confidence is strictly above it.
         exit: index into the manifest's exits.
+        image: name of the input that a network starts with here; None where it goes on from the step before.
         worth_moving: how many samples of a batch have to have left for the rest to be moved together.
         exits: (1,) int64 ``exit``, to be copied into the result of one sample.
     """
@@ -30,6 +34,7 @@ class Step(msgspec.Struct, frozen=True, eq=False):
     head: str | None
     threshold: np.float32
     exit: int
+    image: str | None = None
     worth_moving: int = 1
     exits: npt.NDArray[np.int64] = msgspec.field(default_factory=lambda: np.empty(1, np.int64))
 
@@ -43,11 +48,20 @@ class Plan(msgspec.Struct, frozen=True):
 
     Attributes:
         budget: the share of the full model's cost that it was chosen for, if it was.
+        stages: the steps, network by network.
     """
 
     configuration: Configuration
     steps: tuple[Step, ...]
     budget: float | None = None
+    stages: tuple[tuple[Step, ...], ...] = ()
+
+    def __post_init__(self) -> None:
+        """Fill in ``stages``."""
+        starts = [index for index, step in enumerate(self.steps) if step.image is not None]
+        ends = [*starts[1:], len(self.steps)]
+        stages = tuple(self.steps[start:end] for start, end in zip(starts, ends, strict=True))
+        msgspec.structs.force_setattr(self, "stages", stages)
 
 
 def make_plan(
@@ -67,21 +81,30 @@ def make_plan(
     """
     configuration.check(manifest)
     bodies = [p for p in manifest.pieces if p.kind != "head" and (available is None or p.id in available)]
+    starts = {network.first: network.input.name for network in manifest.networks}
     steps = []
     for first, last in stretches(manifest, configuration):
         exit = manifest.exits[last]
         setting = configuration.exits.get(exit.id)
         body = tuple(piece.id for piece in cover(bodies, first, last))
-        head = None if setting is None else next(h.piece for h in exit.heads if h.type == setting.head)
+        decided = setting is None or setting.head == OWN
+        head = None if decided else next(h.piece for h in exit.heads if h.type == setting.head)  # type: ignore[union-attr]
         threshold = np.float32(np.inf if setting is None else setting.threshold)
-        steps.append(Step(body, head, threshold, last, worth_moving.get(exit.id, 1)))
+        steps.append(Step(body, head, threshold, last, starts.get(first), worth_moving.get(exit.id, 1)))
     return Plan(configuration, tuple(steps))
 
 
 def stretches(manifest: Manifest, configuration: Configuration) -> list[tuple[int, int]]:
     """The first and the last segment of every stretch of backbone between exits that are on, in order."""
-    ends = [i for i, exit in enumerate(manifest.exits) if exit.id in configuration.exits or exit.id == FINAL]
-    return list(zip([0, *(end + 1 for end in ends)], ends, strict=False))
+    found = []
+    for network in manifest.networks:
+        first = network.first
+        for index in range(network.first, network.last + 1):
+            id = manifest.exits[index].id
+            if id in configuration.exits or id == FINAL:
+                found.append((first, index))
+                first = index + 1
+    return found
 
 
 def pieces_of(plans: Iterable[Plan]) -> list[str]:
@@ -91,16 +114,25 @@ def pieces_of(plans: Iterable[Plan]) -> list[str]:
 
 
 def path_macs(manifest: Manifest, configuration: Configuration) -> npt.NDArray[np.float64]:
-    """(exits,) multiply-accumulates that a sample pays if it leaves at each exit, heads on the way included."""
-    paid, total = 0, []
-    segments = [piece for piece in manifest.pieces if piece.kind == "segment"]
-    for exit, segment in zip(manifest.exits, segments, strict=True):
-        paid += segment.macs
-        if exit.id in configuration.exits:
-            head = next(h for h in exit.heads if h.type == configuration.exits[exit.id].head)
-            paid += manifest.piece(head.piece).macs
-        total.append(paid)
+    """(exits,) multiply-accumulates that a sample pays if it leaves at each exit, heads on the way included.
+
+    At an exit that is off: what it would pay up to there.
+    """
+    total, before, segments = [], 0, manifest.segments
+    for network in manifest.networks:
+        paid = before
+        for index in range(network.first, network.last + 1):
+            exit, setting = manifest.exits[index], configuration.exits.get(manifest.exits[index].id)
+            paid += segments[index].macs + (0 if setting is None else head_macs(manifest, exit, setting.head))
+            total.append(paid)
+            if setting is not None:
+                before = paid
     return np.array(total, np.float64)
+
+
+def head_macs(manifest: Manifest, exit: Exit, type: str) -> int:
+    """What a head adds: nothing at the end of a saver, whose last segment has it."""
+    return 0 if type == OWN else manifest.piece(next(head.piece for head in exit.heads if head.type == type)).macs
 
 
 class Covering(Protocol):

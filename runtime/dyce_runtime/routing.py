@@ -8,6 +8,7 @@ import numpy.typing as npt
 
 from dyce_runtime.configuration import Configuration
 from dyce_runtime.contracts import Lane
+from dyce_runtime.images import Inputs, count_of
 from dyce_runtime.plan import Plan
 
 
@@ -29,24 +30,29 @@ class Result(msgspec.Struct, frozen=True, eq=False):
     configuration: Configuration
 
 
-def route(plan: Plan, lane: Lane, classes: int) -> Result:
-    """Run a plan on the images in a lane.
+def route(plan: Plan, lane: Lane, inputs: Inputs, classes: int) -> Result:
+    """Run a plan on images, in a lane that is large enough.
 
     Raises:
         PieceError: a piece failed.
     """
-    return _run_one(plan, lane) if lane.rows == 1 else _run_batch(plan, lane, classes)
+    count = count_of(inputs)
+    return _run_one(plan, lane, inputs) if count == 1 else _run_batch(plan, lane, inputs, count, classes)
 
 
-def _run_one(plan: Plan, lane: Lane) -> Result:
+def _run_one(plan: Plan, lane: Lane, inputs: Inputs) -> Result:
     """Nothing to keep apart: the hot path of a camera or a server that answers at once."""
-    step, confidence = lane.until_confident(plan.steps)
+    for steps in plan.stages:
+        name = steps[0].image
+        lane.put(inputs[name], name)  # type: ignore[index, arg-type]
+        step, confidence = lane.until_confident(steps)
+        if confidence[0] > step.threshold:
+            break
     logits, label = lane.answers()
     return Result(logits.copy(), label.copy(), confidence.copy(), step.exits.copy(), plan.configuration)
 
 
-def _run_batch(plan: Plan, lane: Lane, classes: int) -> Result:
-    count = lane.rows
+def _run_batch(plan: Plan, lane: Lane, inputs: Inputs, count: int, classes: int) -> Result:
     result = Result(
         np.empty((count, classes), np.float32),
         np.empty(count, np.int64),
@@ -58,6 +64,10 @@ def _run_batch(plan: Plan, lane: Lane, classes: int) -> Result:
     rows: npt.NDArray[np.intp] = np.arange(count)
     stay = np.ones(count, np.bool_)
     for step in plan.steps:
+        if step.image is not None:
+            # Those that left a saver are not copied.
+            rows, stay = rows[stay], stay[stay]
+            lane.put(inputs[step.image] if len(rows) == count else inputs[step.image][rows], step.image)
         for piece in step.body:
             lane.run(piece)
         confidence = lane.decide(step.head)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import TypeAlias
 
@@ -18,8 +18,8 @@ from dyce_runtime.bundle import Bundle
 from dyce_runtime.configuration import FULL, Configuration
 from dyce_runtime.contracts import Device, TargetSpec
 from dyce_runtime.errors import ConfigurationError, RuntimeInputError, TargetError
-from dyce_runtime.images import check_images
-from dyce_runtime.manifest import UNCUT, Manifest
+from dyce_runtime.images import Images, Inputs, as_inputs, count_of, rows_of
+from dyce_runtime.manifest import Manifest
 from dyce_runtime.plan import Plan, make_plan
 from dyce_runtime.preprocessing import Picture, preprocess
 from dyce_runtime.routing import Result, route
@@ -86,8 +86,10 @@ class Session:
         self.pieces = _fitting(bundle, self.target.spans, max_memory)
         self.device: Device = self.target.open(bundle.piece_specs(self.pieces), spec)
         self._alive = _forks
-        self._shape = bundle.manifest.input.shape[1:]
+        networks = bundle.manifest.networks
+        self._inputs = tuple({network.input.name: network.input for network in networks}.values())
         self._classes = bundle.manifest.model.num_classes
+        self._uncut = bundle.manifest.uncut
         self._named: dict[str, Plan] = {}
         self._own: dict[str, Plan] = {}
         self._owner: str | None = None
@@ -187,15 +189,28 @@ class Session:
         plan = self._resolve(self.bundle.configurations.within(share))
         self._plan = msgspec.structs.replace(plan, budget=share)
 
-    def preprocess(self, images: Picture | Iterable[Picture]) -> npt.NDArray[np.float32]:
-        """Pictures (paths, PIL images or uint8 HWC arrays) to the float32 (N, C, H, W) that a call takes."""
-        return preprocess(images, self.manifest.preprocessing)
+    def preprocess(self, images: Picture | Iterable[Picture]) -> Images:
+        """Pictures (paths, PIL images or uint8 HWC arrays) to what a call takes.
 
-    def __call__(self, images: npt.NDArray[np.float32]) -> Result:
+        That is float32 (N, C, H, W); where savers prepare pictures in ways of their own a dictionary of these, by
+        the name of the input.
+        """
+        ways = {network.input.name: network.preprocessing for network in self.manifest.networks}
+        if len(ways) == 1:
+            return preprocess(images, self.manifest.preprocessing)
+        if isinstance(images, Iterable) and not isinstance(images, (str, np.ndarray)):
+            images = list(images)  # gone through more than once
+        return {name: preprocess(images, way) for name, way in ways.items()}
+
+    def inputs(self, images: Images) -> Inputs:
+        """What a call takes, checked, by the name of the input. Raises RuntimeInputError."""
+        return as_inputs(images, self._inputs)
+
+    def __call__(self, images: Images) -> Result:
         """Classify preprocessed images.
 
         Args:
-            images: float32 (N, C, H, W), N at least 1.
+            images: float32 (N, C, H, W), N at least 1; or a dictionary of these, see :meth:`preprocess`.
 
         Raises:
             RuntimeInputError: wrong type, shape or values, or the session is closed.
@@ -204,22 +219,20 @@ class Session:
         plan = self._plan
         if self._alive != _forks:
             raise self._gone()
-        check_images(images, self._shape)
+        inputs = as_inputs(images, self._inputs)
         if self.cap is not None:
-            plan = self.cap(plan, len(images))
+            plan = self.cap(plan, count_of(inputs))
         if self._observers:
-            return self._observed(plan, images)
-        return self._run(plan, images)
+            return self._observed(plan, inputs)
+        return self._run(plan, inputs)
 
-    def stream(
-        self, images: Iterable[npt.NDArray[np.float32]], *, batch: int = 8, in_flight: int = 32
-    ) -> Iterator[Result]:
+    def stream(self, images: Iterable[Images], *, batch: int = 8, in_flight: int = 32) -> Iterator[Result]:
         """Classify samples as they come, in batches that are filled up at every segment.
 
         Each sample runs under the configuration that is active when it is taken from ``images``.
 
         Args:
-            images: preprocessed samples, float32 (C, H, W), one after another.
+            images: preprocessed samples, float32 (C, H, W), one after another; or dictionaries of these.
             batch: samples that run at once.
             in_flight: samples taken and not yet yielded, at most.
 
@@ -231,12 +244,13 @@ class Session:
             PieceError: a piece failed.
         """
 
-        def admit(image: npt.NDArray[np.float32]) -> Plan:
+        def admit(image: Images) -> tuple[Plan, Inputs]:
             plan = self._plan
             if self._alive != _forks:
                 raise self._gone()
-            check_images(np.asarray(image)[None], self._shape)
-            return plan if self.cap is None else self.cap(plan, 1)
+            one = {n: i[None] for n, i in image.items()} if isinstance(image, Mapping) else np.asarray(image)[None]
+            inputs = as_inputs(one, self._inputs)
+            return (plan if self.cap is None else self.cap(plan, 1)), inputs
 
         def done(result: Result, seconds: float) -> None:
             for observer in self._observers:
@@ -246,25 +260,27 @@ class Session:
             raise RuntimeInputError(f"batch is {batch} and in_flight {in_flight}; expected at least 1 of each")
         return Stream(self.device, admit, done, batch, in_flight).run(images)
 
-    def run_uncut(self, images: npt.NDArray[np.float32]) -> npt.NDArray[np.int64]:
+    def run_uncut(self, images: Images) -> npt.NDArray[np.int64]:
         """Labels (N,) int64 of the uncut model, in one engine call per chunk and nothing else: a benchmark's baseline.
 
         Raises:
             ConfigurationError: the uncut model was left out of memory.
         """
-        if UNCUT not in self.pieces:
+        if self._uncut not in self.pieces:
             raise ConfigurationError("the uncut model is not loaded", hint="Load without max_memory.")
         if self._alive != _forks:
             raise self._gone()
-        check_images(images, self._shape)
-        if len(images) > self._max_batch:
-            starts = range(0, len(images), self._max_batch)
-            return np.concatenate([self.run_uncut(images[start : start + self._max_batch]) for start in starts])
-        with self.device.lane(len(images)) as lane:
-            lane.put(images)
-            lane.run(UNCUT)
-            lane.decide()
-            return lane.answers()[1].copy()
+        name = self.manifest.input.name
+        own = as_inputs(images, self._inputs)[name]
+        parts = []
+        for start in range(0, len(own), self._max_batch):
+            part = own[start : start + self._max_batch]
+            with self.device.lane(len(part)) as lane:
+                lane.put(part, name)
+                lane.run(self._uncut)
+                lane.decide()
+                parts.append(lane.answers()[1].copy())
+        return np.concatenate(parts) if len(parts) > 1 else parts[0]
 
     def close(self) -> None:
         """Release the device; calls that are running end."""
@@ -291,21 +307,21 @@ class Session:
             f"the knob of this session belongs to {self._owner}", hint="Close that first, or let it turn the knob."
         )
 
-    def _observed(self, plan: Plan, images: npt.NDArray[np.float32]) -> Result:
+    def _observed(self, plan: Plan, inputs: Inputs) -> Result:
         start = time.perf_counter()
-        result = self._run(plan, images)
+        result = self._run(plan, inputs)
         seconds = time.perf_counter() - start
         for observer in self._observers:
             observer(result, seconds)
         return result
 
-    def _run(self, plan: Plan, images: npt.NDArray[np.float32]) -> Result:
-        if len(images) > self._max_batch:
-            starts = range(0, len(images), self._max_batch)
-            return _joined([self._run(plan, images[start : start + self._max_batch]) for start in starts])
-        with self.device.lane(len(images)) as lane:
-            lane.put(images)
-            return route(plan, lane, self._classes)
+    def _run(self, plan: Plan, inputs: Inputs) -> Result:
+        count = count_of(inputs)
+        if count > self._max_batch:
+            starts = range(0, count, self._max_batch)
+            return _joined([self._run(plan, rows_of(inputs, slice(s, s + self._max_batch))) for s in starts])
+        with self.device.lane(count) as lane:
+            return route(plan, lane, inputs, self._classes)
 
     def _gone(self) -> RuntimeInputError:
         if self._alive == _CLOSED:
@@ -329,7 +345,8 @@ def _fitting(bundle: Bundle, spans: bool, max_memory: int | None) -> list[str]:
             hint="Raise max_memory, or export with fewer heads.",
         )
     chosen = []
-    for piece in sorted(wanted, key=lambda piece: (piece.kind == "span", piece.id == UNCUT)):
+    uncut = bundle.manifest.uncut
+    for piece in sorted(wanted, key=lambda piece: (piece.kind == "span", piece.id == uncut)):
         size = bundle.memory(piece.id) if piece.kind == "span" else 0
         if size <= left:
             left -= size

@@ -9,21 +9,25 @@ from itertools import islice
 from typing import TypeAlias
 
 import numpy as np
-import numpy.typing as npt
 
 from dyce_runtime.contracts import Device, Handle, Lane
+from dyce_runtime.images import Images, Inputs
 from dyce_runtime.plan import Plan
 from dyce_runtime.routing import Result
 
-Admit: TypeAlias = Callable[[npt.NDArray[np.float32]], Plan]
+Admit: TypeAlias = Callable[[Images], "tuple[Plan, Inputs]"]
 Done: TypeAlias = Callable[[Result, float], None]
 
 
 class _Room:
-    """Samples that wait for one step of one plan, each as it was taken from a lane, the longest waiting first."""
+    """Samples that wait for one step of one plan, the longest waiting first.
+
+    Each as it was taken from a lane; where a network starts its image is all that is needed, and there is no handle.
+    """
 
     def __init__(self, plan: Plan, step: int) -> None:
         self.plan, self.step = plan, step
+        self.image = plan.steps[step].image
         self.waiting: deque[tuple[int, Handle]] = deque()
 
     @property
@@ -34,13 +38,14 @@ class _Room:
         """Move samples into a lane; returns whose they are."""
         moved = [self.waiting.popleft() for _ in range(min(free, len(self.waiting)))]
         for _, handle in moved:
-            lane.add(handle)
+            if self.image is None:
+                lane.add(handle)
         return [number for number, _ in moved]
 
     def park(self, lane: Lane, numbers: list[int]) -> None:
         """Take all samples out of a lane."""
         for place, number in enumerate(numbers):
-            self.waiting.append((number, lane.take(np.array([place]))))
+            self.waiting.append((number, lane.take(np.array([place])) if self.image is None else None))
 
 
 class Stream:
@@ -50,7 +55,7 @@ class Stream:
     still finished; then the error is raised.
 
     Args:
-        admit: checks one sample (C, H, W) and says which plan it runs.
+        admit: checks one sample; says which plan it runs, and its images (1, C, H, W) by the name of the input.
         done: called with the result of each sample and the seconds since it was admitted.
         batch: samples per run of a piece, at most.
         in_flight: samples admitted and not yet yielded, at most; at least ``batch``.
@@ -62,11 +67,12 @@ class Stream:
         self._rooms: dict[tuple[int, int], _Room] = {}
         self._results: dict[int, Result] = {}
         self._admitted: dict[int, float] = {}
+        self._inputs: dict[int, Inputs] = {}
         self._next = self._yielded = 0
         self._error: Exception | None = None
 
-    def run(self, images: Iterable[npt.NDArray[np.float32]]) -> Iterator[Result]:
-        """Yield one result (N = 1) for every image (C, H, W)."""
+    def run(self, images: Iterable[Images]) -> Iterator[Result]:
+        """Yield one result (N = 1) for every sample."""
         source, ended = iter(images), False
         while True:
             room = None if ended else self._full_room()
@@ -89,32 +95,29 @@ class Stream:
         full = [room for room in self._rooms.values() if len(room.waiting) >= self._batch]
         return max(full, key=lambda room: room.step, default=None)
 
-    def _start(self, source: Iterator[npt.NDArray[np.float32]]) -> bool:
+    def _start(self, source: Iterator[Images]) -> bool:
         """Admit samples and run the first step with them; False when no more will come."""
-        arrived: dict[int, tuple[Plan, list[int], list[npt.NDArray[np.float32]]]] = {}
+        arrived: dict[int, tuple[Plan, list[int]]] = {}
         count, free = 0, self._free()
         try:
             for image in islice(source, free):
-                plan = self._admit(image)
-                _, numbers, images = arrived.setdefault(id(plan), (plan, [], []))
-                numbers.append(self._next)
-                images.append(image)
+                plan, self._inputs[self._next] = self._admit(image)
+                arrived.setdefault(id(plan), (plan, []))[1].append(self._next)
                 self._admitted[self._next] = time.perf_counter()
                 self._next += 1
                 count += 1
         except Exception as error:  # of the source, or a sample that is refused: what came before is finished first
             self._error = error
         ended = count < free
-        for plan, numbers, images in arrived.values():
+        for plan, numbers in arrived.values():
             with self._device.lane(self._batch) as lane:
-                lane.put(np.stack(images))
+                self._put(lane, numbers, plan.steps[0].image)
                 self._run_from(plan, 0, lane, numbers, ended=ended)
         return not ended
 
     def _work(self, room: _Room, *, ended: bool) -> None:
         with self._device.lane(self._batch) as lane:
-            numbers = room.fill(lane, self._batch)
-            self._drop_if_empty(room)
+            numbers = self._fill(room, lane, [])
             self._run_from(room.plan, room.step, lane, numbers, ended=ended)
 
     def _run_from(self, plan: Plan, index: int, lane: Lane, numbers: list[int], *, ended: bool) -> None:
@@ -125,11 +128,23 @@ class Stream:
                 return
             index += 1
             room = self._rooms.setdefault((id(plan), index), _Room(plan, index))
-            numbers += room.fill(lane, self._batch - len(numbers))
-            if len(numbers) < self._batch and not ended:
+            if len(numbers) + len(room.waiting) < self._batch and not ended:
                 room.park(lane, numbers)
                 return
-            self._drop_if_empty(room)
+            numbers = self._fill(room, lane, numbers)
+
+    def _fill(self, room: _Room, lane: Lane, numbers: list[int]) -> list[int]:
+        """Fill a lane up with samples that wait, behind those that are in it; returns whose they all are."""
+        numbers = numbers + room.fill(lane, self._batch - len(numbers))
+        self._put(lane, numbers, room.image)
+        if not room.waiting:
+            self._rooms.pop((id(room.plan), room.step), None)
+        return numbers
+
+    def _put(self, lane: Lane, numbers: list[int], name: str | None) -> None:
+        """The images of samples, where a network starts."""
+        if name is not None:
+            lane.put(np.concatenate([self._inputs[number][name] for number in numbers]), name)
 
     def _step(self, plan: Plan, index: int, lane: Lane, numbers: list[int]) -> list[int]:
         """Run one step; returns the samples that stay, in the order in which the lane then holds them."""
@@ -146,6 +161,7 @@ class Stream:
             )
             self._done(result, time.perf_counter() - self._admitted.pop(numbers[place]))
             self._results[numbers[place]] = result
+            del self._inputs[numbers[place]]
         stay = np.flatnonzero(~leave)
         if 0 < len(stay) < len(numbers):
             lane.compact(stay, np.arange(len(stay)), len(stay))
@@ -156,7 +172,3 @@ class Stream:
             result = self._results.pop(self._yielded)
             self._yielded += 1
             yield result
-
-    def _drop_if_empty(self, room: _Room) -> None:
-        if not room.waiting:
-            self._rooms.pop((id(room.plan), room.step), None)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -10,6 +9,7 @@ import numpy.typing as npt
 
 from dyce_runtime.bundle import TEST_VECTORS, Bundle
 from dyce_runtime.session import Session
+from dyce_runtime.walk import head_pieces, walk
 
 Floats = npt.NDArray[np.float32]
 
@@ -18,13 +18,13 @@ class Vectors(NamedTuple):
     """What ``testvectors/vectors.npz`` holds.
 
     Attributes:
-        images: (N, C, H, W) float32.
+        inputs: of every network, (N, C, H, W) float32 by the name of the input.
         logits: (N, classes) float32, of the full model.
         confidences: (N, exits) float32, of the first head of every exit.
         probe: (exits,) float32, thresholds between them.
     """
 
-    images: Floats
+    inputs: dict[str, Floats]
     logits: Floats
     confidences: Floats
     probe: Floats
@@ -32,27 +32,33 @@ class Vectors(NamedTuple):
 
 def read_vectors(bundle: Bundle) -> Vectors:
     """Those of a bundle."""
+    base = bundle.manifest.input.name
     with np.load(bundle.file(TEST_VECTORS)) as file:
-        return Vectors(*(file[name] for name in Vectors._fields))
+        inputs = {network.input.name: file[_key(network.input.name, base)] for network in bundle.manifest.networks}
+        return Vectors(inputs, file["logits"], file["confidences"], file["probe"])
 
 
-def write_vectors(vectors: Vectors, folder: Path) -> None:
-    """Store them in the bundle in ``folder``."""
-    path = folder / TEST_VECTORS
+def write_vectors(vectors: Vectors, bundle: Bundle) -> None:
+    """Store them in the bundle."""
+    path, base = bundle.file(TEST_VECTORS), bundle.manifest.input.name
     path.parent.mkdir(exist_ok=True)
-    np.savez_compressed(path, **vectors._asdict())
+    inputs = {_key(name, base): images for name, images in vectors.inputs.items()}
+    others = {"logits": vectors.logits, "confidences": vectors.confidences, "probe": vectors.probe}
+    np.savez_compressed(path, **inputs, **others)  # type: ignore[arg-type]
+
+
+def _key(name: str, base: str) -> str:
+    return "images" if name == base else f"images_{name}"
 
 
 def answered(vectors: Vectors, session: Session) -> Vectors:
     """The same with what a session says, through segments and heads. Raises PieceError."""
-    confidences = []
-    with session.device.lane(len(vectors.images)) as lane:
-        lane.put(vectors.images)
-        for index, exit in enumerate(session.manifest.exits):
-            lane.run(f"segment_{index:02d}")
-            confidences.append(lane.decide(exit.heads[0].piece if exit.heads else None).copy())
+    confidences, manifest = [], session.manifest
+    with session.device.lane(len(vectors.logits)) as lane:
+        for index, _ in walk(manifest, lane, vectors.inputs):
+            confidences.append(lane.decide(head_pieces(manifest, index)[0]).copy())
         logits = lane.answers()[0].copy()
-    return vectors._replace(logits=logits, confidences=np.stack(confidences[:-1], axis=1))
+    return vectors._replace(logits=logits, confidences=np.stack(confidences, axis=1)[:, :-1])
 
 
 def relative_error(expected: Floats, found: Floats, scale_of: Floats) -> float:

@@ -16,7 +16,7 @@ from dyce_runtime.bundle import Bundle
 from dyce_runtime.configuration import Configuration, ExitSetting
 from dyce_runtime.errors import ConfigurationError, UsageError
 from dyce_runtime.manifest import FINAL, Exit, Manifest
-from dyce_runtime.plan import Plan, make_plan, path_macs
+from dyce_runtime.plan import Plan, head_macs, make_plan, path_macs
 from dyce_runtime.routing import Result
 from dyce_runtime.session import Session
 
@@ -159,7 +159,7 @@ def exit_shares(manifest: Manifest, configuration: Configuration, heads: Mapping
     own = [
         0
         if exit.id == FINAL or exit.id in configuration.exits
-        else _head_macs(manifest, exit, _head(manifest, exit, heads))
+        else head_macs(manifest, exit, _head(manifest, exit, heads))
         for exit in manifest.exits
     ]
     return (path_macs(manifest, configuration) + own) / manifest.model.macs
@@ -211,11 +211,7 @@ def _ending(manifest: Manifest, configuration: Configuration, last: int, heads: 
 
 def _head(manifest: Manifest, exit: Exit, heads: Mapping[str, str]) -> str:
     trained = [head for head in exit.heads if head.trained] or exit.heads
-    return heads.get(exit.id) or min(trained, key=lambda head: manifest.piece(head.piece).macs).type
-
-
-def _head_macs(manifest: Manifest, exit: Exit, type: str) -> int:
-    return manifest.piece(next(head.piece for head in exit.heads if head.type == type)).macs
+    return heads.get(exit.id) or min(trained, key=lambda head: head_macs(manifest, exit, head.type)).type
 
 
 class _Bucket:

@@ -23,7 +23,7 @@ class HostBuffers:
 
     Attributes:
         capacity: samples that fit in.
-        image: (1, C, H, W) float32, for one small image; None if images are large.
+        small: for every input with small images, by name, (1, C, H, W) float32 for one of them.
         logits: (capacity, classes) float32.
         confidence: (capacity,) float32.
         label: (capacity,) int64.
@@ -38,14 +38,14 @@ class HostBuffers:
         self.label = np.empty(capacity, np.int64)
         between = [p.outputs for p in pieces if not _decides(p.outputs)]
         self._made = {spec.name for specs in between for spec in specs}
-        shape = next(p.inputs[0].shape[1:] for p in pieces if self.are_images(p.inputs))
-        image = np.empty((1, *map(int, shape)), np.float32)
-        self.image = image if image.nbytes <= _SMALL else None
+        images = {p.inputs[0].name: p.inputs[0].shape[1:] for p in pieces if self.are_images(p.inputs)}
+        made = {name: np.empty((1, *map(int, shape)), np.float32) for name, shape in images.items()}
+        self.small = {name: image for name, image in made.items() if image.nbytes <= _SMALL}
         size = max((sum(self._size(spec) for spec in specs) for specs in between), default=0)
         self._sides = (_aligned(size), _aligned(size))
 
     def are_images(self, specs: Sequence[TensorSpec]) -> bool:
-        """Whether these are what a call starts with: no piece makes them."""
+        """Whether a network starts with these: no piece makes them."""
         return specs[0].name not in self._made
 
     def decision(self, rows: int) -> list[npt.NDArray[Any]]:
@@ -57,8 +57,7 @@ class HostBuffers:
         if _decides(specs):
             return self.decision(rows)
         if self.are_images(specs):
-            assert self.image is not None
-            return [self.image]
+            return [self.small[specs[0].name]]
         found: list[npt.NDArray[Any]] = []
         start = 0
         for spec in specs:

@@ -51,7 +51,7 @@ class HostBinding(ABC):
         """Read from one side, unless it is the images, and write to the other."""
         inputs, outputs = self.spec.inputs, self.spec.outputs
         self.rows = rows
-        self.takes_images = buffers.are_images(inputs) and (rows > 1 or buffers.image is None)
+        self.takes_images = buffers.are_images(inputs) and (rows > 1 or inputs[0].name not in buffers.small)
         if not self.takes_images:
             for index, array in enumerate(buffers.views(inputs, side, rows)):
                 self.read(index, array)
@@ -103,7 +103,7 @@ class _Stage(NamedTuple):
 
 
 class _Recording(NamedTuple):
-    """The engine calls of a plan, for one sample.
+    """The engine calls of a plan, from one image to the next, for one sample.
 
     Between two pieces the processor's caches hold what the engine left there, and every line of Python that runs costs
     ten times what it costs in a loop. So nothing is looked up: with nine exits on Fashion-MNIST, none taken, a
@@ -145,11 +145,12 @@ class HostLane:
         self._specs: tuple[TensorSpec, ...] = ()
         self._images: npt.NDArray[np.float32] | None = None
 
-    def put(self, images: npt.NDArray[np.float32]) -> None:
+    def put(self, images: npt.NDArray[np.float32], name: str) -> None:
         """Start with images, which are read where they are unless it is a small one."""
         self.rows = len(images)
-        if self.rows == 1 and self._buffers.image is not None:
-            self._buffers.image[:] = images
+        small = self._buffers.small.get(name) if self.rows == 1 else None
+        if small is not None:
+            small[:] = images
         else:
             self._images = np.ascontiguousarray(images)
 
@@ -174,7 +175,7 @@ class HostLane:
         recording = self._recorded.get(id(steps))
         if recording is None:
             recording = self._record(steps)
-        if self._images is not None:
+        if recording.start.takes_images and self._images is not None:
             recording.start.read_images(self._images)
         confidence = self._buffers.confidence
         try:

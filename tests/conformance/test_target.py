@@ -22,6 +22,7 @@ from dyce_runtime import Configuration, Session, load, open_bundle, targets
 from dyce_runtime.bundle import MANIFEST, sha256_of
 from dyce_runtime.contracts import Device, TargetSpec
 from dyce_runtime.errors import BundleError, PieceError
+from tests import cascades
 from tests.bundles import CLASSES, NAMED, expected, make_images, near_threshold, on
 
 # Of a target: its logits differ from the exact ones by at most so much of the largest.
@@ -56,7 +57,7 @@ def device(session: Session) -> Device:
 def seam(device: Device, images: np.ndarray, *pieces: str) -> np.ndarray:
     """What is live behind the pieces."""
     with device.lane(len(images)) as lane:
-        lane.put(images)
+        lane.put(images, "image")
         for piece in pieces:
             lane.run(piece)
         return lane.live()[0].copy()
@@ -76,6 +77,30 @@ def test_answers_are_those_of_numpy(session: Session, images, configuration):
     assert_close(result.logits, answer.logits)
     np.testing.assert_allclose(result.confidence, answer.confidence, rtol=0, atol=TOLERANCE)
     assert (result.logits.dtype, result.label.dtype, result.exit.dtype) == (np.float32, np.int64, np.int64)
+
+
+@pytest.fixture
+def cascade(target: str, cascade_bundle: Path) -> Iterator[Session]:
+    with load(cascade_bundle, target, threads=1) as opened:
+        yield opened
+
+
+@once
+@given(
+    st.fixed_dictionaries({}, optional=dict.fromkeys(("saver0_2", "saver0", "saver1", "exit7"), thresholds)),
+    st.builds(cascades.make_inputs, st.integers(1, 9), st.integers(0, 2**32 - 10**6)),
+)
+def test_savers_run_before_the_base_on_what_has_not_left(cascade: Session, named, inputs):
+    configuration = Configuration("drawn", cascades.on(**named))
+    assume(not cascades.near_threshold(inputs, configuration))
+    cascade.use(configuration)
+    result, answer = cascade(inputs), cascades.expected(inputs, configuration)
+    np.testing.assert_array_equal(result.exit, answer.exit)
+    assert_close(result.logits, answer.logits)
+    samples = [{name: images[row] for name, images in inputs.items()} for row in range(len(answer.exit))]
+    streamed = list(cascade.stream(samples, batch=4, in_flight=6))
+    np.testing.assert_array_equal([int(one.exit[0]) for one in streamed], answer.exit)
+    assert_close(np.concatenate([one.logits for one in streamed]), answer.logits)
 
 
 @pytest.mark.parametrize("name", NAMED)
@@ -156,7 +181,7 @@ def test_a_chain_gives_what_the_uncut_model_gives_whatever_the_batch(device: Dev
         images = make_images(count)
         with device.lane(count) as lane:
             for pieces in (chain, ("full",)):
-                lane.put(images)
+                lane.put(images, "image")
                 for piece in pieces:
                     lane.run(piece)
                 confidence, (logits, label) = lane.decide(), lane.answers()
@@ -169,7 +194,7 @@ def test_a_chain_gives_what_the_uncut_model_gives_whatever_the_batch(device: Dev
 def test_a_lane_goes_on_with_the_samples_it_keeps(device: Device):
     whole = seam(device, make_images(5), "segment_00", "segment_01")
     with device.lane(5) as lane:
-        lane.put(make_images(5))
+        lane.put(make_images(5), "image")
         lane.run("segment_00")
         lane.compact(np.array([4]), np.array([1]), 3)
         lane.run("segment_01")
@@ -179,11 +204,11 @@ def test_a_lane_goes_on_with_the_samples_it_keeps(device: Device):
 def test_samples_taken_from_one_call_go_on_in_another(device: Device):
     whole = seam(device, make_images(7), "segment_00", "segment_01")
     with device.lane(5) as lane:
-        lane.put(make_images(7)[:5])
+        lane.put(make_images(7)[:5], "image")
         lane.run("segment_00")
         taken = lane.take(np.array([3, 0]))
     with device.lane(4) as lane:
-        lane.put(make_images(7)[5:])
+        lane.put(make_images(7)[5:], "image")
         lane.run("segment_00")
         lane.add(taken)
         lane.run("segment_01")
@@ -193,7 +218,7 @@ def test_samples_taken_from_one_call_go_on_in_another(device: Device):
 def test_a_run_that_is_rewound_can_be_repeated(device: Device):
     whole = seam(device, make_images(3), "segment_00", "segment_01")
     with device.lane(3) as lane:
-        lane.put(make_images(3))
+        lane.put(make_images(3), "image")
         for piece in ("segment_00", "segment_01"):
             lane.run(piece)
             lane.rewind()
@@ -203,7 +228,7 @@ def test_a_run_that_is_rewound_can_be_repeated(device: Device):
 
 def test_a_head_leaves_what_is_live_as_it_was(device: Device):
     with device.lane(3) as lane:
-        lane.put(make_images(3))
+        lane.put(make_images(3), "image")
         lane.run("segment_00")
         before = lane.live()[0].copy()
         lane.decide("exit_03_linear")
@@ -225,7 +250,7 @@ def test_one_sample_stops_where_it_is_confident(session: Session):
         for image in make_images(12):
             answer = expected(image[None], plan.configuration)
             with session.device.lane(1) as lane:
-                lane.put(image[None])
+                lane.put(image[None], "image")
                 step, confidence = lane.until_confident(plan.steps)
                 assert step.exit == answer.exit[0]
                 np.testing.assert_allclose(confidence, answer.confidence, rtol=0, atol=TOLERANCE)
@@ -240,7 +265,7 @@ def test_one_sample_stops_where_it_is_confident(session: Session):
 def test_a_call_that_runs_outlives_its_device(target: str, tiny_bundle: Path):
     session = load(tiny_bundle, target, threads=1)
     with session.device.lane(2) as lane:
-        lane.put(make_images(2))
+        lane.put(make_images(2), "image")
         session.close()
         lane.run("full")
         assert lane.decide().shape == (2,)

@@ -160,7 +160,7 @@ def test_a_model_of_one_convolution_cannot_be_cut():
             return self.conv(x).mean((2, 3))
 
     with pytest.raises(CaptureError, match="no place where it can be cut"):
-        find_exit_points(captured(Single))
+        find_exit_points(captured(Single)).require()
 
 
 # --- naming exits ----------------------------------------------------------------------------------------------------

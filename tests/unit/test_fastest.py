@@ -10,20 +10,19 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import numpy as np
 import onnx
 import pytest
 from onnx import numpy_helper
 
 from dyce_runtime import DyceError, load, open_bundle, targets
-from dyce_runtime.bundle import CONFIGURATIONS, MANIFEST, PRECISIONS, TEST_VECTORS, files_of, sha256_of, write_document
+from dyce_runtime.bundle import CONFIGURATIONS, PRECISIONS
 from dyce_runtime.contracts import PieceSpec, TargetSpec
 from dyce_runtime.errors import TargetError
-from dyce_runtime.manifest import Lowering, Manifest
+from dyce_runtime.manifest import Lowering
 from dyce_targets.host_lane import HostDevice
 from dyce_targets.onnxruntime_cpu import OnnxRuntimeCpu
-from tests.bundles import all_heads, make_bundle, make_images
+from tests.bundles import finish, make_bundle, with_vectors
 
 
 class Engine(OnnxRuntimeCpu):
@@ -73,24 +72,6 @@ def installed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> dict[str, Engi
     monkeypatch.setattr(targets, "names", lambda: sorted(known))
     monkeypatch.setattr(targets, "get", known.__getitem__)
     return known
-
-
-def finish(path: Path, **changes: Any) -> None:
-    """List all files in the manifest, with further changes to it."""
-    manifest = msgspec.json.decode((path / MANIFEST).read_bytes(), type=Manifest)
-    files = {name: sha256_of(path / name) for name in files_of(path)}
-    write_document(msgspec.structs.replace(manifest, files=files, **changes), path / MANIFEST)
-
-
-def with_vectors(path: Path, **changes: Any) -> Path:
-    """Add test vectors to a bundle, as numpy computes them."""
-    images = make_images(8)
-    logits, confidences = all_heads(images)
-    (path / TEST_VECTORS).parent.mkdir()
-    probe = np.array([0.6, 0.7], np.float32)
-    np.savez(path / TEST_VECTORS, images=images, logits=logits[:, -1], confidences=confidences[:, :2], probe=probe)
-    finish(path, **changes)
-    return path
 
 
 @pytest.fixture

@@ -59,7 +59,7 @@ class Machine:
     def lane(self, rows: int) -> Machine:
         return self
 
-    def put(self, images) -> None:
+    def put(self, images, name) -> None:
         takes, during, self.during = self.takes, self.during, lambda: None
         during()
         self.now += takes

@@ -140,7 +140,7 @@ def test_more_samples_than_the_engines_were_built_for_are_refused(session: Sessi
 
 def test_memory_is_freed_once_and_not_below_a_call(session: Session, gpu: HostExecutor):
     with session.device.lane(2) as lane:
-        lane.put(make_images(2))
+        lane.put(make_images(2), "image")
         session.close()
         assert gpu.closed == 0
         lane.run("full")

@@ -115,11 +115,11 @@ def test_what_the_engine_refuses_names_the_piece(tiny_bundle: Path, monkeypatch:
         lane.run("segment_01")
 
     with device.lane(2) as lane:
-        lane.put(make_images(2))
+        lane.put(make_images(2), "image")
         with pytest.raises(PieceError, match=message):
             run_in_turn(lane)
     with device.lane(1) as lane:
-        lane.put(make_images(1))
+        lane.put(make_images(1), "image")
         with pytest.raises(PieceError, match=message):
             lane.until_confident(steps)
 

@@ -67,7 +67,7 @@ def answers(folder: Path, manifest: Manifest, images: np.ndarray) -> dict[str, n
     found = {}
     with Session(Bundle(folder, manifest, only_full), "onnxruntime", TargetSpec()) as session:
         with session.device.lane(len(images)) as lane:
-            lane.put(images)
+            lane.put(images, "image")
             for index, exit in enumerate(manifest.exits):
                 lane.run(f"segment_{index:02d}")
                 for head in exit.heads:

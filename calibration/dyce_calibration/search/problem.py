@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import product
 
 import numpy as np
 from numpy.typing import NDArray
@@ -73,14 +74,16 @@ class Problem:
     Attributes:
         positions: in execution order.
         correct: (N,) int8, of the model's own classifier.
-        cost: of the whole chain of segments relative to the uncut model.
+        cost: of the whole chain of segments, savers included, relative to the uncut model.
         spans: what a setting may run instead of several segments, where all exits between them are off.
+        savers: positions at which a saver ends.
     """
 
     positions: tuple[Position, ...]
     correct: NDArray[np.int8]
     cost: float
     spans: tuple[Stretch, ...] = ()
+    savers: tuple[int, ...] = ()
 
     def __len__(self) -> int:
         """Number of samples."""
@@ -139,31 +142,45 @@ class Problem:
         if not any(setting):
             return np.ones(len(setting) + 1)
         heads = [0.0 if on is None else p.heads[on.head].cost for p, on in zip(self.positions, setting, strict=True)]
-        backbone = self._backbone(setting) if self.spans else [*(p.cost for p in self.positions), self.cost]
+        simple = not (self.spans or self.savers)
+        backbone = [*(p.cost for p in self.positions), self.cost] if simple else self._backbone(setting)
         total: NDArray[np.float64] = np.array(backbone) + np.cumsum([*heads, 0.0])
         return total
 
     def _backbone(self, setting: Setting) -> list[float]:
-        """The backbone up to each position and the end, by the spans that a setting runs."""
+        """What is paid for segments and spans up to each position that is on and the end."""
         chain = [*(position.cost for position in self.positions), self.cost]
         segments = [Stretch(k, k, cost) for k, cost in enumerate(np.diff(chain, prepend=0.0).tolist())]
         pieces = [*segments, *self.spans]
-        paid, first = list(chain), 0
-        for last in (k for k in range(len(chain)) if k == len(setting) or setting[k] is not None):
-            start = paid[first - 1] if first else 0.0
-            paid[last] = start + sum(piece.cost for piece in cover(pieces, first, last))
-            first = last + 1
+        paid, total = list(chain), 0.0
+        for first, end in self._networks():
+            for last in (k for k in range(first, end + 1) if k == len(setting) or setting[k] is not None):
+                total += sum(piece.cost for piece in cover(pieces, first, last))
+                paid[last], first = total, last + 1
         return paid
 
+    def _networks(self) -> list[tuple[int, int]]:
+        """The first and the last position of every saver and of the base, whose last one is the end."""
+        ends = [*self.savers, len(self.positions)]
+        return list(zip([0, *(end + 1 for end in ends)], ends, strict=False))
+
     def chains(self) -> list[Chain]:
-        """The backbone without spans, and with those of them that go together as the only way.
+        """Every way in which savers can run, some not at all or in part; without spans, and with those of them that go
+        together as the only way.
 
         Along each of these, costs add up from position to position, as a search needs it.
         """
-        return [self._chain(spans) for spans in ((), *_families(self.spans)[: _MOST_CHAINS - 1])]
+        families = ((), *_families(self.spans)[: _MOST_CHAINS - 1])
+        return [self._chain(spans, unused) for spans in families for unused in self._unused()]
 
-    def _chain(self, spans: tuple[Stretch, ...]) -> Chain:
-        closed = {k for span in spans for k in range(span.first, span.last)}
+    def _unused(self) -> Iterator[set[int]]:
+        """The positions that a saver does not reach, for every choice of where each of them ends."""
+        ranges = [range(first, end + 1) for first, end in self._networks()[:-1]]
+        for kept in product(*(range(len(positions) + 1) for positions in ranges)):
+            yield {k for positions, count in zip(ranges, kept, strict=True) for k in positions[count:]}
+
+    def _chain(self, spans: tuple[Stretch, ...], unused: set[int]) -> Chain:
+        closed = unused | {k for span in spans for k in range(span.first, span.last)}
         kept = tuple(k for k in range(len(self.positions)) if k not in closed)
         open_ = tuple(None if k in closed else On(0, 0.0) for k in range(len(self.positions)))
         costs = replace(self, spans=spans)._backbone(open_)
@@ -247,6 +264,7 @@ def make_problem(records: Records, costs: CostTable) -> Problem:
         np.ascontiguousarray(correct[:, -1]),
         costs.backbone[FINAL] / costs.full,
         _spans(costs),
+        tuple(exits.index(exit) for exit in costs.savers),
     )
 
 

@@ -52,7 +52,7 @@ class GpuDevice:
 
     Attributes:
         pieces: by id.
-        images: what a call starts with.
+        inputs: what pieces read, by name.
         tensors: by name; a seam has the same memory for the piece that writes it and for those that read it.
         graphs: by piece and number of samples.
         most: the largest batch.
@@ -64,8 +64,7 @@ class GpuDevice:
         specs = {spec.name: spec for piece in pieces for spec in (*piece.inputs, *piece.outputs)}
         self.tensors = {name: _Tensor(spec, executor, most) for name, spec in specs.items()}
         self.graphs = {(piece.id, rows): self._capture(piece, rows) for piece in pieces for rows in buckets(most)}
-        made = {spec.name for piece in pieces for spec in piece.outputs}
-        self.images = next(piece.inputs for piece in pieces if piece.inputs[0].name not in made)
+        self.inputs = {spec.name: spec for piece in pieces for spec in piece.inputs}
         self._lane = GpuLane(self)
         self._turn = Lock()
         self._closed = self._freed = False
@@ -128,10 +127,10 @@ class GpuLane:
         self._before: tuple[TensorSpec, ...] = ()
         self._launched: list[str] = []
 
-    def put(self, images: npt.NDArray[np.float32]) -> None:
+    def put(self, images: npt.NDArray[np.float32], name: str) -> None:
         """Copy images to the device, by way of pinned memory."""
         self.rows = len(images)
-        self._specs = self._device.images
+        self._specs = (self._device.inputs[name],)
         self._upload(self._specs[0], 0, images)
 
     def run(self, piece: str) -> None:

@@ -1,0 +1,68 @@
+"""Which of several small models is worth running before a base: the published criterion, from records alone.
+
+A saver that runs first costs every sample its own operations and spares those that it answers the base's. With c the
+cost of the saver relative to the base and r the share of samples that it can take, what the pair costs relative to the
+base changes by dC = c - r; the lower the better, and below 0 it saves (TinySaver, arXiv 2403.17726).
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dyce_calibration.costs import CostTable
+from dyce_calibration.records import Records
+from dyce_runtime.manifest import FINAL, OWN
+
+# Thresholds that are tried, from 1 down.
+STEPS = 1000
+
+
+class Taken(NamedTuple):
+    """How much a saver can take over.
+
+    Attributes:
+        threshold: of its confidence.
+        share: of the samples, those that are surer than that.
+    """
+
+    threshold: float
+    share: float
+
+
+def take_over(
+    confidence: NDArray[np.float32], right: NDArray[np.bool_], base_right: NDArray[np.bool_], steps: int = STEPS
+) -> Taken:
+    """What a saver takes at the first threshold, from 1 down, at which the base would do better on what it takes.
+
+    Args:
+        confidence: (N,) of the saver.
+        right, base_right: (N,) whether the saver and the base are right, on the same samples.
+        steps: thresholds 1 - k / steps are tried; at 0 it takes everything.
+    """
+    for k in range(steps + 1):
+        threshold = np.float32(1 - k / steps)
+        taken = confidence > threshold
+        if right[taken].sum() < base_right[taken].sum():
+            break
+    return Taken(float(threshold), float(taken.mean()))
+
+
+def saver_costs(saver: float, base: float) -> CostTable:
+    """The cost table of a saver without exits before a base without exits, in multiply-accumulates."""
+    backbone = {"saver0": saver, FINAL: saver + base}
+    return CostTable("macs", backbone, {"saver0": {OWN: 0.0}}, base, savers=("saver0",))
+
+
+def pair(saver: Records, base: Records) -> Records:
+    """The classifiers of a saver and of a base on the same samples, as records of a bundle with that saver alone."""
+    return Records(
+        (("saver0", OWN),),
+        np.stack([saver.predictions[:, -1], base.predictions[:, -1]], axis=1),
+        np.stack([saver.confidences[:, -1], base.confidences[:, -1]], axis=1),
+        base.labels,
+        base.hashes,
+        base.split,
+    )

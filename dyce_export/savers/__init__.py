@@ -1,0 +1,1 @@
+"""Savers: independent small models that run before the base."""

@@ -1,0 +1,186 @@
+"""A bundle from bundles: savers before a base, searched together. Nothing is trained and no graph is made anew."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+import msgspec
+
+from dyce_calibration.choose import choose
+from dyce_calibration.costs import macs_of
+from dyce_calibration.records import Records
+from dyce_export.progress import Progress
+from dyce_export.reports import report_bundle
+from dyce_export.rewrite import check_spans
+from dyce_export.savers.agreement import Mapped, Member, check_members, class_order
+from dyce_export.savers.check import PROBE, check_parts, probe_of
+from dyce_export.savers.parts import Part, write_part
+from dyce_export.savers.together import join_records, join_vectors, recorded_like
+from dyce_export.spans import write_spans
+from dyce_export.staging import staged
+from dyce_runtime.bundle import (
+    CONFIGURATIONS,
+    MANIFEST,
+    RECORDS,
+    SPLITS,
+    Bundle,
+    files_of,
+    open_bundle,
+    sha256_of,
+    write_document,
+)
+from dyce_runtime.configuration import FULL, Configurations, Entry
+from dyce_runtime.datasets import Dataset
+from dyce_runtime.manifest import UNCUT, Manifest, TensorSpec, Verification
+from dyce_runtime.vectors import write_vectors
+
+
+def compose(
+    base: Bundle,
+    savers: Sequence[Bundle],
+    output: Path,
+    *,
+    val: Dataset | None = None,
+    mapping: Mapped | None = None,
+    progress: Progress,
+    force: bool = False,
+) -> Bundle:
+    """Write a bundle in which the savers run before the base, the cheapest first, and choose its configurations.
+
+    Args:
+        base: its precisions are left out: they have other thresholds.
+        savers: may have exits.
+        val: holds the pictures of the base's records, for savers that were not recorded on them.
+        mapping: of classes; see :func:`dyce_export.savers.agreement.read_mapping`.
+
+    Raises:
+        UsageError: the models do not go together.
+        DataError: savers have to be recorded and there are no pictures for it.
+        VerificationError: the pieces do not compute what they computed in the bundles that they come from.
+    """
+    savers = sorted(savers, key=lambda saver: saver.manifest.model.macs)
+    members = [Member.of(bundle) for bundle in (base, *savers)]
+    check_members(members[0], members[1:], mapping)
+    orders = [class_order(saver.manifest.model, base.manifest.model, mapping) for saver in savers]
+    with staged(output, force=force) as folder:
+        with progress.stage("savers"):
+            _copy(base, folder)
+            parts = _write_parts(base, savers, orders, folder)
+            manifest = _joined(base.manifest, [saver.manifest for saver in savers], parts)
+            vectors = join_vectors(base, savers, manifest.savers)
+            records = _records(base, savers, [part.network.id for part in parts], orders, val, progress)
+        with progress.stage("search"):
+            probe = Entry(probe_of(manifest, vectors).exits)
+            found = Configurations(named={FULL: Entry({}), PROBE: probe})
+            configurations = found if records is None else choose(records, macs_of(manifest))
+        with progress.stage("spans"):
+            spans = write_spans(manifest, configurations, folder)
+            manifest = msgspec.structs.replace(manifest, pieces=(*manifest.pieces, *spans))
+        made = Bundle(folder, manifest, configurations)
+        write_vectors(vectors, made)
+        with progress.stage("verify"):
+            manifest = check_spans(made, spans)
+            check_parts(made, [*savers, base], [*orders, None], vectors)
+        if records is not None:
+            _write_records(base, records, folder)
+            with progress.stage("report"):
+                report_bundle(made, records, val)
+        write_document(configurations, folder / CONFIGURATIONS)
+        hashes = {name: sha256_of(folder / name) for name in files_of(folder)}
+        write_document(msgspec.structs.replace(manifest, files=hashes), folder / MANIFEST)
+    return open_bundle(output)
+
+
+def _records(
+    base: Bundle,
+    savers: Sequence[Bundle],
+    ids: Sequence[str],
+    orders: Sequence[Sequence[int] | None],
+    val: Dataset | None,
+    progress: Progress,
+) -> Records | None:
+    """Of all heads on the pictures of the base's records; None if it has none."""
+    if not base.file(RECORDS).is_file():
+        return None
+    like = Records.load(base.file(RECORDS))
+    return join_records(like, ids, [recorded_like(like, saver, val, progress) for saver in savers], orders)
+
+
+def _copy(base: Bundle, folder: Path) -> None:
+    """The pieces of the base, but for spans that its own configurations needed."""
+    for piece in base.manifest.pieces:
+        if piece.kind != "span" or piece.id == UNCUT:
+            for name in (piece.file, *piece.data):
+                (folder / name).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(base.file(name), folder / name)
+
+
+def _write_parts(
+    base: Bundle, savers: Sequence[Bundle], orders: Sequence[Sequence[int] | None], folder: Path
+) -> list[Part]:
+    parts: list[Part] = []
+    known = [(base.manifest.preprocessing, base.manifest.input)]
+    for number, (saver, order) in enumerate(zip(savers, orders, strict=True)):
+        first = parts[-1].network.last + 1 if parts else 0
+        own = saver.manifest.preprocessing, saver.manifest.input.shape
+        alike = (spec for preprocessing, spec in known if (preprocessing, spec.shape) == own)
+        image = next(alike, TensorSpec(f"saver{number}_image", saver.manifest.input.dtype, saver.manifest.input.shape))
+        known.append((saver.manifest.preprocessing, image))
+        parts.append(write_part(saver, f"saver{number}", first, image, order, folder))
+    return parts
+
+
+def _joined(base: Manifest, savers: Sequence[Manifest], parts: Sequence[Part]) -> Manifest:
+    """The manifest of all of them; the base's segments come behind those of the savers."""
+    behind = parts[-1].network.last + 1
+    pieces = [
+        msgspec.structs.replace(piece, first=piece.first + behind, last=piece.last + behind)
+        for piece in base.pieces
+        if piece.kind != "span" or piece.id == UNCUT
+    ]
+    exits = (*(exit for part in parts for exit in part.exits), *base.exits)
+    return msgspec.structs.replace(
+        base,
+        exits=exits,
+        pieces=(*(piece for part in parts for piece in part.pieces), *pieces),
+        heads="trained" if all(head.trained for exit in exits for head in exit.heads) else "untrained",
+        savers=tuple(part.network for part in parts),
+        verification=_verified(base, savers, parts),
+        precisions=(),
+        files={},
+    )
+
+
+def _verified(base: Manifest, savers: Sequence[Manifest], parts: Sequence[Part]) -> Verification | None:
+    """What was found of each of them against torch; the worst counts."""
+    found = [manifest.verification for manifest in (base, *savers)]
+    if base.verification is None or any(one is None for one in found):
+        return None
+    seams = {name: error for name, error in base.verification.seams.items() if name in _kept(base)}
+    known = [one for one in found if one is not None]
+    for part, manifest, one in zip(parts, savers, known[1:], strict=True):
+        seams |= {f"{part.network.id} {name}": e for name, e in one.seams.items() if name in _kept(manifest)}
+    return msgspec.structs.replace(
+        base.verification,
+        seams=seams,
+        max_relative_error=max(seams.values()),
+        tolerance=max(one.tolerance for one in known),
+        exit_agreement=min(one.exit_agreement for one in known),
+        exempt=sum(one.exempt for one in known),
+    )
+
+
+def _kept(manifest: Manifest) -> set[str]:
+    """Names of the errors that still say something: not those of spans that are left behind."""
+    assert manifest.verification is not None
+    spans = {piece.id for piece in manifest.pieces if piece.kind == "span" and piece.id != UNCUT}
+    return set(manifest.verification.seams) - spans
+
+
+def _write_records(base: Bundle, records: Records, folder: Path) -> None:
+    (folder / RECORDS).parent.mkdir(exist_ok=True)
+    records.save(folder / RECORDS)
+    if base.file(SPLITS).is_file():
+        shutil.copyfile(base.file(SPLITS), folder / SPLITS)

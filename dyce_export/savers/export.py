@@ -1,0 +1,104 @@
+"""The export of a cascade: a bundle of every model, then one of all of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from dyce_calibration.processes import connect
+from dyce_export.pipeline import Captured, Export, Options, Pictures, Prepared, capture_source, prepare, write_bundle
+from dyce_export.progress import Progress
+from dyce_export.savers.agreement import Mapped, Member, Ready, check_members
+from dyce_export.savers.compose import compose
+from dyce_export.savers.named import Savers
+from dyce_export.staging import kept_work
+from dyce_runtime.bundle import Bundle
+from dyce_runtime.datasets import Dataset, open_dataset
+
+
+@dataclass(frozen=True)
+class Cascade:
+    """A base and the savers before it; everything that can be checked at once was.
+
+    Attributes:
+        mapping: of classes; see :func:`dyce_export.savers.agreement.read_mapping`.
+        pictures: hold those of the base's records.
+    """
+
+    base: Ready
+    savers: tuple[Ready, ...]
+    mapping: Mapped | None
+    pictures: Dataset | None
+
+
+def prepare_cascade(
+    base: Captured | Bundle,
+    exits: Sequence[str],
+    savers: Savers,
+    data: str | Path | None,
+    val: str | Path | None,
+    options: Options,
+    progress: Progress,
+) -> Cascade:
+    """Choose exits, capture the savers and open the data; writes nothing.
+
+    Args:
+        exits: of a base that is no bundle; see :func:`dyce_export.pipeline.prepare`.
+
+    Raises:
+        DyceError: what is wrong with the exits, the data or the savers.
+    """
+
+    opened: dict[str, Pictures | None] = {"data": data, "val": val}
+    first: Ready
+    if isinstance(base, Bundle):
+        first, pictures = base, _pictures(base, val or data)
+    else:
+        first = prepare(base, exits, data=data, val=val, options=options)
+        opened, pictures = {"data": first.data, "val": first.val}, first.val or first.data
+    models = (model if isinstance(model, Bundle) else capture_source(model, progress) for model in savers.models)
+    before = tuple(
+        model if isinstance(model, Bundle) else prepare(model, [], **opened, options=options) for model in models
+    )
+    check_members(Member.of(first), list(map(Member.of, before)), savers.mapping)
+    return Cascade(first, before, savers.mapping, pictures)
+
+
+def export_cascade(cascade: Cascade, output: Path, *, options: Options, progress: Progress) -> Export:
+    """Export the base and every saver that is not a bundle yet, and write the bundle in which savers run first.
+
+    Raises:
+        DyceError: its subclasses say which step failed; nothing is left at ``output`` then.
+    """
+    base = cascade.base
+    if isinstance(base, Prepared) and not cascade.savers:
+        return write_bundle(base, output, options=options, progress=progress)
+    processes = connect()
+    with kept_work(output, processes.rank) as work:
+
+        def made(model: Ready, name: str) -> Bundle:
+            if isinstance(model, Bundle):
+                return model
+            found = write_bundle(model, work / f"{name}.dyce", options=options, progress=progress)
+            return Bundle(found.path, found.manifest, found.configurations)
+
+        first, savers = made(base, "base"), [made(saver, f"saver{n}") for n, saver in enumerate(cascade.savers)]
+
+        def write() -> Export:
+            whole = compose(
+                first,
+                savers,
+                output,
+                val=cascade.pictures,
+                mapping=cascade.mapping,
+                progress=progress,
+                force=options.force,
+            )
+            return Export(output, whole.manifest, whole.configurations, progress.seconds)
+
+        return processes.from_main(write)
+
+
+def _pictures(base: Bundle, place: str | Path | None) -> Dataset | None:
+    return None if place is None else open_dataset(place, num_classes=base.manifest.model.num_classes).check()

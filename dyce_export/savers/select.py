@@ -1,0 +1,190 @@
+"""Which model of a pool should run before a base: what each would save, by the published criterion and by a search."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from dyce_calibration.records import Records
+from dyce_calibration.savers import Taken, pair, saver_costs, take_over
+from dyce_calibration.search.problem import make_problem
+from dyce_calibration.search.run import Search, run
+from dyce_export.savers.agreement import Mapped, Member, check_members, class_order
+from dyce_export.savers.named import input_of
+from dyce_export.savers.pool import Pool
+from dyce_runtime import targets
+from dyce_runtime.bundle import RECORDS, Bundle
+from dyce_runtime.configuration import Figures
+from dyce_runtime.contracts import TargetSpec
+from dyce_runtime.errors import DyceError, UsageError
+from dyce_runtime.session import Session
+from dyce_runtime.vectors import read_vectors
+
+log = logging.getLogger("dyce_export")
+
+# Rounds in which every model answers every test vector once, alone; and at most so many seconds.
+_ROUNDS = 50
+_MOST_SECONDS = 60.0
+
+
+@dataclass(frozen=True)
+class Judged:
+    """A candidate and what it would save.
+
+    Attributes:
+        name: as the user named it.
+        accuracy: on the search split.
+        taken: what it can take over there.
+        macs, ms: of one sample; the latter the median of a call.
+        delta_macs, delta_ms: dC, its cost relative to the base less the share that it takes.
+        search, test: what the exact search finds for it and the base alone, at the loss asked for, in
+            multiply-accumulates; None if nothing is cheaper than the base.
+    """
+
+    name: str
+    bundle: Bundle
+    accuracy: float
+    taken: Taken
+    macs: int
+    ms: float
+    delta_macs: float
+    delta_ms: float
+    search: Figures | None
+    test: Figures | None
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """A whole pool.
+
+    Attributes:
+        candidates: the best first.
+        skipped: name and reason of those that cannot be savers here.
+        base_ms: the median of a call of the base.
+        accuracy: of the base on the search split.
+    """
+
+    candidates: tuple[Judged, ...]
+    skipped: dict[str, str]
+    base_ms: float
+    accuracy: float
+
+
+@dataclass(frozen=True)
+class Question:
+    """How a pool is judged.
+
+    Attributes:
+        mapping: of classes; see :func:`dyce_export.savers.agreement.read_mapping`.
+        max_loss: of accuracy, for the search that stands beside the criterion.
+        by: ``ms`` or ``macs``, by which the best is found.
+        target, threads: what is measured; the first target that works, and its own choice, without them.
+        trust_pickle: see :func:`dyce_export.sources.load_source`.
+    """
+
+    mapping: Mapped | None = None
+    max_loss: float = 0.005
+    by: str = "ms"
+    target: str | None = None
+    threads: int | None = None
+    trust_pickle: bool = False
+
+
+def judge(base: Bundle, names: Sequence[str], pool: Pool, how: Question) -> Judgement:
+    """Judge every candidate as the only saver of a base; what cannot be one is skipped, with its reason.
+
+    Args:
+        names: see :func:`dyce_export.savers.named.load_named`.
+
+    Raises:
+        UsageError: no candidate is left.
+    """
+    like = Records.load(base.file(RECORDS))
+    found: dict[str, tuple[Bundle, Records]] = {}
+    skipped: dict[str, str] = {}
+    for name in names:
+        try:
+            model = pool.ready(name, input_of(base), trust_pickle=how.trust_pickle)
+            others = [Member.of(other) for other, _ in found.values()]
+            check_members(Member.of(base), [*others, Member.of(model)], how.mapping)
+            bundle = pool.recorded(model)
+            found[name] = bundle, pool.records(bundle, like)
+        except DyceError as error:
+            skipped[name] = error.message
+            log.warning("%s is skipped: %s", name, error)
+    if not found:
+        raise UsageError(f"none of the {len(names)} models of the pool can be a saver", hint="The reasons are above.")
+    with pool.progress.stage("latency"):
+        base_ms, *times = milliseconds([base, *(bundle for bundle, _ in found.values())], how.target, how.threads)
+    candidates = []
+    for (name, (bundle, records)), ms in zip(found.items(), times, strict=True):
+        order = class_order(bundle.manifest.model, base.manifest.model, how.mapping)
+        if order is not None:
+            records = replace(records, predictions=np.argsort(order)[records.predictions])
+        candidates.append(_judged(name, bundle, records, like, (ms, base_ms), base.manifest.model.macs, how.max_loss))
+    best = sorted(candidates, key=lambda one: one.delta_ms if how.by == "ms" else one.delta_macs)
+    of_search = like.of_split("search")
+    accuracy = float((of_search.predictions[:, -1] == of_search.labels).mean())
+    return Judgement(tuple(best), skipped, base_ms, accuracy)
+
+
+def milliseconds(bundles: Sequence[Bundle], target: str | None, threads: int | None) -> list[float]:
+    """The median of a call with one sample of every model whole, in turns, so that a busy machine slows all alike."""
+    target = targets.find(target or targets.named()).name
+    sessions = [Session(bundle, target, TargetSpec(threads=threads), allow_untrained=True) for bundle in bundles]
+    samples = [read_vectors(bundle).inputs for bundle in bundles]
+    seconds: list[list[float]] = [[] for _ in bundles]
+    end = time.perf_counter() + _MOST_SECONDS
+    for turn in range(_ROUNDS + 1):
+        for session, inputs, times in zip(sessions, samples, seconds, strict=True):
+            for row in range(len(inputs[session.manifest.input.name])):
+                sample = inputs[session.manifest.input.name][row : row + 1]
+                start = time.perf_counter()
+                session.run_uncut(sample)
+                if turn:  # the first one warms up
+                    times.append(time.perf_counter() - start)
+        if turn and time.perf_counter() > end:
+            break
+    for session in sessions:
+        session.close()
+    return [1e3 * float(np.median(times)) for times in seconds]
+
+
+def _judged(
+    name: str,
+    bundle: Bundle,
+    records: Records,
+    like: Records,
+    ms: tuple[float, float],
+    base_macs: int,
+    max_loss: float,
+) -> Judged:
+    """One candidate, from its records and those of the base on the same samples.
+
+    Args:
+        ms: of the candidate and of the base.
+    """
+    both, macs = pair(records, like), bundle.manifest.model.macs
+    problems = {split: make_problem(both.of_split(split), saver_costs(macs, base_macs)) for split in ("search", "test")}
+    right, base_right = (both.of_split("search").predictions == both.of_split("search").labels[:, None]).T
+    taken = take_over(both.of_split("search").confidences[:, 0], right, base_right)
+    setting = run(problems["search"], None, Search()).cheapest(max_loss)
+    of_search, of_test = (
+        None if setting is None or not any(setting) else problems[s].evaluate(setting) for s in problems
+    )
+    return Judged(
+        name,
+        bundle,
+        accuracy=float(right.mean()),
+        taken=taken,
+        macs=macs,
+        ms=ms[0],
+        delta_macs=macs / base_macs - taken.share,
+        delta_ms=ms[0] / ms[1] - taken.share,
+        search=of_search,
+        test=of_test,
+    )

@@ -1,0 +1,112 @@
+"""Searching with savers: what a setting costs, and that none is cheaper than those found."""
+
+from __future__ import annotations
+
+from itertools import product
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dyce_calibration.costs import CostTable
+from dyce_calibration.records import Records
+from dyce_calibration.search.problem import On, Setting, make_problem
+from dyce_calibration.search.run import Search, run
+from dyce_runtime.errors import DataError
+from dyce_runtime.manifest import OWN
+
+HEADS = (("saver0.1", "mlp"), ("saver0", OWN), ("saver1", OWN), ("4", "mlp"))
+# Up to the exit: the first saver 3 and 5 units, the second one 20, the base 40 and 100 (uncut: 90).
+OF_HEADS = {"saver0.1": {"mlp": 1.0}, "saver0": {OWN: 0.0}, "saver1": {OWN: 0.5}, "4": {"mlp": 2.0}}
+COSTS = CostTable(
+    "ms",
+    {"saver0.1": 3.0, "saver0": 5.0, "saver1": 25.0, "4": 65.0, "final": 125.0},
+    OF_HEADS,
+    90.0,
+    spans={"saver1": {"final": 90.0}},
+    savers=("saver0", "saver1"),
+)
+WEIGHTS = 60
+
+
+def make_records(count: int, seed: int) -> Records:
+    """Confidences on a coarse grid, higher where a head is right."""
+    random = np.random.default_rng(seed)
+    labels = random.integers(0, 3, count)
+    right = random.random((count, 5)) < np.array([0.5, 0.6, 0.7, 0.8, 0.95])
+    sure = np.round((0.3 * random.random(right.shape) + 0.5 * right * random.random(right.shape)) * 8) / 8
+    predictions = np.where(right, labels[:, None], (labels[:, None] + 1) % 3)
+    hashes, split = np.arange(count, dtype=np.uint64), np.full(count, "search")
+    return Records(HEADS, predictions, sure.astype(np.float32), labels, hashes, split)
+
+
+def by_hand(records: Records, setting: Setting) -> tuple[int, float]:
+    """Right answers and mean cost, sample after sample, model after model."""
+    right, paid = 0, 0.0
+    first, at, second, early = setting
+    for sure, said, label in zip(records.confidences, records.predictions, records.labels, strict=True):
+
+        def leaves(on: On | None, column: int, row: np.ndarray = sure) -> bool:
+            return on is not None and bool(row[column] > np.float32(on.threshold))
+
+        cost, left = 0.0, None
+        if first or at:
+            cost += 3 + (1 if first else 0)
+            left = 0 if leaves(first, 0) else None
+        if left is None and at:
+            cost += 2
+            left = 1 if leaves(at, 1) else None
+        if left is None and second:
+            cost += 20.5
+            left = 2 if leaves(second, 2) else None
+        if left is None and early:
+            cost += 40 + 2
+            left = 3 if leaves(early, 3) else None
+            cost += 60 if left is None else 0
+        elif left is None:
+            cost += 90
+        right += int(said[4 if left is None else left] == label)
+        paid += cost
+    return right, paid / len(records) / 90
+
+
+ons = st.none() | st.builds(On, st.just(0), st.sampled_from([n / 8 for n in range(9)]))
+
+
+@given(st.tuples(ons, ons, ons, ons), st.integers(1, 20), st.integers(0, 100))
+def test_a_setting_costs_what_its_models_cost_one_by_one(setting, count, seed):
+    records = make_records(count, seed)
+    found = make_problem(records, COSTS).evaluate(setting)
+    right, cost = by_hand(records, setting)
+    assert found.accuracy == pytest.approx(right / count)
+    assert found.cost == pytest.approx(cost)
+
+
+@settings(max_examples=5)
+@given(st.integers(0, 10_000))
+def test_no_setting_is_better_than_those_found(seed):
+    records = make_records(30, seed)
+    problem = make_problem(records, COSTS)
+    found = run(problem, None, Search(weights=WEIGHTS))
+    levels = [None, *(On(0, n / 8) for n in range(8))]
+    every = np.array([by_hand(records, setting) for setting in product(levels, repeat=4)])
+    for odds in np.geomspace(0.5, 2000, WEIGHTS):
+        weight = odds / (1 + odds)
+        lowest = (weight * (1 - every[:, 0] / problem.right) + (1 - weight) * every[:, 1]).min()
+        reached = (weight * (1 - found.accuracy * 30 / problem.right) + (1 - weight) * found.cost).min()
+        assert reached <= lowest + 1e-9
+
+
+def test_a_saver_that_ends_nowhere_is_refused():
+    with pytest.raises(DataError, match=r"savers that end at \['saver9'\]"):
+        CostTable("ms", COSTS.backbone, OF_HEADS, 90.0, savers=("saver9",)).check()
+
+
+def test_spans_everywhere_leave_the_cost_of_savers_alone():
+    table = CostTable("ms", COSTS.backbone, OF_HEADS, 90.0, savers=COSTS.savers).with_all_spans()
+    assert [table.backbone[exit] for exit in ("saver0.1", "saver0", "saver1")] == [3.0, 5.0, 25.0]
+    assert table.backbone["final"] == pytest.approx(25 + 90)
+    assert table.backbone["4"] == pytest.approx(25 + 40 * 0.9)
+    assert table.heads["4"]["mlp"] == pytest.approx(2 + 10)
+    assert table.heads["saver1"] == OF_HEADS["saver1"]
