@@ -27,9 +27,9 @@ RESULTS = Path(__file__).parent / "results" / "lite0.json"
 EXITS = (3, 7, 12)
 
 
-def load_lite0(weights: Path) -> nn.Module:
-    """The model with weights from a file that lists the same tensors in the same order under other names."""
-    model = timm.create_model("tf_efficientnet_lite0").eval()
+def load_lite(n: int, weights: Path) -> nn.Module:
+    """EfficientNet-Lite ``n`` with weights from a file that lists its tensors in their order under other names."""
+    model = timm.create_model(f"tf_efficientnet_lite{n}").eval()
     given = {
         name: tensor for name, tensor in torch.load(weights, weights_only=True).items() if "num_batches" not in name
     }
@@ -41,7 +41,7 @@ def load_lite0(weights: Path) -> nn.Module:
 
 def compare(weights: Path, samples: list[tuple[Path, int]]) -> dict[str, Any]:
     """Export, then classify the pictures with torch and with the bundle."""
-    model = load_lite0(weights)
+    model = load_lite(0, weights)
     with tempfile.TemporaryDirectory() as folder:
         made = dyce_export.export(model, EXITS, f"{folder}/lite0.dyce", name="tf_efficientnet_lite0")
         paths, labels = [path for path, _ in samples], np.array([label for _, label in samples])

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from benchmarks import fashion_mnist, fashion_nine, machine
-from benchmarks.lite0 import load_lite0
+from benchmarks.lite0 import load_lite
 from benchmarks.overhead import Images, in_turn, picture, timed
 from dyce_runtime import Session, load
 from dyce_runtime.bundle import PRECISIONS, Bundle, open_bundle
@@ -80,7 +80,8 @@ def crops(pictures: Sequence[Path], count: int, seed: int) -> NDArray[np.uint8]:
 
 def lite0() -> tuple[Path, dict[str, Path]]:
     """The bundle of EfficientNet-Lite0 in float32 and the pictures that made it; made once."""
-    from dyce_export.pipeline import Options, export_source
+    from dyce_export.cascade import export_source
+    from dyce_export.pipeline import Options
     from dyce_export.sources import from_module
     from tests.real_inputs import efficientnet_lite, imagenet_samples
 
@@ -94,7 +95,7 @@ def lite0() -> tuple[Path, dict[str, Path]]:
             np.savez(file, images=crops([path for path, _ in samples], _CROPS[part], seed))
     path = CACHE / "lite0.dyce"
     if not path.is_dir():
-        source = from_module(load_lite0(weights), name="tf_efficientnet_lite0")
+        source = from_module(load_lite(0, weights), name="tf_efficientnet_lite0")
         export_source(source, ["3", "7", "12"], path, data=files["fit"], val=files["val"], options=Options())
     return path, files
 

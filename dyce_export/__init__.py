@@ -20,6 +20,7 @@ def export(
     output: str | Path,
     *,
     input_size: tuple[int, int, int] | None = None,
+    savers: Sequence[nn.Module | str | Path] = (),
     data: str | Path | None = None,
     val: str | Path | None = None,
     force: bool = False,
@@ -30,9 +31,10 @@ def export(
 
     Args:
         module: takes float32 images (N, C, H, W), returns logits (N, classes). It is not changed.
-        exits: numbers or module names of exit points, in ascending order.
+        exits: numbers or module names of exit points, in ascending order; may be empty where there are savers.
         output: the bundle's folder.
         input_size: (C, H, W); may be left out for timm models.
+        savers: small classifiers that run first: modules, or what ``dyce export --saver`` takes.
         data: pictures that fit the heads; without them the heads stay untrained.
         val: pictures that the model has never seen; without them they are cut from ``data``.
         force: replace an existing bundle.
@@ -43,11 +45,17 @@ def export(
     Raises:
         DyceError: its subclasses say which step failed; nothing is left at ``output`` then.
     """
-    from dyce_export.pipeline import Options, export_source
+    from dyce_export.cascade import export_source
+    from dyce_export.pipeline import Options
     from dyce_export.sources import from_module
 
     source = from_module(module, input_size=input_size, **input_description)
-    wanted = [str(exit) for exit in exits]
     return export_source(
-        source, wanted, Path(output), data=data, val=val, options=Options(force=force, tolerance=tolerance)
+        source,
+        [str(exit) for exit in exits],
+        Path(output),
+        savers=savers,
+        data=data,
+        val=val,
+        options=Options(force=force, tolerance=tolerance),
     )

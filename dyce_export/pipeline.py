@@ -35,7 +35,7 @@ from dyce_export.reports import report_bundle
 from dyce_export.rounding import SAMPLES, explained_by_rounding, rounding_errors
 from dyce_export.sources import Source
 from dyce_export.spans import write_spans
-from dyce_export.staging import check_destination, kept_work, staged
+from dyce_export.staging import kept_work, staged
 from dyce_export.verify import TOLERANCE, Reference, compute_reference, probe_configuration, verify
 from dyce_runtime.bundle import (
     CONFIGURATIONS,
@@ -150,36 +150,6 @@ class Prepared:
         )
 
 
-def export_source(
-    source: Source,
-    exits: Sequence[str],
-    output: Path,
-    *,
-    data: str | Path | None = None,
-    val: str | Path | None = None,
-    options: Options = Options(),
-    progress: Progress | None = None,
-) -> Export:
-    """Split a model at the given exits and write a verified bundle.
-
-    Args:
-        exits: numbers or module names of exit points, in ascending order; or ``["auto"]``.
-        output: the bundle's folder.
-        data: fits the heads; without it they stay untrained. See :func:`dyce_runtime.datasets.open_dataset`.
-        val: samples unseen by the model, from which configurations are chosen; None cuts them from ``data``.
-
-    Raises:
-        DyceError: its subclasses say which step failed; nothing is left at ``output`` then.
-    """
-    progress = progress or Progress()
-    if not exits:
-        raise ExitPointError("no exits were given; expected numbers or module names, such as 3,7,12")
-    check_destination(output, force=options.force)
-    captured = capture_source(source, progress)
-    prepared = prepare(captured, exits, data=data, val=val, options=options)
-    return write_bundle(prepared, output, options=options, progress=progress)
-
-
 def capture_source(source: Source, progress: Progress) -> Captured:
     """Capture a model and number its exit points. Random weights are conditioned first, in place.
 
@@ -203,8 +173,9 @@ def prepare(
     """Choose exits and open the data; writes nothing.
 
     Args:
-        exits: as in :func:`export_source`; none leave the model whole, as a saver is or what stands behind one.
-        data, val: as in :func:`export_source`, or opened already.
+        exits: as in :func:`dyce_export.cascade.export_source`; none leave the model whole, as a saver is, or what
+            stands behind one.
+        data, val: as there, or opened already.
 
     Raises:
         UsageError: ``val`` without ``data``, or ``auto`` without.

@@ -118,6 +118,7 @@ def from_module(
     interpolation: str | None = None,
     crop_pct: float | None = None,
     class_names: tuple[str, ...] | None = None,
+    like: Input | None = None,
 ) -> Source:
     """Take any module that maps float32 (N, C, H, W) to logits; a copy of it, the module itself stays as it is.
 
@@ -126,6 +127,7 @@ def from_module(
         input_size: (C, H, W), in pixels; may be left out for timm's models, which know theirs.
         name: of the model; by default that of its class.
         mean, std, interpolation, crop_pct, class_names: as in :class:`InputOverrides` and :class:`Source`.
+        like: as in :func:`load_source`.
 
     Raises:
         UsageError: a value is out of its range.
@@ -142,7 +144,7 @@ def from_module(
     overrides = InputOverrides(input_size, mean, std, interpolation, crop_pct)
     kind = type(module)
     origin = f"module {kind.__module__}:{kind.__qualname__}"
-    return _source(copied, name or kind.__name__, origin, "module", overrides, class_names=class_names)
+    return _source(copied, name or kind.__name__, origin, "module", overrides, class_names=class_names, like=like)
 
 
 def _source(

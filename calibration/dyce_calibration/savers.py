@@ -17,7 +17,7 @@ from dyce_calibration.records import Records
 from dyce_runtime.manifest import FINAL, OWN
 
 # Thresholds that are tried, from 1 down.
-STEPS = 1000
+STEPS = 100
 
 
 class Taken(NamedTuple):

@@ -137,9 +137,9 @@ def command(
         )
     require_extra()
     from dyce_calibration.heads import TYPES
+    from dyce_export.cascade import export_cascade, prepare_cascade
     from dyce_export.pipeline import Options
     from dyce_export.precision.trials import Limits
-    from dyce_export.savers.export import export_cascade, prepare_cascade
     from dyce_export.savers.named import Savers
     from dyce_export.staging import check_destination
     from dyce_runtime.bundle import Bundle

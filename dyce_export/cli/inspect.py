@@ -61,18 +61,37 @@ def _show(bundle: Any) -> None:
     for name, value in facts:
         out.print(f"[bold]{name:>14}[/]  ", end="")
         out.print(str(value), markup=False, highlight=False)
-    done, rows = 0, []
-    segments = [piece for piece in manifest.pieces if piece.kind == "segment"]
-    for exit, segment in zip(manifest.exits, segments, strict=True):
-        done += segment.macs
-        size = bundle.file(segment.file).stat().st_size
-        heads = ", ".join(head.type for head in exit.heads)
-        rows.append((exit.id, exit.module, heads, f"{done / model.macs:.0%}", f"{size / 1e6:.1f} MB"))
+    _show_savers(manifest)
+    rows = []
+    for network in manifest.networks:
+        done = 0
+        for index in range(network.first, network.last + 1):
+            exit, segment = manifest.exits[index], manifest.segments[index]
+            done += segment.macs
+            heads = ", ".join(head.type for head in exit.heads)
+            size = f"{bundle.file(segment.file).stat().st_size / 1e6:.1f} MB"
+            rows.append((exit.id, exit.module, heads, f"{done / model.macs:.1%}", size))
     print_table("exits", ("exit", "behind", "heads", "MACs to here", "segment"), rows)
     _show_spans(bundle)
     show_precisions(bundle)
     _show_engines(bundle)
     show_configurations(bundle.configurations, [exit.id for exit in manifest.exits])
+
+
+def _show_savers(manifest: Any) -> None:
+    """The models that run before the base, and how they prepare pictures."""
+    rows = [
+        (
+            saver.id,
+            saver.model.name,
+            f"{saver.model.macs / 1e6:.1f}",
+            saver.model.weights,
+            _preprocessing(saver.preprocessing),
+        )
+        for saver in manifest.savers
+    ]
+    if rows:
+        print_table("savers, which run first", ("saver", "model", "MMACs", "weights", "preprocessing"), rows)
 
 
 def _show_spans(bundle: Any) -> None:

@@ -6,10 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from torch import nn
+
 from dyce_export.inputs import Input
 from dyce_export.pipeline import Captured
 from dyce_export.savers.agreement import Mapped, read_mapping
-from dyce_export.sources import Source, load_source
+from dyce_export.sources import Source, from_module, load_source
 from dyce_runtime.bundle import Bundle, is_bundle, open_bundle
 
 
@@ -31,6 +33,17 @@ class Savers:
         like = input_of(base)
         models = tuple(load_named(name, like, trust_pickle=trust_pickle) for name in names)
         return Savers(models, read_mapping(classes))
+
+    @staticmethod
+    def of(models: Sequence[nn.Module | str | Path], base: Captured) -> Savers:
+        """Modules, which are copied, and what can be named. Modules that do not say what they take take the same."""
+        like = input_of(base)
+        return Savers(
+            tuple(
+                from_module(model, like=like) if isinstance(model, nn.Module) else load_named(str(model), like)
+                for model in models
+            )
+        )
 
 
 def input_of(base: Captured | Bundle) -> Input:

@@ -16,7 +16,8 @@ from dyce_calibration.heads import Recipe
 from dyce_calibration.records import Records
 from dyce_export import calibrate as calibrate_module
 from dyce_export import pipeline
-from dyce_export.pipeline import Options, export_source
+from dyce_export.cascade import export_source
+from dyce_export.pipeline import Options
 from dyce_export.sources import from_module
 from dyce_runtime import load
 from dyce_runtime.bundle import RECORDS

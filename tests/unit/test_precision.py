@@ -12,8 +12,8 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
+from dyce_export.cascade import export_source
 from dyce_export.joining import Network, assemble
-from dyce_export.pipeline import export_source
 from dyce_export.precision.cut import write_lowered
 from dyce_export.precision.half import halver
 from dyce_export.precision.integers import quantiser

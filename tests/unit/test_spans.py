@@ -12,7 +12,7 @@ import onnx
 import pytest
 from torch import nn
 
-from dyce_export.pipeline import export_source
+from dyce_export.cascade import export_source
 from dyce_export.sources import from_module
 from dyce_export.spans import write_spans
 from dyce_runtime import Configuration, Session, load, open_bundle

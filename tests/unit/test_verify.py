@@ -18,6 +18,7 @@ from onnx import numpy_helper
 from dyce_calibration.heads import TrainedHead
 from dyce_export import pipeline
 from dyce_export.backbone import Backbone
+from dyce_export.cascade import export_source
 from dyce_export.probes import condition
 from dyce_export.sources import from_module
 from dyce_export.verify import (
@@ -59,7 +60,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Exported:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(pipeline, "compute_reference", spy)
-        pipeline.export_source(from_module(module, input_size=INPUT_SIZE), ["1", "3"], path)
+        export_source(from_module(module, input_size=INPUT_SIZE), ["1", "3"], path)
     model, backbone, heads, probes = used
     reference = compute_reference(model, backbone, heads, probes)
     return Exported(path, reference, probe_configuration(open_bundle(path).manifest, reference), model, backbone, heads)

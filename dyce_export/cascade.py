@@ -1,4 +1,4 @@
-"""The export of a cascade: a bundle of every model, then one of all of them."""
+"""A whole export: of a model alone, or of a cascade, as a bundle of every model and then one of all of them."""
 
 from __future__ import annotations
 
@@ -6,15 +6,53 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from torch import nn
+
 from dyce_calibration.processes import connect
 from dyce_export.pipeline import Captured, Export, Options, Pictures, Prepared, capture_source, prepare, write_bundle
 from dyce_export.progress import Progress
 from dyce_export.savers.agreement import Mapped, Member, Ready, check_members
 from dyce_export.savers.compose import compose
 from dyce_export.savers.named import Savers
-from dyce_export.staging import kept_work
+from dyce_export.sources import Source
+from dyce_export.staging import check_destination, kept_work
 from dyce_runtime.bundle import Bundle
 from dyce_runtime.datasets import Dataset, open_dataset
+from dyce_runtime.errors import ExitPointError
+
+_USUAL = Options()
+
+
+def export_source(
+    source: Source,
+    exits: Sequence[str],
+    output: Path,
+    *,
+    savers: Sequence[nn.Module | str | Path] = (),
+    data: str | Path | None = None,
+    val: str | Path | None = None,
+    options: Options = _USUAL,
+    progress: Progress | None = None,
+) -> Export:
+    """Split a model at the given exits and write a verified bundle.
+
+    Args:
+        exits: numbers or module names of exit points, in ascending order; or ``["auto"]``; none where there are savers.
+        output: the bundle's folder.
+        savers: run first; see :meth:`dyce_export.savers.named.Savers.of`.
+        data: fits the heads; without it they stay untrained. See :func:`dyce_runtime.datasets.open_dataset`.
+        val: samples unseen by the model, from which configurations are chosen; None cuts them from ``data``.
+
+    Raises:
+        DyceError: its subclasses say which step failed; nothing is left at ``output`` then.
+    """
+    if not (exits or savers):
+        raise ExitPointError("no exits were given; expected numbers or module names, such as 3,7,12")
+    progress = progress or Progress()
+    check_destination(output, force=options.force)
+    base = capture_source(source, progress)
+    cascade = prepare_cascade(base, exits, Savers.of(savers, base), data, val, options, progress)
+    return export_cascade(cascade, output, options=options, progress=progress)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,252 @@
+"""Savers through the whole export: found, recorded, put before a base, searched, run."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+import dyce_export
+from benchmarks.digits import INPUT, ResidualNet, train
+from dyce_calibration.records import Records
+from dyce_calibration.temperature import softmax
+from dyce_export.cascade import export_source
+from dyce_export.sources import from_module
+from dyce_runtime import Configuration, load, open_bundle
+from dyce_runtime.bundle import RECORDS
+from dyce_runtime.configuration import ExitSetting
+from dyce_runtime.datasets import open_dataset
+from dyce_runtime.errors import UsageError
+from dyce_runtime.manifest import OWN
+from dyce_runtime.preprocessing import preprocess
+from tests.integration.digits import Digits
+from tests.unit.cli import command
+
+DATA = {"data": "digits#train", "val": "digits#test"}
+GREY = {"mean": INPUT.mean, "std": INPUT.std, "crop_pct": 1.0}
+
+
+def dyce(*arguments: object) -> tuple[int, Any]:
+    """The command in a process of its own: its status and its document."""
+    done = command.dyce(*map(str, arguments), "--json", "--quiet")
+    return done.returncode, json.loads(done.stdout)
+
+
+def learned(*shape: tuple[int, ...], edge: int = 16, seed: int = 0) -> nn.Module:
+    """A small network, trained for a moment."""
+    data = open_dataset("digits#train")
+    pixels = torch.from_numpy(preprocess(data.images(range(640)), INPUT))[:, :, :edge, :edge]
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = ResidualNet(*shape)
+        train(model, pixels, torch.from_numpy(data.labels[:640]), epochs=6, batch=64)
+    return model.eval()
+
+
+@pytest.fixture(scope="module")
+def small() -> nn.Module:
+    return learned((8, 16), (2, 2))
+
+
+@pytest.fixture(scope="module")
+def smaller() -> nn.Module:
+    return learned((4, 8), (2, 2))
+
+
+@pytest.fixture(scope="module")
+def cascade(digits: Digits, small: nn.Module, smaller: nn.Module, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two savers before the digits model with two exits; the dearer one is named first."""
+    path = tmp_path_factory.mktemp("cascade") / "digits.dyce"
+    source = from_module(digits.model, input_size=(1, 16, 16), **GREY)
+    export_source(source, ["3", "5"], path, savers=[small, smaller], **DATA)
+    return path
+
+
+def by_hand(models: list[nn.Module], temperatures: list[float], thresholds: list[float], pixels: Tensor) -> list[int]:
+    """Which model answers each picture, in torch."""
+    answers = []
+    with torch.inference_mode():
+        for row in range(len(pixels)):
+            sure = [
+                softmax(model(pixels[row : row + 1]).numpy(), temperature).max()
+                for model, temperature in zip(models, temperatures, strict=True)
+            ]
+            answers.append(
+                next((n for n, (s, t) in enumerate(zip(sure, thresholds, strict=True)) if s > t), len(models))
+            )
+    return answers
+
+
+def test_savers_run_in_the_order_of_their_cost_and_read_what_the_base_reads(cascade: Path):
+    manifest = open_bundle(cascade).manifest
+    assert [exit.id for exit in manifest.exits] == ["saver0", "saver1", "3", "5", "final"]
+    assert manifest.savers[0].model.macs < manifest.savers[1].model.macs < manifest.model.macs
+    assert {network.input.name for network in manifest.networks} == {"image"}
+    assert manifest.verification is not None
+    assert manifest.verification.verdict == "passed"
+    assert {"saver0 logits", "saver1 logits", "logits", "exit 3"} <= set(manifest.verification.seams)
+    assert Records.load(cascade / RECORDS).heads[:2] == (("saver0", OWN), ("saver1", OWN))
+
+
+def test_a_cascade_answers_as_torch_does_model_after_model(
+    cascade: Path, digits: Digits, small: nn.Module, smaller: nn.Module
+):
+    data = open_dataset("digits#test")
+    pixels = torch.from_numpy(preprocess(data.images(range(100)), INPUT))
+    with load(cascade, threads=1) as session:
+        thresholds = np.median(Records.load(cascade / RECORDS).confidences[:, :2], axis=0).tolist()
+        session.use(
+            Configuration("mine", {f"saver{n}": ExitSetting(OWN, threshold) for n, threshold in enumerate(thresholds)})
+        )
+        heads = [session.manifest.exits[n].heads[0] for n in range(2)]
+        result = session(pixels.numpy())
+    models = [smaller, small]
+    expected = by_hand(models, [head.temperature for head in heads], thresholds, pixels)
+    assert {0, 1, 2} == set(expected), "every model answers some"
+    assert [min(exit, 2) for exit in result.exit.tolist()] == expected
+    with torch.inference_mode():
+        logits = [*(model(pixels).numpy() for model in models), digits.logits(pixels.numpy())]
+    for row, number in enumerate(expected):
+        np.testing.assert_allclose(result.logits[row], logits[number][row], rtol=1e-3, atol=1e-3)
+
+
+def test_configurations_are_chosen_over_savers_and_exits_together(cascade: Path):
+    bundle = open_bundle(cascade)
+    used = {exit for entry in bundle.configurations.front for exit in entry.exits}
+    assert {"saver0", "saver1"} <= used
+    assert used & {"3", "5"}
+    cheapest = bundle.configurations.front[0]
+    assert cheapest.search is not None
+    assert cheapest.search.cost < 0.1, "a saver alone"
+
+
+def test_a_saver_with_exits_and_pictures_of_its_own_goes_before_a_finished_bundle(
+    digits: Digits, small: nn.Module, tmp_path: Path
+):
+    saver = export_source(
+        from_module(learned((4, 8, 8), (2, 1, 1), edge=8), input_size=(1, 8, 8), **GREY),
+        ["1"],
+        tmp_path / "s.dyce",
+        **DATA,
+    )
+    pictures = ("--data", "digits#train", "--val", "digits#test")
+    status, document = dyce("export", digits.path, "--saver", saver.path, *pictures, "-o", tmp_path / "all.dyce")
+    assert status == 0, document
+    assert document["exits"] == ["saver0.1", "saver0", "2", "4", "6", "final"]
+    own, base = (Records.load(path / RECORDS) for path in (saver.path, digits.path))
+    records = Records.load(tmp_path / "all.dyce" / RECORDS)
+    rows = [own.hashes.tolist().index(hash) for hash in records.hashes.tolist()]
+    np.testing.assert_array_equal(records.confidences[:, :2], own.confidences[rows])
+    np.testing.assert_array_equal(records.confidences[:, 2:], base.confidences)
+    with load(tmp_path / "all.dyce", threads=1) as session:
+        inputs = session.preprocess(open_dataset("digits#test").images(range(5)))
+        assert {name: images.shape[2:] for name, images in inputs.items()} == {
+            "image": (16, 16),
+            "saver0_image": (8, 8),
+        }  # type: ignore[union-attr]
+        session.use("fast")
+        assert session(inputs).configuration.name == "fast"
+
+
+def test_without_data_a_cascade_shows_structure_and_speed(digits: Digits, small: nn.Module, tmp_path: Path):
+    dyce_export.export(digits.model, [], tmp_path / "b.dyce", input_size=(1, 16, 16), savers=[small], **GREY)
+    with load(tmp_path / "b.dyce", threads=1) as session:
+        assert [exit.id for exit in session.manifest.exits] == ["saver0", "final"]
+        assert session.configuration.name == "full"
+        session.use("probe")
+        pixels = preprocess(open_dataset("digits#test").images(range(20)), INPUT)
+        np.testing.assert_array_equal(session.run_uncut(pixels), digits.logits(pixels).argmax(1))
+        assert set(session(pixels).exit.tolist()) <= {0, 1}
+
+
+@pytest.mark.parametrize(
+    ("saver", "message"),
+    [
+        (lambda: ResidualNet((64,) * 6, (1,) * 6), "a saver has to be cheaper than the base"),
+        (lambda: ResidualNet((4,), (2,), classes=11), "has 11 classes and ResidualNet has 10; a saver has to answer"),
+    ],
+)
+def test_a_model_that_cannot_be_a_saver_is_refused_before_anything_is_written(
+    digits: Digits, saver: Callable[[], nn.Module], message: str, tmp_path: Path
+):
+    with pytest.raises(UsageError, match=message):
+        dyce_export.export(digits.model, [3], tmp_path / "b.dyce", input_size=(1, 16, 16), savers=[saver()], **GREY)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_savers_of_savers_and_twice_the_same_are_refused(
+    cascade: Path, digits: Digits, small: nn.Module, tmp_path: Path
+):
+    source = from_module(digits.model, input_size=(1, 16, 16), **GREY)
+    with pytest.raises(UsageError, match="has savers of its own"):
+        export_source(source, ["3"], tmp_path / "b.dyce", savers=[cascade])
+    single = export_source(from_module(small, input_size=(1, 16, 16), **GREY), ["1"], tmp_path / "s.dyce")
+    with pytest.raises(UsageError, match=r"saver ResidualNet .* was given twice"):
+        export_source(source, ["3"], tmp_path / "b.dyce", savers=[single.path, single.path])
+
+
+def test_select_saver_says_what_each_model_would_save_and_records_it_once(
+    digits: Digits, small: nn.Module, smaller: nn.Module, tmp_path: Path
+):
+    for name, model in (("small", small), ("smaller", smaller)):
+        export_source(
+            from_module(model, input_size=(1, 16, 16), name=name, **GREY), ["1"], tmp_path / f"{name}.dyce", **DATA
+        )
+    (tmp_path / "broken.pt").write_bytes(b"nothing")
+    arguments = (
+        "select-saver", digits.path, "--pool", f"{tmp_path}/small.dyce,{tmp_path}/smaller.dyce,{tmp_path}/broken.pt",
+        "--data", "digits#train", "--val", "digits#test", "--cache", tmp_path / "cache", "--by", "macs",
+    )  # fmt: skip
+    status, document = dyce(*arguments, "-o", tmp_path / "best.dyce")
+    assert status == 0, document
+    assert [entry["name"] for entry in document["skipped"]] == [f"{tmp_path}/broken.pt"]
+    base = Records.load(digits.path / RECORDS).of_split("search")
+    for entry in document["candidates"]:
+        manifest = open_bundle(entry["name"]).manifest
+        share = plain_share(Records.load(Path(entry["name"]) / RECORDS).of_split("search"), base)
+        assert entry["delta_macs"] == pytest.approx(
+            manifest.model.macs / digits.export.manifest.model.macs - share, abs=1e-9
+        )
+        assert entry["delta_ms"] == pytest.approx(entry["ms"] / document["base"]["ms"] - share, abs=1e-9)
+    deltas = [entry["delta_macs"] for entry in document["candidates"]]
+    assert deltas == sorted(deltas)
+    best = open_bundle(document["bundle"]).manifest
+    assert best.savers[0].model == open_bundle(document["candidates"][0]["name"]).manifest.model
+
+
+def plain_share(saver: Records, base: Records) -> float:
+    """The published sweep, threshold after threshold and sample after sample."""
+    rows = {hash: row for row, hash in enumerate(saver.hashes.tolist())}
+    for k in range(101):
+        taken = won = lost = 0
+        for place, hash in enumerate(base.hashes.tolist()):
+            row = rows[hash]
+            if saver.confidences[row, -1] > np.float32(1 - k / 100):
+                taken += 1
+                won += int(saver.predictions[row, -1] == base.labels[place])
+                lost += int(base.predictions[place, -1] == base.labels[place])
+        if won < lost:
+            break
+    return taken / len(base)
+
+
+def test_a_pool_that_was_recorded_is_not_recorded_again(digits: Digits, tmp_path: Path):
+    arguments = (
+        "select-saver", digits.path, "--pool", "benchmarks.fashion_savers:nets.slim8,benchmarks.fashion_savers:nothing",
+        "--data", "digits#train", "--val", "digits#test", "--cache", tmp_path,
+    )  # fmt: skip
+    status, first = dyce(*arguments)
+    assert status == 0, first
+    (manifest,) = tmp_path.glob("*/manifest.json")
+    before = manifest.stat().st_mtime_ns
+    status, second = dyce(*arguments)
+    assert status == 0, second
+    assert [path.stat().st_mtime_ns for path in tmp_path.glob("*/manifest.json")] == [before]
+    assert [entry["share"] for entry in first["candidates"]] == [entry["share"] for entry in second["candidates"]]
+    assert "has no 'nothing'" in second["skipped"][0]["reason"]
