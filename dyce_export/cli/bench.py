@@ -186,12 +186,13 @@ def _measure_costs(session: Session, dataset: Dataset, unit: str, batch: int, li
     from dyce_runtime.batching import measure_best_batch, measure_compaction
     from dyce_runtime.bench import check_batches, environment, spread_rows
     from dyce_runtime.energy import find_meter
+    from dyce_runtime.images import all_of
     from dyce_runtime.piece_costs import measure_energies, measure_times
 
     rows = spread_rows(dataset, limit)
     check_batches([batch], len(rows))
     batches = (
-        session.preprocess(dataset.images(rows[start : start + batch]))
+        all_of(session.preprocess(dataset.images(rows[start : start + batch])))
         for start in range(0, len(rows) - len(rows) % batch, batch)
     )
     measured = {**environment(session), "batch": str(batch)}
@@ -200,7 +201,7 @@ def _measure_costs(session: Session, dataset: Dataset, unit: str, batch: int, li
         costs = costs_of(times, "ms", session.bundle.fingerprint, measured)
         if batch == 1:
             return costs
-        images = session.preprocess(dataset.images(rows[:batch]))
+        images = all_of(session.preprocess(dataset.images(rows[:batch])))
         return msgspec.structs.replace(
             costs,
             worth_moving=measure_compaction(session, images),

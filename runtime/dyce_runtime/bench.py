@@ -20,6 +20,7 @@ from dyce_runtime.contenders import Answer, Contender, make_contenders
 from dyce_runtime.datasets import Dataset
 from dyce_runtime.energy import Meter
 from dyce_runtime.errors import DataError
+from dyce_runtime.images import all_of
 from dyce_runtime.machine_state import memory, power_mode
 from dyce_runtime.manifest import Manifest
 from dyce_runtime.session import Session
@@ -202,7 +203,7 @@ def _measure(
     starts = list(range(0, len(rows), batch))
     for turn in progress(range(-_WARM_UP_CALLS, len(starts))):
         start = starts[max(turn, 0)]
-        images = session.preprocess(data.images(rows[start : start + batch]))
+        images = all_of(session.preprocess(data.images(rows[start : start + batch])))
         for shift in range(len(contenders)):
             index = (turn + shift) % len(contenders)
             knob, run = contenders[index]

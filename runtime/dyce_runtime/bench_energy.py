@@ -14,6 +14,7 @@ from dyce_runtime.contenders import Contender
 from dyce_runtime.datasets import Dataset
 from dyce_runtime.energy import Meter
 from dyce_runtime.errors import TargetError
+from dyce_runtime.images import all_of
 from dyce_runtime.piece_costs import at_least_0, idle_watts, joules_of
 from dyce_runtime.session import Session
 
@@ -76,7 +77,7 @@ def _energies(
     """
     count = max(1, min(_PICTURES, len(rows)) // batch)
     chosen = rows[np.linspace(0, len(rows) - 1, count * batch).astype(int)]
-    batches = [session.preprocess(data.images(part)) for part in np.split(chosen, count)]
+    batches = [all_of(session.preprocess(data.images(part))) for part in np.split(chosen, count)]
 
     def run_over_all(contender: Contender) -> None:
         for images in batches:

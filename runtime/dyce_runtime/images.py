@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from dyce_runtime.errors import RuntimeInputError
 from dyce_runtime.manifest import TensorSpec
+from dyce_runtime.pictures import Pictures
 
 # What a bundle's networks read, (N, C, H, W) each, by the name of the input.
 Inputs: TypeAlias = Mapping[str, npt.NDArray[np.float32]]
@@ -32,6 +33,8 @@ def as_inputs(images: Images, specs: Sequence[TensorSpec]) -> Inputs:
         check_images(images, specs[0].shape[1:])
         return {specs[0].name: images}
     names = [spec.name for spec in specs]
+    if isinstance(images, Pictures) and {n: images.shape(n) for n in images} == {s.name: s.shape[1:] for s in specs}:
+        return images
     if not isinstance(images, Mapping) or sorted(images) != sorted(names):
         found = f"images for {', '.join(images)}" if isinstance(images, Mapping) else type(images).__name__
         raise RuntimeInputError(
@@ -49,12 +52,24 @@ def as_inputs(images: Images, specs: Sequence[TensorSpec]) -> Inputs:
 
 def count_of(inputs: Inputs) -> int:
     """How many images there are."""
-    return len(next(iter(inputs.values())))
+    return inputs.count if isinstance(inputs, Pictures) else len(next(iter(inputs.values())))
 
 
-def rows_of(inputs: Inputs, rows: slice | npt.NDArray[np.intp]) -> Inputs:
-    """Some of the images."""
+def rows_of(inputs: Inputs, rows: slice) -> Inputs:
+    """Some of the images, of all inputs."""
+    if isinstance(inputs, Pictures):
+        return inputs.part(rows)
     return {name: images[rows] for name, images in inputs.items()}
+
+
+def some_of(inputs: Inputs, name: str, rows: npt.NDArray[np.intp]) -> npt.NDArray[np.float32]:
+    """Some of the images of one input."""
+    return inputs.some(name, rows) if isinstance(inputs, Pictures) else inputs[name][rows]
+
+
+def all_of(images: Images) -> Images:
+    """The same, with nothing left to prepare: for measurements without preprocessing."""
+    return dict(images) if isinstance(images, Mapping) else images
 
 
 def check_images(images: npt.NDArray[np.float32], shape: tuple[int | str, ...]) -> None:

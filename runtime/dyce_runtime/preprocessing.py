@@ -39,7 +39,7 @@ def preprocess(images: Images, spec: Preprocessing) -> NDArray[np.float32]:
         RuntimeInputError: nothing to do, or an array's dtype, rank or number of channels is not a picture's.
         DataError: a file cannot be read; the message names it.
     """
-    pictures = _as_list(images, spec)
+    pictures = listed(images, spec)
     if not pictures:
         raise RuntimeInputError("found no pictures, expected at least one")
     channels = len(spec.mean)
@@ -59,7 +59,7 @@ def preprocess(images: Images, spec: Preprocessing) -> NDArray[np.float32]:
     return batch
 
 
-def _as_list(images: Any, spec: Preprocessing) -> list[Any]:
+def listed(images: Any, spec: Preprocessing) -> list[Any]:
     """Tell one picture from several; only arrays are ambiguous."""
     if isinstance(images, np.ndarray):
         if images.ndim == 3 and len(images) == 3 == len(spec.mean) and images.shape[2] not in _MODES:

@@ -8,7 +8,7 @@ import numpy.typing as npt
 
 from dyce_runtime.configuration import Configuration
 from dyce_runtime.contracts import Lane
-from dyce_runtime.images import Inputs, count_of
+from dyce_runtime.images import Inputs, count_of, some_of
 from dyce_runtime.plan import Plan
 
 
@@ -67,7 +67,7 @@ def _run_batch(plan: Plan, lane: Lane, inputs: Inputs, count: int, classes: int)
         if step.image is not None:
             # Those that left a saver are not copied.
             rows, stay = rows[stay], stay[stay]
-            lane.put(inputs[step.image] if len(rows) == count else inputs[step.image][rows], step.image)
+            lane.put(inputs[step.image] if len(rows) == count else some_of(inputs, step.image, rows), step.image)
         for piece in step.body:
             lane.run(piece)
         confidence = lane.decide(step.head)

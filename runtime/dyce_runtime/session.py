@@ -20,8 +20,9 @@ from dyce_runtime.contracts import Device, TargetSpec
 from dyce_runtime.errors import ConfigurationError, RuntimeInputError, TargetError
 from dyce_runtime.images import Images, Inputs, as_inputs, count_of, rows_of
 from dyce_runtime.manifest import Manifest
+from dyce_runtime.pictures import Pictures
 from dyce_runtime.plan import Plan, make_plan
-from dyce_runtime.preprocessing import Picture, preprocess
+from dyce_runtime.preprocessing import Picture, listed, preprocess
 from dyce_runtime.routing import Result, route
 from dyce_runtime.stream import Stream
 
@@ -192,15 +193,19 @@ class Session:
     def preprocess(self, images: Picture | Iterable[Picture]) -> Images:
         """Pictures (paths, PIL images or uint8 HWC arrays) to what a call takes.
 
-        That is float32 (N, C, H, W); where savers prepare pictures in ways of their own a dictionary of these, by
-        the name of the input.
+        That is float32 (N, C, H, W); where savers prepare pictures in ways of their own these by the name of the
+        input, for what runs first now, for the others when a picture gets there (see
+        :class:`dyce_runtime.pictures.Pictures`).
+
+        Raises:
+            RuntimeInputError, DataError: see :func:`dyce_runtime.preprocessing.preprocess`.
         """
         ways = {network.input.name: network.preprocessing for network in self.manifest.networks}
         if len(ways) == 1:
             return preprocess(images, self.manifest.preprocessing)
-        if isinstance(images, Iterable) and not isinstance(images, (str, np.ndarray)):
-            images = list(images)  # gone through more than once
-        return {name: preprocess(images, way) for name, way in ways.items()}
+        first = self._plan.steps[0].image
+        assert first is not None
+        return Pictures(listed(images, self.manifest.preprocessing), ways, first)
 
     def inputs(self, images: Images) -> Inputs:
         """What a call takes, checked, by the name of the input. Raises RuntimeInputError."""
@@ -232,7 +237,8 @@ class Session:
         Each sample runs under the configuration that is active when it is taken from ``images``.
 
         Args:
-            images: preprocessed samples, float32 (C, H, W), one after another; or dictionaries of these.
+            images: preprocessed samples, float32 (C, H, W), one after another; or dictionaries of these, or what
+                :meth:`preprocess` makes of one picture where it makes several arrays of it.
             batch: samples that run at once.
             in_flight: samples taken and not yet yielded, at most.
 
@@ -248,8 +254,11 @@ class Session:
             plan = self._plan
             if self._alive != _forks:
                 raise self._gone()
-            one = {n: i[None] for n, i in image.items()} if isinstance(image, Mapping) else np.asarray(image)[None]
-            inputs = as_inputs(one, self._inputs)
+            if isinstance(image, Mapping) and not isinstance(image, Pictures):
+                image = {name: np.asarray(one)[None] for name, one in image.items()}
+            inputs = as_inputs(np.asarray(image)[None] if not isinstance(image, Mapping) else image, self._inputs)
+            if count_of(inputs) > 1:
+                raise RuntimeInputError(f"found {count_of(inputs)} pictures in one sample of a stream; expected one")
             return (plan if self.cap is None else self.cap(plan, 1)), inputs
 
         def done(result: Result, seconds: float) -> None:

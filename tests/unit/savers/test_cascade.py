@@ -12,7 +12,9 @@ from hypothesis import strategies as st
 
 from dyce_runtime import Configuration, Session, load
 from dyce_runtime.errors import ConfigurationError, RuntimeInputError
+from dyce_runtime.pictures import Pictures
 from dyce_runtime.plan import path_macs
+from dyce_runtime.preprocessing import preprocess
 from dyce_runtime.work_cap import WorkCap, exit_shares
 from tests.cascades import EXITS, expected, make_inputs, near_threshold, on
 
@@ -90,6 +92,40 @@ def test_pictures_are_prepared_for_every_network(session: Session):
     }
     for name, images in session.preprocess(picture for picture in pictures).items():  # type: ignore[union-attr]
         np.testing.assert_array_equal(images, inputs[name])  # type: ignore[call-overload]
+
+
+def test_a_picture_is_prepared_for_the_base_only_when_it_gets_there(session: Session, monkeypatch: pytest.MonkeyPatch):
+    random = np.random.default_rng(3)
+    pictures = list(
+        random.integers(0, 256, (12, 4, 4, 3), dtype=np.uint8) * random.integers(0, 2, (12, 1, 1, 1), np.uint8)
+    )
+    configuration = Configuration("mine", on(saver0=0.35))
+    session.use(configuration)
+    whole = dict(session.preprocess(pictures))  # type: ignore[arg-type]
+    answer = expected(whole, configuration)
+    assert 0 < (answer.exit == 1).sum() < 12
+    prepared: list[tuple[tuple[int, int], int]] = []
+
+    def counted(images, way):
+        prepared.append((way.crop, len(images)))
+        return preprocess(images, way)
+
+    monkeypatch.setattr("dyce_runtime.pictures.preprocess", counted)
+    result = session(session.preprocess(pictures))
+    np.testing.assert_array_equal(result.exit, answer.exit)
+    np.testing.assert_allclose(result.logits, answer.logits, atol=1e-5)
+    assert prepared == [((2, 2), 12), ((4, 4), int((answer.exit != 1).sum()))]
+    streamed = list(session.stream(map(session.preprocess, pictures), batch=5))
+    assert [int(one.exit[0]) for one in streamed] == answer.exit.tolist()
+    with pytest.raises(RuntimeInputError, match="found 2 pictures in one sample"):
+        next(session.stream([session.preprocess(pictures[:2])]))
+
+
+def test_pictures_of_another_bundle_are_refused(session: Session):
+    ways = {"image": session.manifest.preprocessing, "other": session.manifest.preprocessing}
+    pictures = Pictures([np.zeros((4, 4, 3), np.uint8)], ways, "image")
+    with pytest.raises(RuntimeInputError, match="found images for image, other"):
+        session(pictures)
 
 
 @pytest.mark.parametrize(
