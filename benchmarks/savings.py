@@ -18,6 +18,7 @@ from typing import Any
 from benchmarks import fashion_mnist, fashion_nine, machine
 from benchmarks.fronts import cheapest_on_test
 from dyce_calibration.costs import CostTable, read_costs
+from dyce_calibration.records import Records
 from dyce_calibration.search.problem import Problem, Setting, make_problem
 from dyce_calibration.search.run import Search, run
 from dyce_export.rewrite import rewrite
@@ -40,11 +41,14 @@ class Found:
     figures: dict[str, Any]
 
 
-def search(costs: CostTable, name: str) -> list[Found]:
-    """Two configurations from one front: chosen on the search samples alone, and the best of the front on test."""
-    chosen_on, reported_on = (
-        make_problem(records, costs) for records in (fashion_nine.chosen_on(), fashion_nine.tested())
-    )
+def search(costs: CostTable, name: str, unseen: Records, tested: Records) -> list[Found]:
+    """Two configurations from one front: chosen on the search samples alone, and the best of the front on test.
+
+    Args:
+        unseen: what is searched on.
+        tested: what is reported on.
+    """
+    chosen_on, reported_on = (make_problem(records, costs) for records in (unseen, tested))
     outcome = run(chosen_on, reported_on, Search())
     by_search = outcome.cheapest(LOSS)
     assert by_search is not None
@@ -75,10 +79,19 @@ def measure(threads: int, data: Path) -> dict[str, Any]:
     pictures = f"{data}#test"
     measured = ["--write-cost-table", str(table), "--threads", str(threads), "--limit", "1000"]
     fashion_mnist.dyce("bench", str(fashion_nine.BUNDLE), "--data", pictures, *measured)
-    found = [*search(fashion_nine.costs(), "MACs"), *search(read_costs(table).with_all_spans(), "milliseconds")]
+    unseen, tested = fashion_nine.chosen_on(), fashion_nine.tested()
+    by_time = read_costs(table).with_all_spans()
+    found = [
+        *search(fashion_nine.costs(), "MACs", unseen, tested),
+        *search(by_time, "milliseconds", unseen, tested),
+    ]
+    return timed(fashion_nine.BUNDLE, found, fashion_nine.CACHE / f"spans_{threads}.dyce", pictures, threads)
+
+
+def timed(bundle: Path, found: list[Found], spanned: Path, pictures: str, threads: int) -> dict[str, Any]:
+    """Configurations in a copy of a bundle with spans for them, timed next to the uncut model."""
     named = {"full": Entry(exits={}), **{f.configuration.name: Entry(f.configuration.exits) for f in found}}
-    spanned = fashion_nine.CACHE / f"spans_{threads}.dyce"
-    rewrite(open_bundle(fashion_nine.BUNDLE), Configurations(named=named), spanned, force=True)
+    rewrite(open_bundle(bundle), Configurations(named=named), spanned, force=True)
     with load(spanned, threads=threads, pool="global") as session:
         timed: dict[str, Any] = benchmark(
             session, open_dataset(pictures), [f.configuration for f in found], limit=10_000

@@ -138,6 +138,7 @@ def _document(base: Bundle, judgement: Judgement, max_loss: float, made: Bundle 
     def entry(one: Judged) -> dict[str, Any]:
         return {
             "name": one.name,
+            "model": one.bundle.manifest.model.name,
             "accuracy": one.accuracy,
             "threshold": one.taken.threshold,
             "share": one.taken.share,
