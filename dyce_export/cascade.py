@@ -3,22 +3,33 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from torch import nn
 
 from dyce_calibration.processes import connect
-from dyce_export.pipeline import Captured, Export, Options, Pictures, Prepared, capture_source, prepare, write_bundle
+from dyce_export.pipeline import (
+    Captured,
+    Export,
+    Options,
+    Prepared,
+    capture_source,
+    check_data,
+    prepare,
+    write_bundle,
+)
+from dyce_export.precision.lower import add
 from dyce_export.progress import Progress
 from dyce_export.savers.agreement import Mapped, Member, Ready, check_members
 from dyce_export.savers.compose import compose
 from dyce_export.savers.named import Savers
 from dyce_export.sources import Source
 from dyce_export.staging import check_destination, kept_work
-from dyce_runtime.bundle import Bundle
+from dyce_runtime.bundle import RECORDS, Bundle
 from dyce_runtime.datasets import Dataset, open_dataset
-from dyce_runtime.errors import ExitPointError
+from dyce_runtime.errors import BundleError, ExitPointError
+from dyce_runtime.manifest import Manifest
 
 _USUAL = Options()
 
@@ -61,12 +72,14 @@ class Cascade:
 
     Attributes:
         mapping: of classes; see :func:`dyce_export.savers.agreement.read_mapping`.
+        data: sets the ranges of integers.
         pictures: hold those of the base's records.
     """
 
     base: Ready
     savers: tuple[Ready, ...]
     mapping: Mapped | None
+    data: Dataset | None
     pictures: Dataset | None
 
 
@@ -87,20 +100,21 @@ def prepare_cascade(
     Raises:
         DyceError: what is wrong with the exits, the data or the savers.
     """
-
-    opened: dict[str, Pictures | None] = {"data": data, "val": val}
     first: Ready
     if isinstance(base, Bundle):
-        first, pictures = base, _pictures(base, val or data)
+        check_data(data, val, options)
+        if options.precisions and not base.file(RECORDS).is_file():
+            raise BundleError(f"{base.path} has no records to compare precisions by", hint="Export it with --data.")
+        first, opened = base, {"data": _pictures(base, data), "val": _pictures(base, val)}
     else:
         first = prepare(base, exits, data=data, val=val, options=options)
-        opened, pictures = {"data": first.data, "val": first.val}, first.val or first.data
+        opened = {"data": first.data, "val": first.val}
     models = (model if isinstance(model, Bundle) else capture_source(model, progress) for model in savers.models)
     before = tuple(
         model if isinstance(model, Bundle) else prepare(model, [], **opened, options=options) for model in models
     )
     check_members(Member.of(first), list(map(Member.of, before)), savers.mapping)
-    return Cascade(first, before, savers.mapping, pictures)
+    return Cascade(first, before, savers.mapping, opened["data"], opened["val"] or opened["data"])
 
 
 def export_cascade(cascade: Cascade, output: Path, *, options: Options, progress: Progress) -> Export:
@@ -112,16 +126,21 @@ def export_cascade(cascade: Cascade, output: Path, *, options: Options, progress
     base = cascade.base
     if isinstance(base, Prepared) and not cascade.savers:
         return write_bundle(base, output, options=options, progress=progress)
-    processes = connect()
+    processes, plain = connect(), replace(options, precisions=())
     with kept_work(output, processes.rank) as work:
 
         def made(model: Ready, name: str) -> Bundle:
             if isinstance(model, Bundle):
                 return model
-            found = write_bundle(model, work / f"{name}.dyce", options=options, progress=progress)
+            found = write_bundle(model, work / f"{name}.dyce", options=plain, progress=progress)
             return Bundle(found.path, found.manifest, found.configurations)
 
         first, savers = made(base, "base"), [made(saver, f"saver{n}") for n, saver in enumerate(cascade.savers)]
+
+        def lower(bundle: Bundle) -> Manifest:
+            assert cascade.data is not None
+            assert cascade.pictures is not None
+            return add(bundle, options.precisions, cascade.data, cascade.pictures, options.limits, progress)
 
         def write() -> Export:
             whole = compose(
@@ -130,6 +149,7 @@ def export_cascade(cascade: Cascade, output: Path, *, options: Options, progress
                 output,
                 val=cascade.pictures,
                 mapping=cascade.mapping,
+                lower=lower if options.precisions else None,
                 progress=progress,
                 force=options.force,
             )

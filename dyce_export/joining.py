@@ -9,18 +9,18 @@ import onnx_ir as ir
 
 from dyce_export.onnx_graphs import IR_VERSION, OPSET
 from dyce_runtime.bundle import Bundle
-from dyce_runtime.manifest import Manifest
+from dyce_runtime.manifest import OWN, Manifest
 
 
 @dataclass(frozen=True)
 class Network:
-    """All segments and heads of a bundle as one graph, from the image to every decision.
+    """All segments and heads of a bundle as one graph, from the images to every decision.
 
     Attributes:
         manifest: of the bundle.
         model: the graph. A tensor or node is called as in its piece, followed by a dot and the id of that.
         nodes: names of the nodes of every piece.
-        decision: names of those behind the logits of the last segment.
+        decision: names of those behind the logits of the last segment of a network.
     """
 
     manifest: Manifest
@@ -45,20 +45,25 @@ def join(parts: Sequence[ir.Model]) -> ir.Model:
 
 
 def assemble(bundle: Bundle) -> Network:
-    """The segments of a bundle joined, with the heads beside them."""
+    """The segments of every network of a bundle joined, with the heads beside them."""
     manifest = bundle.manifest
     load = {piece.id: bundle.file(piece.file) for piece in manifest.pieces if piece.kind != "span"}
     parts = {id: ir.load(path) for id, path in load.items()}
     nodes = {id: tuple(f"{node.name}.{id}" for node in part.graph) for id, part in parts.items()}
-    graph = _graph_that_reads(parts["segment_00"].graph.inputs)
-    live = list(graph.inputs)
-    for index, exit in enumerate(manifest.exits):
-        id = f"segment_{index:02d}"
-        live = _absorb(graph, parts[id], live, id)
-        for head in exit.heads:
-            graph.outputs.extend(_absorb(graph, parts[head.piece], live, head.piece))
-    graph.outputs.extend(live)
-    return Network(manifest, ir.Model(graph, ir_version=IR_VERSION), nodes, tuple(_behind(live[0])))
+    starts = {net.input.name: parts[manifest.segments[net.first].id].graph.inputs[0] for net in manifest.networks}
+    graph = _graph_that_reads(list(starts.values()))
+    images = {str(value.name): value for value in graph.inputs}
+    decisions: dict[str, None] = {}
+    for network in manifest.networks:
+        live = [images[network.input.name]]
+        for index in range(network.first, network.last + 1):
+            id = manifest.segments[index].id
+            live = _absorb(graph, parts[id], live, id)
+            for head in (head for head in manifest.exits[index].heads if head.type != OWN):
+                graph.outputs.extend(_absorb(graph, parts[head.piece], live, head.piece))
+        graph.outputs.extend(live)
+        decisions |= _behind(live[0])
+    return Network(manifest, ir.Model(graph, ir_version=IR_VERSION), nodes, tuple(decisions))
 
 
 def _behind(value: ir.Value) -> dict[str, None]:

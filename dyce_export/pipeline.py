@@ -181,13 +181,7 @@ def prepare(
         UsageError: ``val`` without ``data``, or ``auto`` without.
         ExitPointError, DataError: what is wrong with the exits or the data.
     """
-    if val is not None and data is None:
-        raise UsageError("val was given without data; data fits the heads, val then chooses configurations")
-    if options.precisions and data is None:
-        raise UsageError(
-            f"{', '.join(options.precisions)} was asked for without data",
-            hint="Give --data: in a lower precision other samples leave, so thresholds are chosen for it.",
-        )
+    check_data(data, val, options)
     auto = list(exits) == [AUTO]
     if auto and data is None:
         raise UsageError(
@@ -204,6 +198,17 @@ def prepare(
         return open_dataset(place, class_names=names, num_classes=classes, classes_file=options.classes_file).check()
 
     return Prepared(source, program, backbone, auto, points.total_macs, classes, opened(data), opened(val))
+
+
+def check_data(data: Pictures | None, val: Pictures | None, options: Options) -> None:
+    """Raise UsageError if what was asked for needs pictures that were not given."""
+    if val is not None and data is None:
+        raise UsageError("val was given without data; data fits the heads, val then chooses configurations")
+    if options.precisions and data is None:
+        raise UsageError(
+            f"{', '.join(options.precisions)} was asked for without data",
+            hint="Give --data: in a lower precision other samples leave, so thresholds are chosen for it.",
+        )
 
 
 def write_bundle(prepared: Prepared, output: Path, *, options: Options, progress: Progress) -> Export:

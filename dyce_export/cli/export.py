@@ -129,8 +129,6 @@ def command(
     _check_exits(model, exits, saver, list_exits=list_exits)
     if saver_classes is not None and not saver:
         raise UsageError("--saver-classes was given without --saver")
-    if precision is not None and saver:
-        raise UsageError("--precision and --saver do not go together", hint="Savers and base run in float32.")
     if val is not None and data is None:
         raise UsageError(
             "--val was given without --data", hint="--data fits the heads; --val then chooses configurations."

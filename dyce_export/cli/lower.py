@@ -99,11 +99,6 @@ def _check(bundle: Bundle) -> None:
             f"{bundle.path} is in {bundle.manifest.precision}; expected a bundle in float32",
             hint="Name the bundle that it lies in.",
         )
-    if bundle.manifest.savers:
-        raise BundleError(
-            f"{bundle.path} has savers, which run in float32 for now; expected a bundle without",
-            hint="Lower precisions go with a model that stands alone.",
-        )
     if not bundle.file(RECORDS).is_file():
         raise BundleError(
             f"{bundle.path} has no records, so nobody could say which samples leave elsewhere",

@@ -15,7 +15,7 @@ import onnx_ir as ir
 from dyce_export.joining import Network
 from dyce_export.onnx_graphs import extract, save
 from dyce_export.spans import write_uncut
-from dyce_runtime.manifest import DECISION, Manifest, Piece, TensorSpec
+from dyce_runtime.manifest import DECISION, UNCUT, Manifest, Piece, TensorSpec
 
 
 def write_lowered(network: Network, lowered: ir.Model, precision: str, folder: Path) -> Manifest:
@@ -39,7 +39,8 @@ def write_lowered(network: Network, lowered: ir.Model, precision: str, folder: P
         files={},
         verification=None,
     )
-    return msgspec.structs.replace(manifest, pieces=(*pieces, write_uncut(manifest, folder)))
+    uncut = [write_uncut(manifest, folder)] if manifest.uncut == UNCUT else []
+    return msgspec.structs.replace(manifest, pieces=(*pieces, *uncut))
 
 
 def cut(network: Network, lowered: ir.Model) -> Iterator[tuple[Piece, ir.Model]]:

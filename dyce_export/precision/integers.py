@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import onnx
 import onnx_ir as ir
-from numpy.typing import NDArray
 
 from dyce_export.joining import Network
-from dyce_export.onnx_graphs import IMAGE, quiet
+from dyce_export.onnx_graphs import quiet
+from dyce_runtime.images import Inputs, count_of, rows_of
 
 Integers = Literal["int8", "uint8"]
 
@@ -29,14 +28,14 @@ _BETWEEN = ("Add", "MaxPool")
 _CLIPPING = ("Relu", "Clip")
 
 
-def quantiser(network: Network, images: NDArray[np.float32], to: Integers) -> Callable[[Sequence[str]], ir.Model]:
+def quantiser(network: Network, inputs: Inputs, to: Integers) -> Callable[[Sequence[str]], ir.Model]:
     """Measure the range of every tensor once; returns a function that quantises all but the pieces it is given.
 
     Weights are int8, one scale per output channel. What flows between is ``int8`` around zero, which TensorRT asks
     for, or ``uint8`` with a zero point: on CPUs that is faster, and it has one more bit where nothing is negative.
 
     Args:
-        images: preprocessed (N, C, H, W), like those that will be classified.
+        inputs: preprocessed pictures like those that will be classified, (N, C, H, W) by the name of the input.
     """
     proto = ir.to_proto(network.model)
     symmetric = to == "int8"
@@ -44,7 +43,7 @@ def quantiser(network: Network, images: NDArray[np.float32], to: Integers) -> Ca
         path = Path(folder) / "network.onnx"
         onnx.save(proto, path)
         with quiet():
-            ranges = _measure(path, images, symmetric=symmetric)
+            ranges = _measure(path, inputs, symmetric=symmetric)
 
     def quantise(kept: Sequence[str]) -> ir.Model:
         return _quantised(proto, ranges, to, [name for id in kept for name in network.nodes[id]])
@@ -52,7 +51,7 @@ def quantiser(network: Network, images: NDArray[np.float32], to: Integers) -> Ca
     return quantise
 
 
-def _measure(path: Path, images: NDArray[np.float32], *, symmetric: bool) -> Any:
+def _measure(path: Path, inputs: Inputs, *, symmetric: bool) -> Any:
     from onnxruntime.quantization import CalibrationMethod
     from onnxruntime.quantization.calibrate import create_calibrator
 
@@ -62,18 +61,18 @@ def _measure(path: Path, images: NDArray[np.float32], *, symmetric: bool) -> Any
         calibrate_method=CalibrationMethod.Percentile,
         extra_options={"symmetric": symmetric, "percentile": _PERCENTILE},
     )
-    for start in range(0, len(images), _BATCH):
-        calibrator.collect_data(_Reader(images[start : start + _BATCH]))
+    for start in range(0, count_of(inputs), _BATCH):
+        calibrator.collect_data(_Reader(rows_of(inputs, slice(start, start + _BATCH))))
     return calibrator.compute_data()
 
 
 class _Reader:
     """One batch, as onnxruntime's calibrators read it."""
 
-    def __init__(self, images: NDArray[np.float32]) -> None:
-        self._batches: Iterator[dict[str, NDArray[np.float32]]] = iter([{IMAGE: images}])
+    def __init__(self, inputs: Inputs) -> None:
+        self._batches = iter([inputs])
 
-    def get_next(self) -> dict[str, NDArray[np.float32]] | None:
+    def get_next(self) -> Inputs | None:
         return next(self._batches, None)
 
 

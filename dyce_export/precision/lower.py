@@ -142,8 +142,9 @@ def _method(precision: str, network: Network, data: Dataset, known: Records, tar
     others = np.flatnonzero(~np.isin(data.hashes, known.hashes))
     usable = others if len(others) else np.arange(len(data))
     rows = usable[np.unique(np.linspace(0, len(usable) - 1, _CALIBRATION).astype(int))]
-    images = preprocess(data.images(rows), network.manifest.preprocessing)
-    convert = quantiser(network, images, "int8" if precision == "int8" else "uint8")
+    ways = {net.input.name: net.preprocessing for net in network.manifest.networks}
+    inputs = {name: preprocess(data.images(rows), way) for name, way in ways.items()}
+    convert = quantiser(network, inputs, "int8" if precision == "int8" else "uint8")
     return Method(precision, network, convert, target, calibration=len(rows))
 
 

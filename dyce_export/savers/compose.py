@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import msgspec
@@ -44,6 +44,7 @@ def compose(
     *,
     val: Dataset | None = None,
     mapping: Mapped | None = None,
+    lower: Callable[[Bundle], Manifest] | None = None,
     progress: Progress,
     force: bool = False,
 ) -> Bundle:
@@ -54,6 +55,7 @@ def compose(
         savers: may have exits.
         val: holds the pictures of the base's records, for savers that were not recorded on them.
         mapping: of classes; see :func:`dyce_export.savers.agreement.read_mapping`.
+        lower: adds other precisions to the bundle when all else is done; returns the manifest that names them.
 
     Raises:
         UsageError: the models do not go together.
@@ -87,6 +89,8 @@ def compose(
             _write_records(base, records, folder)
             with progress.stage("report"):
                 report_bundle(made, records, val)
+        if lower is not None:
+            manifest = lower(Bundle(folder, manifest, configurations))
         write_document(configurations, folder / CONFIGURATIONS)
         hashes = {name: sha256_of(folder / name) for name in files_of(folder)}
         write_document(msgspec.structs.replace(manifest, files=hashes), folder / MANIFEST)

@@ -18,7 +18,7 @@ from dyce_calibration.records import Records
 from dyce_calibration.temperature import softmax
 from dyce_export.cascade import export_source
 from dyce_export.sources import from_module
-from dyce_runtime import Configuration, load, open_bundle
+from dyce_runtime import Configuration, Session, load, open_bundle
 from dyce_runtime.bundle import RECORDS
 from dyce_runtime.configuration import ExitSetting
 from dyce_runtime.datasets import open_dataset
@@ -152,6 +152,35 @@ def test_a_saver_with_exits_and_pictures_of_its_own_goes_before_a_finished_bundl
         }  # type: ignore[union-attr]
         session.use("fast")
         assert session(inputs).configuration.name == "fast"
+
+
+def test_a_cascade_is_lowered_with_thresholds_of_its_own(cascade: Path, tmp_path: Path):
+    pictures = ("--data", "digits#train", "--val", "digits#test")
+    limits = ("--min-agreement", 0, "--max-precision-loss", 1)
+    status, document = dyce(
+        "lower", cascade, "--precision", "float16,uint8", *pictures, *limits, "-o", tmp_path / "b.dyce"
+    )
+    assert status == 0, document
+    pixels = preprocess(open_dataset("digits#test").images(range(50)), INPUT)
+    with load(tmp_path / "b.dyce", "onnxruntime", precision="float32", threads=1) as plain:
+        exact = {exit: exits_alone(plain, exit, pixels) for exit in ("saver0", "saver1", "3", "final")}
+    for precision, error in (("float16", 0.02), ("uint8", 0.5)):
+        with load(tmp_path / "b.dyce", "onnxruntime", precision=precision, threads=1) as session:
+            assert [saver.id for saver in session.manifest.savers] == ["saver0", "saver1"]
+            assert "saver0" in {exit for entry in session.bundle.configurations.front for exit in entry.exits}
+            for exit, logits in exact.items():
+                found = exits_alone(session, exit, pixels)
+                assert 0 < np.abs(found - logits).max() < error * np.abs(logits).max(), (precision, exit)
+
+
+def exits_alone(session: Session, exit: str, pixels: np.ndarray) -> np.ndarray:
+    """Logits of a configuration with which every sample leaves at one exit."""
+    index = session.manifest.exit_index(exit)
+    heads = session.manifest.exits[index].heads
+    session.use(Configuration(exit, {exit: ExitSetting(heads[0].type, 0.0)} if heads else {}))
+    result = session(pixels)
+    assert set(result.exit.tolist()) == {index}
+    return result.logits
 
 
 def test_without_data_a_cascade_shows_structure_and_speed(digits: Digits, small: nn.Module, tmp_path: Path):
