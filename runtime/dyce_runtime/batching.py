@@ -35,8 +35,8 @@ def measure_best_batch(session: Session, images: Images) -> int:
         size, start = sizes[column], time.perf_counter()
         for first in range(0, count, size):
             chunk = rows_of(inputs, slice(first, first + size))
-            with session.device.lane(count_of(chunk)) as lane:
-                route(plan, lane, chunk, classes)
+            with session.device.lane(size) as lane:
+                route(plan, lane, chunk, count_of(chunk), classes)
         seconds[turn, column] = time.perf_counter() - start
     # Relative to the round, since a shared machine is slow for some rounds.
     relative = np.median(seconds / seconds.mean(axis=1, keepdims=True), axis=0)

@@ -52,7 +52,8 @@ def _chain(session: Session) -> Callable[[Images], Answer]:
 
     def run(images: Images) -> Answer:
         inputs = session.inputs(images)
-        with session.device.lane(count_of(inputs)) as lane:
-            return route(plan, lane, inputs, manifest.model.num_classes).label, None
+        count = count_of(inputs)
+        with session.device.lane(count) as lane:
+            return route(plan, lane, inputs, count, manifest.model.num_classes).label, None
 
     return run

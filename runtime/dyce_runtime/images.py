@@ -29,7 +29,8 @@ def as_inputs(images: Images, specs: Sequence[TensorSpec]) -> Inputs:
     Raises:
         RuntimeInputError: an input is missing, or they do not fit; see :func:`check_images`.
     """
-    if len(specs) == 1 and not isinstance(images, Mapping):
+    # Asking whether an array is a mapping takes as long as checking a small one.
+    if len(specs) == 1 and (type(images) is np.ndarray or not isinstance(images, Mapping)):
         check_images(images, specs[0].shape[1:])
         return {specs[0].name: images}
     names = [spec.name for spec in specs]
@@ -52,7 +53,9 @@ def as_inputs(images: Images, specs: Sequence[TensorSpec]) -> Inputs:
 
 def count_of(inputs: Inputs) -> int:
     """How many images there are."""
-    return inputs.count if isinstance(inputs, Pictures) else len(next(iter(inputs.values())))
+    if type(inputs) is not dict and isinstance(inputs, Pictures):
+        return inputs.count
+    return len(next(iter(inputs.values())))
 
 
 def rows_of(inputs: Inputs, rows: slice) -> Inputs:

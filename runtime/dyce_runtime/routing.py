@@ -8,7 +8,7 @@ import numpy.typing as npt
 
 from dyce_runtime.configuration import Configuration
 from dyce_runtime.contracts import Lane
-from dyce_runtime.images import Inputs, count_of, some_of
+from dyce_runtime.images import Inputs, some_of
 from dyce_runtime.plan import Plan
 
 
@@ -30,13 +30,12 @@ class Result(msgspec.Struct, frozen=True, eq=False):
     configuration: Configuration
 
 
-def route(plan: Plan, lane: Lane, inputs: Inputs, classes: int) -> Result:
-    """Run a plan on images, in a lane that is large enough.
+def route(plan: Plan, lane: Lane, inputs: Inputs, count: int, classes: int) -> Result:
+    """Run a plan on so many images, in a lane that is large enough.
 
     Raises:
         PieceError: a piece failed.
     """
-    count = count_of(inputs)
     return _run_one(plan, lane, inputs) if count == 1 else _run_batch(plan, lane, inputs, count, classes)
 
 

@@ -330,7 +330,7 @@ class Session:
             starts = range(0, count, self._max_batch)
             return _joined([self._run(plan, rows_of(inputs, slice(s, s + self._max_batch))) for s in starts])
         with self.device.lane(count) as lane:
-            return route(plan, lane, inputs, self._classes)
+            return route(plan, lane, inputs, count, self._classes)
 
     def _gone(self) -> RuntimeInputError:
         if self._alive == _CLOSED:

@@ -54,7 +54,9 @@ def pixels(bundle: Bundle, count: int) -> np.ndarray:
 
 def converter(bundle: Bundle, precision: Precision) -> tuple[Network, Convert]:
     network = assemble(bundle)
-    return network, halver(network) if precision == "float16" else quantiser(network, pixels(bundle, 40), precision)
+    return network, halver(network) if precision == "float16" else quantiser(
+        network, {"image": pixels(bundle, 40)}, precision
+    )
 
 
 def heads(bundle: Bundle) -> list[str]:
