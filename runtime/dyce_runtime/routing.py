@@ -62,9 +62,8 @@ def _run_batch(plan: Plan, lane: Lane, inputs: Inputs, count: int, classes: int)
     # Which samples of the input the lane holds, in its order, and which of these have not left.
     rows: npt.NDArray[np.intp] = np.arange(count)
     stay = np.ones(count, np.bool_)
-    for step in plan.steps:
+    for step, behind in zip(plan.steps, [*plan.steps[1:], None], strict=True):
         if step.image is not None:
-            # Those that left a saver are not copied.
             rows, stay = rows[stay], stay[stay]
             lane.put(inputs[step.image] if len(rows) == count else some_of(inputs, step.image, rows), step.image)
         for piece in step.body:
@@ -81,7 +80,8 @@ def _run_batch(plan: Plan, lane: Lane, inputs: Inputs, count: int, classes: int)
         left = int(np.count_nonzero(stay))
         if left == 0:
             break
-        if len(rows) - left >= step.worth_moving:
+        # Where another network starts those that stay are looked up in the images.
+        if behind is not None and behind.image is None and len(rows) - left >= step.worth_moving:
             rows, stay = _move_together(lane, rows, stay, left)
     return result
 

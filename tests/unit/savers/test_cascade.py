@@ -16,6 +16,7 @@ from dyce_runtime.pictures import Pictures
 from dyce_runtime.plan import path_macs
 from dyce_runtime.preprocessing import preprocess
 from dyce_runtime.work_cap import WorkCap, exit_shares
+from tests.bundles import Spy
 from tests.cascades import EXITS, expected, make_inputs, near_threshold, on
 
 thresholds = st.sampled_from([0.0, 0.25, 0.3, 0.4, 0.5, 0.7, 1.0])
@@ -76,6 +77,18 @@ def test_what_a_sample_pays_counts_the_savers_that_run(session: Session):
     both = path_macs(manifest, Configuration("b", on(saver0=0.5, saver1=0.5)))
     assert both[EXITS.index("saver0")] == first + macs["saver0"]
     assert both[-1] == first + macs["saver0"] + macs["saver1"] + base
+
+
+def test_the_base_runs_on_what_no_saver_has_answered(cascade_bundle: Path, spy: Spy):
+    inputs, configuration = make_inputs(64), Configuration("mine", on(saver0=0.35, exit7=0.6))
+    with load(cascade_bundle) as session:
+        session.use(configuration)
+        result = session(inputs)
+    left = int((result.exit == EXITS.index("saver0")).sum())
+    assert 0 < left < 64
+    assert ("saver0_segment_00", 64) in spy.calls
+    assert ("segment_00", 64 - left) in spy.calls
+    np.testing.assert_array_equal(result.exit, expected(inputs, configuration).exit)
 
 
 def test_the_uncut_model_is_the_base_alone(session: Session):
