@@ -16,6 +16,7 @@ from dyce_export.pipeline import (
     Prepared,
     capture_source,
     check_data,
+    fingerprint_of,
     prepare,
     write_bundle,
 )
@@ -26,7 +27,7 @@ from dyce_export.savers.compose import compose
 from dyce_export.savers.named import Savers
 from dyce_export.sources import Source
 from dyce_export.staging import check_destination, kept_work
-from dyce_runtime.bundle import RECORDS, Bundle
+from dyce_runtime.bundle import RECORDS, Bundle, open_bundle
 from dyce_runtime.datasets import Dataset, open_dataset
 from dyce_runtime.errors import BundleError, ExitPointError
 from dyce_runtime.manifest import Manifest
@@ -129,13 +130,17 @@ def export_cascade(cascade: Cascade, output: Path, *, options: Options, progress
     processes, plain = connect(), replace(options, precisions=())
     with kept_work(output, processes.rank) as work:
 
-        def made(model: Ready, name: str) -> Bundle:
+        def made(model: Ready) -> Bundle:
+            """Its bundle; one that an interrupted export has finished is taken as it is."""
             if isinstance(model, Bundle):
                 return model
-            found = write_bundle(model, work / f"{name}.dyce", options=plain, progress=progress)
+            path = work / f"{fingerprint_of(model, plain)[:16]}.dyce"
+            if processes.from_main(path.is_dir):
+                return processes.from_main(lambda: open_bundle(path))
+            found = write_bundle(model, path, options=plain, progress=progress)
             return Bundle(found.path, found.manifest, found.configurations)
 
-        first, savers = made(base, "base"), [made(saver, f"saver{n}") for n, saver in enumerate(cascade.savers)]
+        first, savers = made(base), list(map(made, cascade.savers))
 
         def lower(bundle: Bundle) -> Manifest:
             assert cascade.data is not None

@@ -20,9 +20,10 @@ from dyce_calibration.choose import choose
 from dyce_calibration.costs import macs_of
 from dyce_calibration.heads import DEFAULT_TYPE, Recipe, TrainedHead, parse_type, untrained_heads
 from dyce_calibration.processes import connect
+from dyce_calibration.resume import fingerprint
 from dyce_calibration.select import select_exits, used_heads
 from dyce_export.backbone import Backbone
-from dyce_export.calibrate import Calibration, calibrate, macs_of_heads
+from dyce_export.calibrate import Calibration, calibrate, content_of, macs_of_heads
 from dyce_export.capture import capture, functionalise, output_nodes
 from dyce_export.exit_points import ExitPoints, find_exit_points
 from dyce_export.onnx_graphs import to_onnx
@@ -198,6 +199,14 @@ def prepare(
         return open_dataset(place, class_names=names, num_classes=classes, classes_file=options.classes_file).check()
 
     return Prepared(source, program, backbone, auto, points.total_macs, classes, opened(data), opened(val))
+
+
+def fingerprint_of(prepared: Prepared, options: Options) -> str:
+    """Of everything that its bundle will depend on."""
+    how = replace(options, force=False, classes_file=None)
+    pictures = [(part.hashes, part.labels) for part in (prepared.data, prepared.val) if part is not None]
+    arrays = [array for both in pictures for array in both]
+    return fingerprint([how, prepared.auto, prepared.source.preprocessing, *arrays, *content_of(prepared.backbone)])
 
 
 def check_data(data: Pictures | None, val: Pictures | None, options: Options) -> None:

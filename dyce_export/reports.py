@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 
+import numpy as np
+
 from dyce_calibration.costs import macs_of
 from dyce_calibration.records import Records
 from dyce_calibration.report import choose_examples, make_contents, write_report
@@ -20,11 +22,11 @@ def report_bundle(bundle: Bundle, records: Records, data: Dataset | None) -> Non
     """Write the bundle in pictures; it is left out, with a line, where the extra is not installed.
 
     Args:
-        data: holds the pictures of the records; without it there are no examples.
+        data: holds the pictures of the records; without all of them there are no examples.
     """
     model, configurations = bundle.manifest.model, bundle.configurations
     examples: Sequence[Example] = ()
-    if data is not None:
+    if data is not None and np.isin(records.hashes, data.hashes).all():
         where = {hash: row for row, hash in enumerate(data.hashes.tolist())}
         examples = choose_examples(
             records, configurations.get("balanced"), lambda row: data.images([where[int(records.hashes[row])]])[0]

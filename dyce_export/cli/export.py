@@ -183,8 +183,11 @@ def _check_exits(model: str | None, exits: str | None, savers: list[str] | None,
     if list_exits and (exits is not None or savers):
         other = "--exits" if exits is not None else "--saver"
         raise UsageError(f"--list-exits and {other} do not go together", hint="--list-exits only prints.")
-    if model is not None and savers and is_bundle(model) and exits is not None:
-        raise UsageError(f"{model} is a bundle, whose exits are chosen already", hint="Leave out --exits.")
+    if model is not None and is_bundle(model) and (exits is not None or not savers):
+        raise UsageError(
+            f"{model} is a bundle, whose exits are chosen already; expected a model",
+            hint="A bundle can be given savers: --saver, without --exits.",
+        )
 
 
 def require_extra() -> None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from dyce_calibration.launcher import process_count
 from dyce_export.cli.console import Json, Quiet, Threads, Verbose, drawn_progress, out, print_json, print_table, set_up
 from dyce_export.cli.inspect import show_configurations
 from dyce_export.cli.options import (
@@ -122,6 +123,10 @@ def command(
 
 
 def _check(model: str | None, factory: str | None, names: list[str], data: str | None) -> None:
+    if process_count() > 1:
+        raise UsageError(
+            "several processes were started; select-saver runs in one", hint="Start it without a launcher."
+        )
     if model is None and factory is None:
         raise UsageError("no base was given; expected a checkpoint, timm:NAME, a bundle or --model")
     if not names:

@@ -49,15 +49,16 @@ def check_parts(
     """
     target, spec = targets.find().name, TargetSpec()
     manifest, probe = made.manifest, probe_of(made.manifest, vectors)
-    sessions = [Session(part, target, spec, allow_untrained=True) for part in parts]
+    samples = [rows_of(vectors.inputs, slice(row, row + 1)) for row in range(len(vectors.logits))]
+    by_hand: list[list[list[_Decision]]] = [[] for _ in samples]
+    for part, network, order in zip(parts, manifest.networks, orders, strict=True):
+        with Session(part, target, spec, allow_untrained=True) as alone:
+            for inputs, of_sample in zip(samples, by_hand, strict=True):
+                own = {part.manifest.input.name: inputs[network.input.name]}
+                of_sample += [[_ordered(d, order) for d in of_exit] for of_exit in _decisions(alone, own)]
     with Session(made, target, spec, allow_untrained=True) as session:
         session.use(probe)
-        for row in range(len(vectors.logits)):
-            inputs = rows_of(vectors.inputs, slice(row, row + 1))
-            expected: list[list[_Decision]] = []
-            for part, network, order in zip(sessions, manifest.networks, orders, strict=True):
-                own = {part.manifest.input.name: inputs[network.input.name]}
-                expected += [[_ordered(d, order) for d in of_exit] for of_exit in _decisions(part, own)]
+        for inputs, expected in zip(samples, by_hand, strict=True):
             _compare(manifest, expected, _decisions(session, inputs))
             index = next(
                 index
@@ -71,8 +72,6 @@ def check_parts(
                     f"verification failed: a sample leaves at exit {manifest.exits[int(result.exit[0])].id} with other "
                     f"logits or elsewhere than the models run by hand, which answer at {manifest.exits[index].id}"
                 )
-    for part in sessions:
-        part.close()
 
 
 def _decisions(session: Session, inputs: Inputs) -> list[list[_Decision]]:

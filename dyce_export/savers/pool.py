@@ -6,9 +6,8 @@ from pathlib import Path
 
 from dyce_calibration.records import Records
 from dyce_calibration.resume import fingerprint
-from dyce_export.calibrate import content_of
 from dyce_export.inputs import Input
-from dyce_export.pipeline import Captured, Options, Prepared, capture_source, prepare, write_bundle
+from dyce_export.pipeline import Captured, Options, Prepared, capture_source, fingerprint_of, prepare, write_bundle
 from dyce_export.progress import Progress
 from dyce_export.savers.agreement import Ready
 from dyce_export.savers.named import load_named
@@ -73,7 +72,7 @@ class Pool:
         """A model as a bundle, written with its records, or found. Raises DyceError."""
         if isinstance(model, Bundle):
             return model
-        path = self.folder / f"{model.source.name}-{self._key(model)[:16]}.dyce"
+        path = self.folder / f"{model.source.name}-{fingerprint_of(model, self._options)[:16]}.dyce"
         if not path.is_dir():
             write_bundle(model, path, options=self._options, progress=self.progress)
         return open_bundle(path, check_hashes=False)
@@ -91,9 +90,3 @@ class Pool:
         found.save(kept.with_suffix(".new.npz"))
         kept.with_suffix(".new.npz").replace(kept)
         return found
-
-    def _key(self, prepared: Prepared) -> str:
-        assert prepared.data is not None
-        parts = [self._options.seed, self._options.types, self._options.recipe, prepared.source.preprocessing]
-        pictures = [(part.hashes, part.labels) for part in (prepared.data, prepared.val) if part is not None]
-        return fingerprint([*parts, *(array for pair in pictures for array in pair), *content_of(prepared.backbone)])

@@ -16,6 +16,8 @@ import dyce_export
 from benchmarks.digits import INPUT, ResidualNet, train
 from dyce_calibration.records import Records
 from dyce_calibration.temperature import softmax
+from dyce_export import cascade as cascade_module
+from dyce_export import pipeline
 from dyce_export.cascade import export_source
 from dyce_export.sources import from_module
 from dyce_runtime import Configuration, Session, load, open_bundle
@@ -181,6 +183,28 @@ def exits_alone(session: Session, exit: str, pixels: np.ndarray) -> np.ndarray:
     result = session(pixels)
     assert set(result.exit.tolist()) == {index}
     return result.logits
+
+
+def test_what_an_interrupted_export_has_finished_is_not_done_again(
+    digits: Digits, small: nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def export() -> None:
+        source = from_module(digits.model, input_size=(1, 16, 16), **GREY)
+        export_source(source, ["3"], tmp_path / "b.dyce", savers=[small], **DATA)
+
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(cascade_module, "compose", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            export()
+    assert [path.name for path in tmp_path.iterdir()] == ["b.dyce.work"]
+    with monkeypatch.context() as patch:
+        patch.setattr(pipeline, "calibrate", lambda *_, **__: pytest.fail("computed again"))
+        export()
+    assert [path.name for path in tmp_path.iterdir()] == ["b.dyce"]
+    assert [exit.id for exit in open_bundle(tmp_path / "b.dyce").manifest.exits] == ["saver0", "3", "final"]
 
 
 def test_without_data_a_cascade_shows_structure_and_speed(digits: Digits, small: nn.Module, tmp_path: Path):

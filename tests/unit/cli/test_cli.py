@@ -18,7 +18,7 @@ from dyce_targets import profiles
 from dyce_targets.cpu import CpuTarget
 from tests.unit.cli.command import SCRIPT, dyce
 
-VERBS = ("export", "compile", "lower", "run", "bench", "search", "inspect")
+VERBS = ("export", "compile", "lower", "run", "bench", "search", "select-saver", "inspect")
 
 
 @pytest.mark.parametrize("verb", VERBS)
@@ -101,6 +101,14 @@ MISTAKES = {
     "val without data": (["export", "model.pt", "--exits", "1", "--val", "x"], 2, "usage", "--data"),
     "numbers expected": (["export", "model.pt", "--exits", "1", "--mean", "a,b"], 2, "usage", "--mean"),
     "missing checkpoint": (["export", "missing.pt", "--exits", "1"], 1, "model", "missing.pt"),
+    "exits of a bundle": (["export", "BUNDLE", "--exits", "1"], 2, "usage", "is a bundle, whose exits are chosen"),
+    "savers and a list": (["export", "model.pt", "--saver", "x", "--list-exits"], 2, "usage", "do not go together"),
+    "classes of no saver": (["export", "model.pt", "--exits", "1", "--saver-classes", "names"], 2, "usage", "--saver"),
+    "no pool": (["select-saver", "BUNDLE", "--data", "DATA"], 2, "usage", "no candidates"),
+    "a candidate twice": (["select-saver", "BUNDLE", "--pool", "a.pt, a.pt", "--data", "x"], 2, "usage", "a.pt stands"),
+    "a pool without pictures": (["select-saver", "BUNDLE", "--pool", "a.pt"], 2, "usage", "no pictures"),
+    "a pool without a base": (["select-saver", "--pool", "a.pt", "--data", "x"], 2, "usage", "no base"),
+    "a base without records": (["select-saver", "BUNDLE", "--pool", "a", "--data", "DATA"], 1, "bundle", "no records"),
     "unknown option": (["run", "--frobnicate"], 2, "usage", "frobnicate"),
     "unknown verb": (["frobnicate"], 2, "usage", "frobnicate"),
     "no bundle": (["run", "missing.dyce", "cat.jpg"], 1, "bundle", "missing.dyce"),
@@ -129,7 +137,7 @@ def test_a_mistake_gives_one_message_an_exit_code_and_a_json_document(
     mistake: str, tiny_bundle: Path, pictures: Path, tmp_path: Path
 ) -> None:
     arguments, exit_code, code, word = MISTAKES[mistake]
-    if mistake in ("numbers expected", "missing checkpoint"):
+    if mistake in ("numbers expected", "missing checkpoint", "a base without records"):
         pytest.importorskip("torch", reason="exporting needs torch")
     paths = {"BUNDLE": str(tiny_bundle), "DATA": str(pictures)}
     done = dyce(*(paths.get(argument, argument) for argument in arguments), "--json", cwd=tmp_path)
