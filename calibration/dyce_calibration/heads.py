@@ -141,7 +141,7 @@ def train_heads(
         classes = features.logits.shape[1]
         moments = [_moments(store, processes) for store in features.exits]
         heads = _Heads([make_mlp(type, store.shape[1], classes) for type in types] for store in features.exits)
-        _fit(heads, features, moments, recipe, progress, checkpoint, processes)
+        fit(heads, features, moments, recipe, progress, checkpoint, processes)
     return [
         [_fold(type, head, *moment) for type, head in zip(types, of_exit, strict=True)]
         for of_exit, moment in zip(heads.by_exit(), moments, strict=True)
@@ -162,8 +162,8 @@ class _Heads(nn.Module):
         return [[head(x) for head in of_exit] for of_exit, x in zip(self.by_exit(), inputs, strict=True)]
 
 
-def _fit(
-    heads: _Heads,
+def fit(
+    heads: nn.Module,
     features: Features,
     moments: Sequence[tuple[Tensor, Tensor]],
     recipe: Recipe,
@@ -171,6 +171,13 @@ def _fit(
     checkpoint: Path | None,
     processes: Processes,
 ) -> None:
+    """Train a module on cached features, in place.
+
+    Args:
+        heads: takes features exit by exit, returns logits exit by exit, head by head. Its linear layers are trained.
+        moments: of every exit, what is subtracted from its features and what they are divided by.
+        progress, checkpoint, processes: see :func:`train_heads`.
+    """
     samples = int(processes.sum(torch.tensor(len(features))))
     steps = math.ceil(samples / recipe.batch)
     state = _State(heads, recipe, steps * recipe.epochs)
@@ -196,7 +203,7 @@ def _fit(
 class _State:
     """Everything that training changes."""
 
-    def __init__(self, heads: _Heads, recipe: Recipe, steps: int) -> None:
+    def __init__(self, heads: nn.Module, recipe: Recipe, steps: int) -> None:
         self._heads = heads
         parameters = list(heads.parameters())
         layers = [module for module in heads.modules() if isinstance(module, nn.Linear)]
