@@ -48,19 +48,19 @@ class Plan(msgspec.Struct, frozen=True):
 
     Attributes:
         budget: the share of the full model's cost that it was chosen for, if it was.
-        stages: the steps, network by network.
+        stages: the steps network by network, each with the name of the input that it starts with.
     """
 
     configuration: Configuration
     steps: tuple[Step, ...]
     budget: float | None = None
-    stages: tuple[tuple[Step, ...], ...] = ()
+    stages: tuple[tuple[str, tuple[Step, ...]], ...] = ()
 
     def __post_init__(self) -> None:
         """Fill in ``stages``."""
-        starts = [index for index, step in enumerate(self.steps) if step.image is not None]
-        ends = [*starts[1:], len(self.steps)]
-        stages = tuple(self.steps[start:end] for start, end in zip(starts, ends, strict=True))
+        starts = [(index, step.image) for index, step in enumerate(self.steps) if step.image is not None]
+        ends = [*(index for index, _ in starts[1:]), len(self.steps)]
+        stages = tuple((name, self.steps[start:end]) for (start, name), end in zip(starts, ends, strict=True))
         msgspec.structs.force_setattr(self, "stages", stages)
 
 

@@ -41,9 +41,8 @@ def route(plan: Plan, lane: Lane, inputs: Inputs, count: int, classes: int) -> R
 
 def _run_one(plan: Plan, lane: Lane, inputs: Inputs) -> Result:
     """Nothing to keep apart: the hot path of a camera or a server that answers at once."""
-    for steps in plan.stages:
-        name = steps[0].image
-        lane.put(inputs[name], name)  # type: ignore[index, arg-type]
+    for name, steps in plan.stages:
+        lane.put(inputs[name], name)
         step, confidence = lane.until_confident(steps)
         if confidence[0] > step.threshold:
             break

@@ -225,11 +225,12 @@ class Session:
         if self._alive != _forks:
             raise self._gone()
         inputs = as_inputs(images, self._inputs)
+        count = len(images) if type(images) is np.ndarray else count_of(inputs)
         if self.cap is not None:
-            plan = self.cap(plan, count_of(inputs))
+            plan = self.cap(plan, count)
         if self._observers:
-            return self._observed(plan, inputs)
-        return self._run(plan, inputs)
+            return self._observed(plan, inputs, count)
+        return self._run(plan, inputs, count)
 
     def stream(self, images: Iterable[Images], *, batch: int = 8, in_flight: int = 32) -> Iterator[Result]:
         """Classify samples as they come, in batches that are filled up at every segment.
@@ -316,19 +317,18 @@ class Session:
             f"the knob of this session belongs to {self._owner}", hint="Close that first, or let it turn the knob."
         )
 
-    def _observed(self, plan: Plan, inputs: Inputs) -> Result:
+    def _observed(self, plan: Plan, inputs: Inputs, count: int) -> Result:
         start = time.perf_counter()
-        result = self._run(plan, inputs)
+        result = self._run(plan, inputs, count)
         seconds = time.perf_counter() - start
         for observer in self._observers:
             observer(result, seconds)
         return result
 
-    def _run(self, plan: Plan, inputs: Inputs) -> Result:
-        count = count_of(inputs)
-        if count > self._max_batch:
-            starts = range(0, count, self._max_batch)
-            return _joined([self._run(plan, rows_of(inputs, slice(s, s + self._max_batch))) for s in starts])
+    def _run(self, plan: Plan, inputs: Inputs, count: int) -> Result:
+        if count > (most := self._max_batch):
+            starts = range(0, count, most)
+            return _joined([self._run(plan, rows_of(inputs, slice(s, s + most)), min(most, count - s)) for s in starts])
         with self.device.lane(count) as lane:
             return route(plan, lane, inputs, count, self._classes)
 
