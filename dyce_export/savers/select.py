@@ -101,16 +101,16 @@ def judge(base: Bundle, names: Sequence[str], pool: Pool, how: Question) -> Judg
         names: see :func:`dyce_export.savers.named.load_named`.
 
     Raises:
-        UsageError: no candidate is left.
+        UsageError: no candidate is left, or the base has savers already.
     """
-    like = Records.load(base.file(RECORDS))
+    like, behind = Records.load(base.file(RECORDS)), Member.of(base)
     found: dict[str, tuple[Bundle, Records]] = {}
     skipped: dict[str, str] = {}
     for name in names:
         try:
             model = pool.ready(name, input_of(base), trust_pickle=how.trust_pickle)
             others = [Member.of(other) for other, _ in found.values()]
-            check_members(Member.of(base), [*others, Member.of(model)], how.mapping)
+            check_members(behind, [*others, Member.of(model)], how.mapping)
             bundle = pool.recorded(model)
             found[name] = bundle, pool.records(bundle, like)
         except DyceError as error:
