@@ -46,7 +46,7 @@ def rewrite(bundle: Bundle, configurations: Configurations, output: Path, *, for
     old = {piece.id for piece in bundle.manifest.pieces if piece.kind == "span" and piece.id != UNCUT}
     with staged(output, force=force) as folder:
         gone = {name for id in old for name in (bundle.manifest.piece(id).file, *bundle.manifest.piece(id).data)}
-        _copy(bundle, set(bundle.contents()) - gone, folder)
+        copy_files(bundle, set(bundle.contents()) - gone, folder)
         kept = tuple(piece for piece in bundle.manifest.pieces if piece.id not in old)
         manifest = msgspec.structs.replace(bundle.manifest, pieces=kept)
         spans = write_spans(manifest, configurations, folder)
@@ -81,17 +81,18 @@ def with_precisions(
         old = tuple(f"{PRECISIONS}/{name}/" for name in names)
         there = {path.relative_to(bundle.path).as_posix() for path in bundle.path.rglob("*") if path.is_file()}
         ours = {name for name in there if name in bundle.manifest.files or may_change(name)}
-        _copy(bundle, {name for name in ours if not name.startswith(old)}, folder)
+        copy_files(bundle, {name for name in ours if not name.startswith(old)}, folder)
         manifest = add(
             Bundle(folder, bundle.manifest, bundle.configurations), names, data, val, limits, progress, target
         )
         hashes = {name: sha256_of(folder / name) for name in files_of(folder)}
         write_document(msgspec.structs.replace(manifest, files=hashes), folder / MANIFEST)
-        _copy(bundle, there - ours - {MANIFEST}, folder)  # what somebody else laid there, which no manifest lists
+        copy_files(bundle, there - ours - {MANIFEST}, folder)  # what somebody else laid there, which no manifest lists
     return open_bundle(output)
 
 
-def _copy(bundle: Bundle, names: Iterable[str], folder: Path) -> None:
+def copy_files(bundle: Bundle, names: Iterable[str], folder: Path) -> None:
+    """Copy files of a bundle, by their names in it, into the folder of another one."""
     for name in sorted(names):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(bundle.file(name), folder / name)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from dyce_calibration.records import Records
+from dyce_runtime.bundle import RECORDS, SPLITS, Bundle
 from dyce_runtime.datasets import Dataset
 from dyce_runtime.errors import DataError
 from dyce_runtime.images import Inputs, count_of
@@ -66,3 +68,11 @@ def recorded_pictures(val: Dataset, known: Records) -> Dataset:
             hint="Give the same --data and --val as to the export.",
         )
     return replace(val.take(np.array([rows[hash] for hash in known.hashes.tolist()])), labels=known.labels)
+
+
+def write_records(records: Records, before: Bundle, folder: Path) -> None:
+    """Store records in the bundle in ``folder``, and which samples are in which split: as in the bundle before it."""
+    (folder / RECORDS).parent.mkdir(exist_ok=True)
+    records.save(folder / RECORDS)
+    if before.file(SPLITS).is_file():
+        (folder / SPLITS).write_bytes(before.file(SPLITS).read_bytes())

@@ -15,7 +15,7 @@ import numpy as np
 from dyce_calibration.agreement import exit_agreement
 from dyce_calibration.choose import choose
 from dyce_calibration.costs import macs_of
-from dyce_calibration.recorder import record, recorded_pictures
+from dyce_calibration.recorder import record, recorded_pictures, write_records
 from dyce_calibration.records import Records
 from dyce_export.joining import Network, assemble
 from dyce_export.precision.half import halver
@@ -29,7 +29,6 @@ from dyce_runtime.bundle import (
     MANIFEST,
     PRECISIONS,
     RECORDS,
-    SPLITS,
     Bundle,
     files_of,
     sha256_of,
@@ -126,7 +125,7 @@ def _lower(
         target=method.target,
         elsewhere=_elsewhere(made, trial.records, pictures, method.target),
     )
-    _write_records(bundle, trial.records, folder)
+    write_records(trial.records, bundle, folder)
     write_document(configurations, folder / CONFIGURATIONS)
     hashes = {name: sha256_of(folder / name) for name in files_of(folder)}
     manifest = msgspec.structs.replace(manifest, lowering=lowering, files=hashes)
@@ -170,10 +169,3 @@ def _write_test_vectors(before: Bundle, after: Bundle, target: str) -> float:
         found = answered(expected, session)
     write_vectors(found, after)
     return relative_error(expected.logits, found.logits, expected.logits)
-
-
-def _write_records(before: Bundle, records: Records, folder: Path) -> None:
-    """The records, and which samples are in which split: the same as before."""
-    (folder / RECORDS).parent.mkdir(exist_ok=True)
-    records.save(folder / RECORDS)
-    (folder / SPLITS).write_bytes(before.file(SPLITS).read_bytes())

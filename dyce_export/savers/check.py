@@ -8,6 +8,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from dyce_export.verify import PROBE
 from dyce_runtime import targets
 from dyce_runtime.bundle import Bundle
 from dyce_runtime.configuration import Configuration, ExitSetting
@@ -19,7 +20,6 @@ from dyce_runtime.session import Session
 from dyce_runtime.vectors import Vectors
 from dyce_runtime.walk import head_pieces, walk
 
-PROBE = "probe"
 # The order of the classes may change the last bits of a softmax.
 _SOFTMAX = 1e-6
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -10,21 +9,22 @@ import msgspec
 
 from dyce_calibration.choose import choose
 from dyce_calibration.costs import macs_of
+from dyce_calibration.recorder import write_records
 from dyce_calibration.records import Records
 from dyce_export.progress import Progress
 from dyce_export.reports import report_bundle
-from dyce_export.rewrite import check_spans
+from dyce_export.rewrite import check_spans, copy_files
 from dyce_export.savers.agreement import Mapped, Member, check_members, class_order
-from dyce_export.savers.check import PROBE, check_parts, probe_of
+from dyce_export.savers.check import check_parts, probe_of
 from dyce_export.savers.parts import Part, write_part
 from dyce_export.savers.together import join_records, join_vectors, recorded_like
 from dyce_export.spans import write_spans
 from dyce_export.staging import staged
+from dyce_export.verify import PROBE
 from dyce_runtime.bundle import (
     CONFIGURATIONS,
     MANIFEST,
     RECORDS,
-    SPLITS,
     Bundle,
     files_of,
     open_bundle,
@@ -86,7 +86,7 @@ def compose(
             manifest = check_spans(made, spans)
             check_parts(made, [*savers, base], [*orders, None], vectors)
         if records is not None:
-            _write_records(base, records, folder)
+            write_records(records, base, folder)
             with progress.stage("report"):
                 report_bundle(made, records, val)
         if lower is not None:
@@ -114,11 +114,8 @@ def _records(
 
 def _copy(base: Bundle, folder: Path) -> None:
     """The pieces of the base, but for spans that its own configurations needed."""
-    for piece in base.manifest.pieces:
-        if piece.kind != "span" or piece.id == UNCUT:
-            for name in (piece.file, *piece.data):
-                (folder / name).parent.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(base.file(name), folder / name)
+    kept = [piece for piece in base.manifest.pieces if piece.kind != "span" or piece.id == UNCUT]
+    copy_files(base, {name for piece in kept for name in (piece.file, *piece.data)}, folder)
 
 
 def _write_parts(
@@ -181,10 +178,3 @@ def _kept(manifest: Manifest) -> set[str]:
     assert manifest.verification is not None
     spans = {piece.id for piece in manifest.pieces if piece.kind == "span" and piece.id != UNCUT}
     return set(manifest.verification.seams) - spans
-
-
-def _write_records(base: Bundle, records: Records, folder: Path) -> None:
-    (folder / RECORDS).parent.mkdir(exist_ok=True)
-    records.save(folder / RECORDS)
-    if base.file(SPLITS).is_file():
-        shutil.copyfile(base.file(SPLITS), folder / SPLITS)
