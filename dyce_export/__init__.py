@@ -25,6 +25,7 @@ def export(
     val: str | Path | None = None,
     force: bool = False,
     tolerance: float = 1e-4,
+    esn: str | None = None,
     **input_description: Any,
 ) -> Export:
     """Split any ``nn.Module`` at the given exits and write a verified bundle.
@@ -39,6 +40,7 @@ def export(
         val: pictures that the model has never seen; without them they are cut from ``data``.
         force: replace an existing bundle.
         tolerance: largest relative error against torch that verification accepts.
+        esn: type of an exit sequence network behind the savers, ``esn<layers>x<width>``, such as ``esn1x64``.
         **input_description: ``name``, ``mean``, ``std``, ``interpolation``, ``crop_pct``, ``class_names``; see
             :func:`dyce_export.sources.from_module`.
 
@@ -57,5 +59,5 @@ def export(
         savers=savers,
         data=data,
         val=val,
-        options=Options(force=force, tolerance=tolerance),
+        options=Options(force=force, tolerance=tolerance, sequence=esn),
     )

@@ -25,6 +25,7 @@ from dyce_export.exit_points import ExitPoint
 from dyce_export.progress import Progress
 from dyce_runtime.datasets import Dataset, require_classes
 from dyce_runtime.manifest import FINAL, Preprocessing, Splits
+from dyce_runtime.preprocessing import preprocess
 
 log = logging.getLogger("dyce_export")
 
@@ -103,7 +104,7 @@ def calibrate(
         return extract_features(
             backbone,
             part,
-            preprocessing,
+            lambda pictures: torch.from_numpy(preprocess(pictures, preprocessing)),
             own_folder(name, part.hashes, part.labels),
             seed=seed,
             progress=lambda batches: progress.track(batches, f"features of {part.source}"),

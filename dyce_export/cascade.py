@@ -25,11 +25,12 @@ from dyce_export.progress import Progress
 from dyce_export.savers.agreement import Mapped, Member, Ready, check_members
 from dyce_export.savers.compose import compose
 from dyce_export.savers.named import Savers
+from dyce_export.savers.sequence import Training
 from dyce_export.sources import Source
 from dyce_export.staging import check_destination, kept_work
 from dyce_runtime.bundle import RECORDS, Bundle, open_bundle
 from dyce_runtime.datasets import Dataset, open_dataset
-from dyce_runtime.errors import BundleError, ExitPointError
+from dyce_runtime.errors import BundleError, ExitPointError, UsageError
 from dyce_runtime.manifest import Manifest
 
 _USUAL = Options()
@@ -115,6 +116,8 @@ def prepare_cascade(
         model if isinstance(model, Bundle) else prepare(model, [], **opened, options=options) for model in models
     )
     check_members(Member.of(first), list(map(Member.of, before)), savers.mapping)
+    if options.sequence is not None:
+        _check_sequence(first, before, opened["data"])
     return Cascade(first, before, savers.mapping, opened["data"], opened["val"] or opened["data"])
 
 
@@ -127,7 +130,7 @@ def export_cascade(cascade: Cascade, output: Path, *, options: Options, progress
     base = cascade.base
     if isinstance(base, Prepared) and not cascade.savers:
         return write_bundle(base, output, options=options, progress=progress)
-    processes, plain = connect(), replace(options, precisions=())
+    processes, plain = connect(), replace(options, precisions=(), sequence=None)
     with kept_work(output, processes.rank) as work:
 
         def made(model: Ready) -> Bundle:
@@ -147,6 +150,12 @@ def export_cascade(cascade: Cascade, output: Path, *, options: Options, progress
             assert cascade.pictures is not None
             return add(bundle, options.precisions, cascade.data, cascade.pictures, options.limits, progress)
 
+        def sequence(type: str) -> Training:
+            assert cascade.data is not None
+            assert cascade.pictures is not None
+            how = (type, options.recipe, options.seed)
+            return Training(*how, cascade.data, cascade.pictures, work / "sequence")
+
         def write() -> Export:
             whole = compose(
                 first,
@@ -154,6 +163,7 @@ def export_cascade(cascade: Cascade, output: Path, *, options: Options, progress
                 output,
                 val=cascade.pictures,
                 mapping=cascade.mapping,
+                sequence=sequence(options.sequence) if options.sequence is not None else None,
                 lower=lower if options.precisions else None,
                 progress=progress,
                 force=options.force,
@@ -161,6 +171,18 @@ def export_cascade(cascade: Cascade, output: Path, *, options: Options, progress
             return Export(output, whole.manifest, whole.configurations, progress.seconds)
 
         return processes.from_main(write)
+
+
+def _check_sequence(base: Ready, savers: Sequence[Ready], data: Dataset | None) -> None:
+    """Raise UsageError if an exit sequence network lacks something."""
+    exits = len(base.manifest.exits) - 1 if isinstance(base, Bundle) else len(base.backbone.points)
+    for there, what, hint in (
+        (len(savers), "savers", "It goes on from what a saver has seen: --saver."),
+        (exits, "exits", "It decides at the exits of the base: --exits."),
+        (data is not None, "data", "It is trained on pictures: --data."),
+    ):
+        if not there:
+            raise UsageError(f"an exit sequence network was asked for without {what}", hint=hint)
 
 
 def _pictures(base: Bundle, place: str | Path | None) -> Dataset | None:

@@ -9,7 +9,7 @@ import onnx_ir as ir
 
 from dyce_export.onnx_graphs import IR_VERSION, OPSET
 from dyce_runtime.bundle import Bundle
-from dyce_runtime.manifest import OWN, Manifest
+from dyce_runtime.manifest import OWN, Manifest, Piece
 
 
 @dataclass(frozen=True)
@@ -54,13 +54,21 @@ def assemble(bundle: Bundle) -> Network:
     graph = _graph_that_reads(list(starts.values()))
     images = {str(value.name): value for value in graph.inputs}
     decisions: dict[str, None] = {}
+    left: dict[str, ir.Value] = {}
+
+    def absorb(piece: Piece, live: list[ir.Value]) -> list[ir.Value]:
+        further = [left[spec.name] for spec in piece.inputs[len(live) :]]
+        made = _absorb(graph, parts[piece.id], [*live, *further], piece.id)
+        behind = len(made) - len(piece.left)
+        left.update(zip((spec.name for spec in piece.left), made[behind:], strict=True))
+        return made
+
     for network in manifest.networks:
         live = [images[network.input.name]]
         for index in range(network.first, network.last + 1):
-            id = manifest.segments[index].id
-            live = _absorb(graph, parts[id], live, id)
+            live = absorb(manifest.segments[index], live)
             for head in (head for head in manifest.exits[index].heads if head.type != OWN):
-                graph.outputs.extend(_absorb(graph, parts[head.piece], live, head.piece))
+                graph.outputs.extend(absorb(manifest.piece(head.piece), live))
         graph.outputs.extend(live)
         decisions |= _behind(live[0])
     return Network(manifest, ir.Model(graph, ir_version=IR_VERSION), nodes, tuple(decisions))

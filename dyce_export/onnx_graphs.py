@@ -207,6 +207,17 @@ def mlp_head(
     return ir.Model(graph, ir_version=IR_VERSION)
 
 
+def pooled_axes(head: ir.Model) -> list[list[int]]:
+    """Of every input of a head the axes that it averages."""
+    found = []
+    for value in head.graph.inputs:
+        (reader,) = value.consumers()
+        axes = reader.inputs[1] if reader.op_type == "ReduceMean" else None
+        assert axes is None or axes.const_value is not None
+        found.append([] if axes is None else [int(axis) for axis in axes.const_value.numpy()])  # type: ignore[union-attr]
+    return found
+
+
 def save(model: ir.Model, path: Path, metadata: Mapping[str, str]) -> list[str]:
     """Write a piece with its metadata; returns the names of further files beside it (external weights)."""
     model.producer_name = "dyce-export"

@@ -22,6 +22,7 @@ from dyce_calibration.heads import DEFAULT_TYPE, Recipe, TrainedHead, parse_type
 from dyce_calibration.processes import connect
 from dyce_calibration.resume import fingerprint
 from dyce_calibration.select import select_exits, used_heads
+from dyce_calibration.sequence import parse_sequence
 from dyce_export.backbone import Backbone
 from dyce_export.calibrate import Calibration, calibrate, content_of, macs_of_heads
 from dyce_export.capture import capture, functionalise, output_nodes
@@ -77,6 +78,7 @@ class Options:
         tolerance: largest relative error that verification accepts.
         precisions: lower ones that the bundle holds beside float32.
         limits: what these may change.
+        sequence: type of the exit sequence network behind savers, such as ``esn1x64``; None for none.
     """
 
     force: bool = False
@@ -88,11 +90,14 @@ class Options:
     tolerance: float = TOLERANCE
     precisions: tuple[str, ...] = ()
     limits: Limits = field(default_factory=Limits)
+    sequence: str | None = None
 
     def __post_init__(self) -> None:
         """Check what can be checked without a model."""
         for type in self.types:
             parse_type(type)
+        if self.sequence is not None:
+            parse_sequence(self.sequence)
         check_precisions(self.precisions)
         if not self.types or len(set(self.types)) < len(self.types):
             raise UsageError(f"the head types are {list(self.types)}; expected at least one, each once")

@@ -13,7 +13,7 @@ import onnx_ir as ir
 from torch import Tensor, nn
 
 from dyce_calibration.sequence import ATTENTION_HEADS, ExitSequence, Layer
-from dyce_export.onnx_graphs import BATCH, IR_VERSION, LOGITS, OPSET
+from dyce_export.onnx_graphs import BATCH, IR_VERSION, LOGITS, OPSET, append_decision
 from dyce_runtime.manifest import TensorSpec
 
 _EPSILON = 1e-5  # of torch's layer_norm
@@ -25,29 +25,43 @@ def left_spec(network: ExitSequence, index: int) -> TensorSpec:
     return TensorSpec(f"esn_{index}", "float32", (BATCH, tokens, 2 * len(network.layers), network.width))
 
 
+def step_inputs(
+    network: ExitSequence, index: int, seam: Sequence[TensorSpec], saver: tuple[TensorSpec, TensorSpec]
+) -> tuple[TensorSpec, ...]:
+    """What the step at an exit, from 1, reads: the seam, the saver's logits and, if there are layers, earlier tokens.
+
+    At the first exit that is the saver's, from its features.
+
+    Args:
+        seam: the tensors at the exit.
+        saver: its features (batch, features) and its logits (batch, classes).
+    """
+    features, logits = saver
+    before = [left_spec(network, number) for number in range(1, index)] or [features]
+    return (*seam, logits, *(before if network.layers else ()))
+
+
 def sequence_step(
     network: ExitSequence,
     index: int,
     seam: Sequence[TensorSpec],
     pooled: Sequence[Sequence[int]],
     saver: tuple[TensorSpec, TensorSpec],
+    temperature: float,
 ) -> ir.Model:
-    """The graph of one exit, from 1: logits (batch, classes), and what it leaves if there are layers.
+    """The graph of one exit, from 1: the decision, and what it leaves if there are layers.
 
     Args:
-        seam: the tensors at the exit.
-        pooled: of each, the axes that are averaged.
-        saver: its pooled features (batch, features) and its logits (batch, classes).
-
-    Its inputs are the seam, at the first exit the saver's features, the saver's logits, and what earlier steps left.
+        seam, saver: see :func:`step_inputs`.
+        pooled: of every tensor at the exit, the axes that are averaged.
+        temperature: divisor of the logits before the softmax.
     """
+    values = {spec.name: _value(spec) for spec in step_inputs(network, index, seam, saver)}
     before = [left_spec(network, number) for number in range(1, index)] if network.layers else []
-    specs = [*seam, *([saver[0]] if index == 1 else []), saver[1], *before]
-    values = {s.name: _value(s) for s in specs}
     step = _Step(ir.Graph(list(values.values()), [], nodes=[], opset_imports={"": OPSET}, name="step"))
     left: list[ir.Value] = [values[spec.name] for spec in before]
     made: list[ir.Value] = []
-    if index == 1:
+    if index == 1 and network.layers:
         _, own = step.token(network, 0, values[saver[0].name], [])
         made += own
     features = step.pooled([values[spec.name] for spec in seam], pooled)
@@ -55,10 +69,12 @@ def sequence_step(
     made += own
     logits = step.add(step.linear(network.outputs[index - 1], token), values[saver[1].name])
     step.give(logits, TensorSpec(LOGITS, "float32", (BATCH, network.classes)))
+    model = ir.Model(step.graph, ir_version=IR_VERSION)
+    append_decision(model, temperature)
     if made:
         whole = step.op("Concat", made, axis=1) if len(made) > 1 else made[0]
         step.give(whole, left_spec(network, index))
-    return ir.Model(step.graph, ir_version=IR_VERSION)
+    return model
 
 
 class _Step:

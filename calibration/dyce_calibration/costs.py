@@ -13,7 +13,7 @@ import msgspec
 from dyce_runtime.errors import DataError, DestinationError
 from dyce_runtime.manifest import FINAL, SCHEMA_VERSION, Manifest
 from dyce_runtime.piece_costs import IMAGE, PieceCosts
-from dyce_runtime.plan import head_macs
+from dyce_runtime.plan import head_macs, needs
 
 Unit = Literal["macs", "ms", "joules"]
 
@@ -31,6 +31,8 @@ class CostTable(msgspec.Struct, frozen=True):
         spans: exit id behind which a span starts (``image`` before the first) and exit id at its end to its cost.
         savers: exit ids at which a saver ends. What follows starts at an image again, and a saver costs only what
             leads to the last of its exits that is on.
+        needs: exit id and type of a head that runs only behind others to the exits and types of these, which are paid
+            even where they are off.
         model: sha256 of the manifest of the bundle it belongs to; empty if it belongs to none.
         measured: where and with what it was measured; empty for multiply-accumulates.
     """
@@ -45,6 +47,7 @@ class CostTable(msgspec.Struct, frozen=True):
     worth_moving: dict[str, int] = msgspec.field(default_factory=dict)
     best_batch: int = 0
     savers: tuple[str, ...] = ()
+    needs: dict[str, dict[str, tuple[tuple[str, str], ...]]] = msgspec.field(default_factory=dict)
     schema_version: str = SCHEMA_VERSION
 
     def check(self) -> CostTable:
@@ -66,6 +69,7 @@ class CostTable(msgspec.Struct, frozen=True):
         if not (math.isfinite(self.full) and self.full > 0):
             raise DataError(f"the full model costs {self.full} {self.unit}; expected more than 0")
         self._check_spans()
+        self._check_needs()
         if [exit for exit in self.backbone if exit in self.savers] != list(self.savers) or FINAL in self.savers:
             raise DataError(f"the cost table has savers that end at {list(self.savers)}; expected exits, in order")
         return self
@@ -78,6 +82,17 @@ class CostTable(msgspec.Struct, frozen=True):
                     raise DataError(f"the cost table has a span from {start} to {end}; expected exits of the backbone")
                 if not (math.isfinite(cost) and cost >= 0):
                     raise DataError(f"the span from {start} to {end} costs {cost} {self.unit}; expected 0 or more")
+
+    def _check_needs(self) -> None:
+        places = list(self.backbone)
+        for exit, types in self.needs.items():
+            for type, before in types.items():
+                for other, needed in before:
+                    known = {exit, other} <= {*places} and needed in self.heads.get(other, {})
+                    if not known or places.index(other) >= places.index(exit):
+                        raise DataError(
+                            f"head {type} at exit {exit} needs {needed} at {other}, which is no head before it"
+                        )
 
     def with_all_spans(self) -> CostTable:
         """What would be paid if all segments between two exits that are on ran as one span, about.
@@ -105,7 +120,7 @@ def macs_of(manifest: Manifest) -> CostTable:
     backbone = {exit.id: float(sum(segments[: index + 1])) for index, exit in enumerate(manifest.exits)}
     heads = {e.id: {h.type: float(head_macs(manifest, e, h.type)) for h in e.heads} for e in manifest.exits if e.heads}
     full, savers = float(sum(segments[manifest.base.first :])), tuple(saver.id for saver in manifest.savers)
-    return CostTable("macs", backbone, heads, full, savers=savers)
+    return CostTable("macs", backbone, heads, full, savers=savers, needs=needs(manifest))
 
 
 def costs_of(pieces: PieceCosts, unit: Unit, model: str, measured: Mapping[str, str]) -> CostTable:
@@ -126,8 +141,8 @@ def costs_of(pieces: PieceCosts, unit: Unit, model: str, measured: Mapping[str, 
     spans: dict[str, dict[str, float]] = {}
     for (start, end), cost in pieces.spans.items():
         spans.setdefault(start, {})[end] = cost
-    table = CostTable(unit, backbone, heads, pieces.uncut, model, dict(measured), spans, savers=pieces.savers)
-    return table.check()
+    further = {"savers": pieces.savers, "needs": pieces.needs}
+    return CostTable(unit, backbone, heads, pieces.uncut, model, dict(measured), spans, **further).check()  # type: ignore[arg-type]
 
 
 def write_costs(costs: CostTable, path: Path) -> None:

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,11 +20,12 @@ from dyce_calibration import resume
 from dyce_calibration.processes import ALONE, Processes
 from dyce_runtime.datasets import MOST_SKIPPED, Dataset
 from dyce_runtime.errors import DataError, DestinationError
-from dyce_runtime.manifest import Preprocessing
-from dyce_runtime.preprocessing import preprocess
+from dyce_runtime.preprocessing import Picture
 
-# images (N, C, H, W) -> logits (N, classes) and, per exit, its pooled activation (N, features)
-Backbone = Callable[[Tensor], tuple[Tensor, Sequence[Tensor]]]
+# what a model takes, of N pictures -> logits (N, classes) and, per exit, its pooled activation (N, features)
+Backbone = Callable[[Any], tuple[Tensor, Sequence[Tensor]]]
+# pictures -> what a model takes
+Prepare = Callable[[Sequence[Picture]], Any]
 BATCH = 64
 # An interruption loses at most that much work.
 _SECONDS_BETWEEN_MARKS = 20.0
@@ -57,7 +59,7 @@ class Features:
 def extract_features(
     backbone: Backbone,
     dataset: Dataset,
-    preprocessing: Preprocessing,
+    prepare: Prepare,
     folder: Path,
     *,
     seed: int,
@@ -84,10 +86,10 @@ def extract_features(
     for start in progress(range(0, len(order), BATCH)):
         if start < store.visited:
             continue
-        rows, images = _read(dataset, order[start : start + BATCH], preprocessing)
+        rows, inputs = _read(dataset, order[start : start + BATCH], prepare)
         if len(rows):
             with torch.inference_mode():
-                logits, pooled = backbone(torch.from_numpy(images))
+                logits, pooled = backbone(inputs)
             store.append(rows, [logits, *pooled])
         store.mark(start + BATCH, last=start + BATCH >= len(order))
     rows = store.rows
@@ -155,22 +157,19 @@ def _paths(folder: Path, count: int | None = None) -> list[Path]:
     return [folder / f"{i}.npy" for i in range(len(list(folder.glob("*.npy"))) if count is None else count)]
 
 
-def _read(
-    dataset: Dataset, rows: NDArray[np.int64], preprocessing: Preprocessing
-) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-    """The rows whose pictures can be decoded, and their preprocessed images."""
+def _read(dataset: Dataset, rows: NDArray[np.int64], prepare: Prepare) -> tuple[NDArray[np.int64], Any]:
+    """The rows whose pictures can be decoded, and what a model takes of them; None if there are none."""
     try:
-        return rows, preprocess(dataset.images(rows), preprocessing)
+        return rows, prepare(dataset.images(rows))
     except DataError:  # a file that breaks off in the middle; find out which
-        images, readable = [], []
+        readable = []
         for row in rows:
             try:
-                images.append(preprocess(dataset.images([row]), preprocessing))
+                prepare(dataset.images([row]))
                 readable.append(row)
             except DataError as error:
                 log.warning("skipped: %s", error)
-        empty = np.empty((0, 0), np.float32)
-        return np.array(readable, np.int64), np.concatenate(images) if images else empty
+        return np.array(readable, np.int64), prepare(dataset.images(readable)) if readable else None
 
 
 def _check_broken(dataset: Dataset, tried: int, readable: int) -> None:

@@ -124,8 +124,8 @@ class ExitSequence(nn.Module):
         return logits
 
     def macs(self, index: int) -> int:
-        """Multiply-accumulates of one sample at an exit, from 1; the saver's token is paid at the first one."""
-        of_saver = self._macs_of_token(0) if index == 1 else 0
+        """Multiply-accumulates of one sample at an exit, from 1; the first one pays for the saver's token."""
+        of_saver = self._macs_of_token(0) if index == 1 and self.layers else 0
         return of_saver + self._macs_of_token(index) + self.width * self.classes
 
     def _macs_of_token(self, index: int) -> int:

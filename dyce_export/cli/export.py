@@ -68,6 +68,9 @@ def command(
         ),
     ] = None,
     saver_classes: SaverClasses = None,
+    esn: Annotated[
+        bool, typer.Option("--esn", help="Let exits know what the saver and the exits before them have seen.")
+    ] = False,
     heads: Annotated[
         str, typer.Option(help="Types of heads at every exit, such as mlp1x1000,mlp3x500; or all.")
     ] = "mlp1x1000",
@@ -139,6 +142,7 @@ def command(
     from dyce_export.pipeline import Options
     from dyce_export.precision.trials import Limits
     from dyce_export.savers.named import Savers
+    from dyce_export.savers.sequence import DEFAULT_TYPE
     from dyce_export.staging import check_destination
     from dyce_runtime.bundle import Bundle
 
@@ -151,6 +155,7 @@ def command(
         types=types,
         max_exits=max_exits,
         seed=seed,
+        sequence=DEFAULT_TYPE if esn else None,
         precisions=tuple(precision.split(",")) if precision else (),
         limits=Limits(min_agreement, max_precision_loss),
         **_given(epochs, tolerance),

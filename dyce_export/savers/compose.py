@@ -17,6 +17,7 @@ from dyce_export.rewrite import check_spans, copy_files
 from dyce_export.savers.agreement import Mapped, Member, check_members, class_order
 from dyce_export.savers.check import check_parts, probe_of
 from dyce_export.savers.parts import Part, write_part
+from dyce_export.savers.sequence import Training, add_sequence
 from dyce_export.savers.together import join_records, join_vectors, recorded_like
 from dyce_export.spans import write_spans
 from dyce_export.staging import staged
@@ -44,6 +45,7 @@ def compose(
     *,
     val: Dataset | None = None,
     mapping: Mapped | None = None,
+    sequence: Training | None = None,
     lower: Callable[[Bundle], Manifest] | None = None,
     progress: Progress,
     force: bool = False,
@@ -55,6 +57,7 @@ def compose(
         savers: may have exits.
         val: holds the pictures of the base's records, for savers that were not recorded on them.
         mapping: of classes; see :func:`dyce_export.savers.agreement.read_mapping`.
+        sequence: how an exit sequence network is made; None for none.
         lower: adds other precisions to the bundle when all else is done; returns the manifest that names them.
 
     Raises:
@@ -69,10 +72,15 @@ def compose(
     with staged(output, force=force) as folder:
         with progress.stage("savers"):
             _copy(base, folder)
-            parts = _write_parts(base, savers, orders, folder)
+            parts = _write_parts(base, savers, orders, folder, expose=sequence is not None)
             manifest = _joined(base.manifest, [saver.manifest for saver in savers], parts)
             vectors = join_vectors(base, savers, manifest.savers)
             records = _records(base, savers, [part.network.id for part in parts], orders, val, progress)
+        if sequence is not None:
+            assert records is not None
+            with progress.stage("sequence"):
+                bare = Bundle(folder, manifest, Configurations(named={FULL: Entry({})}))
+                manifest, records = add_sequence(bare, [*savers, base], records, vectors, sequence, progress)
         with progress.stage("search"):
             probe = Entry(probe_of(manifest, vectors).exits)
             found = Configurations(named={FULL: Entry({}), PROBE: probe})
@@ -119,7 +127,7 @@ def _copy(base: Bundle, folder: Path) -> None:
 
 
 def _write_parts(
-    base: Bundle, savers: Sequence[Bundle], orders: Sequence[Sequence[int] | None], folder: Path
+    base: Bundle, savers: Sequence[Bundle], orders: Sequence[Sequence[int] | None], folder: Path, *, expose: bool
 ) -> list[Part]:
     parts: list[Part] = []
     known = [(base.manifest.preprocessing, base.manifest.input)]
@@ -129,7 +137,8 @@ def _write_parts(
         alike = (spec for preprocessing, spec in known if (preprocessing, spec.shape) == own)
         image = next(alike, TensorSpec(f"saver{number}_image", saver.manifest.input.dtype, saver.manifest.input.shape))
         known.append((saver.manifest.preprocessing, image))
-        parts.append(write_part(saver, f"saver{number}", first, image, order, folder))
+        last = number == len(savers) - 1
+        parts.append(write_part(saver, f"saver{number}", first, image, order, folder, expose=expose and last))
     return parts
 
 

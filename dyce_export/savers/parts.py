@@ -10,6 +10,7 @@ import numpy as np
 import onnx_ir as ir
 
 from dyce_export import onnx_graphs
+from dyce_export.savers.features import expose_features
 from dyce_runtime.bundle import Bundle
 from dyce_runtime.manifest import DECISION, FINAL, OWN, Exit, Head, Network, Piece, TensorSpec
 
@@ -23,7 +24,14 @@ class Part(msgspec.Struct, frozen=True):
 
 
 def write_part(
-    saver: Bundle, id: str, first: int, image: TensorSpec, order: Sequence[int] | None, folder: Path
+    saver: Bundle,
+    id: str,
+    first: int,
+    image: TensorSpec,
+    order: Sequence[int] | None,
+    folder: Path,
+    *,
+    expose: bool = False,
 ) -> Part:
     """Write the segments and heads of a saver into the bundle in ``folder``.
 
@@ -32,6 +40,7 @@ def write_part(
         first: index of its first segment there.
         image: what it reads.
         order: for every class of the base its index among those of the saver; None if they are the same.
+        expose: let its last segment leave features and logits; see :func:`expose_features`.
     """
     manifest, last = saver.manifest, len(saver.manifest.exits) - 1
     names = {piece.id: f"{id}_{piece.id}" for piece in manifest.pieces}
@@ -44,6 +53,7 @@ def write_part(
             value.name = tensors.get(str(value.name), value.name)
         if order is not None and graph.graph.outputs[0].name == DECISION[0]:
             _reorder(graph.graph, order)
+        left = expose_features(graph.graph, id, manifest.model.name) if expose and piece.last == last else ()
         file = PurePosixPath(piece.file).with_name(f"{names[piece.id]}.onnx")
         (folder / file).parent.mkdir(parents=True, exist_ok=True)
         data = onnx_graphs.save(graph, folder / file, {"piece": names[piece.id]})
@@ -54,7 +64,7 @@ def write_part(
             first=first + piece.first,
             last=first + piece.last,
             inputs=_renamed(piece.inputs, tensors),
-            outputs=_renamed(piece.outputs, tensors),
+            outputs=(*_renamed(piece.outputs, tensors), *left),
             data=tuple(f"{file.parent}/{name}" for name in data),
         )
 

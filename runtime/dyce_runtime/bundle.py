@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import TypeVar
 
@@ -253,14 +253,20 @@ def _check_seams(manifest: Manifest, segments: Sequence[Piece], piece: Piece) ->
     ends = {network.last for network in manifest.networks}
     before = (starts[piece.first].input,) if piece.first in starts else segments[piece.first - 1].outputs
     given = segments[piece.first].outputs if piece.kind == "head" else before
-    if piece.inputs != given:
-        raise BundleError(f"piece {piece.id} reads {list(piece.inputs)}; the piece before it gives {list(given)}")
+    further = piece.inputs[len(given) :] if piece.kind == "head" else ()
+    left = {spec for other in manifest.pieces if _decides_before(other, piece, ends) for spec in other.left}
+    if piece.inputs != (*given, *further) or not left.issuperset(further):
+        raise BundleError(f"piece {piece.id} reads {list(piece.inputs)}; the pieces before it give {[*given, *left]}")
     if piece.kind == "head" or piece.last in ends:
-        if tuple(tensor.name for tensor in piece.outputs) != DECISION:
-            names = [tensor.name for tensor in piece.outputs]
-            raise BundleError(f"piece {piece.id} returns {names}; expected {list(DECISION)}")
-    elif piece.outputs != segments[piece.last].outputs:
+        names = [tensor.name for tensor in piece.outputs]
+        if tuple(names[: len(DECISION)]) != DECISION or len(set(names)) < len(names):
+            raise BundleError(f"piece {piece.id} returns {names}; expected {list(DECISION)} first, and each once")
+    if piece.kind != "head" and piece.outputs != segments[piece.last].outputs:
         raise BundleError(f"piece {piece.id} and segment {segments[piece.last].id} end in different tensors")
+
+
+def _decides_before(other: Piece, piece: Piece, ends: Collection[int]) -> bool:
+    return other.last < piece.first and (other.kind == "head" or other.last in ends)
 
 
 def _check_exits(manifest: Manifest) -> None:

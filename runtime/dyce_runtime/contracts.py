@@ -84,6 +84,8 @@ class Lane(Protocol):
     def put(self, images: npt.NDArray[np.float32], name: str) -> None:
         """Start with images (N, C, H, W), which must not change before the last :meth:`run`.
 
+        Where a network ran before they are of the samples that are in the lane.
+
         Args:
             name: of the input that they are for.
         """
@@ -117,13 +119,19 @@ class Lane(Protocol):
         """Copy the samples at ``sources`` over those at ``places``, then keep the first ``rows``."""
 
     def take(self, rows: npt.NDArray[np.intp]) -> Handle:
-        """A copy of some samples of what is live, which outlives the call."""
+        """A copy of some samples of what is live and of what was left for later, which outlives the call."""
 
     def add(self, handle: Handle) -> None:
         """Append samples that were taken behind the same piece."""
 
     def live(self) -> list[npt.NDArray[Any]]:
-        """What is live, on the host; valid until the next :meth:`run`."""
+        """What is live, on the host; valid until the next :meth:`run`. Nothing where a network has ended."""
+
+    def left(self) -> dict[str, npt.NDArray[Any]]:
+        """What pieces have left for later heads since the first :meth:`put`, by name, on the host.
+
+        It moves with the samples, and stays where another network starts.
+        """
 
     def __enter__(self) -> Lane:
         """The lane itself."""

@@ -36,6 +36,8 @@ class Piece(msgspec.Struct, frozen=True):
     Attributes:
         file: path inside the bundle, with forward slashes.
         first, last: the segments that it covers, as indices (a head: the segment that it reads from, twice).
+        inputs: what is alive where it starts; of a head further tensors that pieces before it have left.
+        outputs: what is alive where it ends; where it decides the decision, then what it leaves for later heads.
         macs: multiply-accumulates of one sample.
         data: further files that the graph refers to (external weights).
     """
@@ -49,6 +51,16 @@ class Piece(msgspec.Struct, frozen=True):
     outputs: tuple[TensorSpec, ...]
     macs: int
     data: tuple[str, ...] = ()
+
+    @property
+    def left(self) -> tuple[TensorSpec, ...]:
+        """What it leaves for later heads, see :func:`left_by`."""
+        return left_by(self.outputs)
+
+
+def left_by(outputs: tuple[TensorSpec, ...]) -> tuple[TensorSpec, ...]:
+    """Of the outputs of a piece that decides those behind the decision: they stay while others run."""
+    return outputs[len(DECISION) :] if outputs[0].name == DECISION[0] else ()
 
 
 class Head(msgspec.Struct, frozen=True):

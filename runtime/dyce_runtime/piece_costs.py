@@ -6,7 +6,7 @@ import logging
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
 
@@ -17,6 +17,7 @@ from dyce_runtime.contracts import Lane
 from dyce_runtime.energy import Meter
 from dyce_runtime.images import Images, count_of
 from dyce_runtime.manifest import FINAL, OWN, UNCUT, Piece
+from dyce_runtime.plan import needs
 from dyce_runtime.session import Session
 
 # Where the first segment starts.
@@ -44,6 +45,7 @@ class PieceCosts:
         spans: (exit id behind which it starts or ``image``, exit id at its end) to the cost of a span; behind savers
             the uncut model is one.
         savers: exit ids at which a saver ends.
+        needs: see :func:`dyce_runtime.plan.needs`.
     """
 
     segments: dict[str, float]
@@ -51,6 +53,7 @@ class PieceCosts:
     uncut: float
     spans: dict[tuple[str, str], float]
     savers: tuple[str, ...] = ()
+    needs: dict[str, dict[str, tuple[tuple[str, str], ...]]] = field(default_factory=dict)
 
 
 def measure_times(session: Session, batches: Iterable[Images]) -> PieceCosts:
@@ -134,7 +137,8 @@ def _measure(session: Session, batches: Iterable[Images], cost_of: Callable[[Run
     savers = tuple(saver.id for saver in session.manifest.savers)
     if savers and session.manifest.uncut == UNCUT:
         spans[savers[-1], FINAL] = cost["uncut"]
-    return PieceCosts({exit.id: cost[exit.id] for exit in exits}, heads, cost["uncut"], spans, savers)
+    segments = {exit.id: cost[exit.id] for exit in exits}
+    return PieceCosts(segments, heads, cost["uncut"], spans, savers, needs(session.manifest))
 
 
 def _spans(session: Session) -> Iterator[tuple[Piece, tuple[str, str]]]:
@@ -149,8 +153,8 @@ def _walk(session: Session, images: Images) -> Iterator[tuple[object, Run]]:
     """Every piece, then a whole call and the uncut model. Each has to be run before the next is taken."""
     spans, manifest = [span for span, _ in _spans(session)], session.manifest
     segments, inputs = manifest.segments, session.inputs(images)
-    for network in manifest.networks:
-        with session.device.lane(count_of(inputs)) as lane:
+    with session.device.lane(count_of(inputs)) as lane:
+        for network in manifest.networks:
             lane.put(inputs[network.input.name], network.input.name)
             for index in range(network.first, network.last + 1):
                 exit = manifest.exits[index]

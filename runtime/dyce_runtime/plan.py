@@ -1,6 +1,7 @@
 """From a configuration to the pieces that run: resolved once, when the knob is turned.
 
-A saver runs as far as its last exit that is on, and not at all if none is.
+A saver runs as far as its last exit that is on, and not at all if none is. A head may read what heads before it, or
+the end of a saver, have left: these run as well, and nothing leaves there unless they are on.
 """
 
 from __future__ import annotations
@@ -14,14 +15,14 @@ import numpy as np
 import numpy.typing as npt
 
 from dyce_runtime.configuration import Configuration
-from dyce_runtime.manifest import FINAL, OWN, Exit, Manifest
+from dyce_runtime.manifest import OWN, Exit, Manifest, Piece
 
 
 class Step(msgspec.Struct, frozen=True, eq=False):
     """One stretch of backbone and the decision behind it.
 
     Attributes:
-        body: ids of the pieces that run one after another: spans and segments.
+        body: ids of the pieces that run one after another: spans and segments; none at the second decision of an exit.
         head: id of the head's piece; None where a network ends, in whose body the decision is.
         threshold: float32; a sample leaves if its confidence is strictly above it.
         exit: index into the manifest's exits.
@@ -82,29 +83,72 @@ def make_plan(
     configuration.check(manifest)
     bodies = [p for p in manifest.pieces if p.kind != "head" and (available is None or p.id in available)]
     starts = {network.first: network.input.name for network in manifest.networks}
+    decided = decisions(manifest, configuration)
     steps = []
     for first, last in stretches(manifest, configuration):
         exit = manifest.exits[last]
-        setting = configuration.exits.get(exit.id)
         body = tuple(piece.id for piece in cover(bodies, first, last))
-        decided = setting is None or setting.head == OWN
-        head = None if decided else next(h.piece for h in exit.heads if h.type == setting.head)  # type: ignore[union-attr]
-        threshold = np.float32(np.inf if setting is None else setting.threshold)
-        steps.append(Step(body, head, threshold, last, starts.get(first), worth_moving.get(exit.id, 1)))
+        image = starts.get(first)
+        for type in decided[last]:
+            setting = configuration.exits.get(exit.id)
+            on = setting is not None and setting.head == type
+            threshold = np.float32(setting.threshold if on else np.inf)  # type: ignore[union-attr]
+            head = None if type == OWN else next(head.piece for head in exit.heads if head.type == type)
+            steps.append(Step(body, head, threshold, last, image, worth_moving.get(exit.id, 1)))
+            body, image = (), None
     return Plan(configuration, tuple(steps))
 
 
 def stretches(manifest: Manifest, configuration: Configuration) -> list[tuple[int, int]]:
-    """The first and the last segment of every stretch of backbone between exits that are on, in order."""
-    found = []
+    """The first and the last segment of every stretch of backbone between decisions, in order."""
+    decided, found = decisions(manifest, configuration), []
     for network in manifest.networks:
         first = network.first
         for index in range(network.first, network.last + 1):
-            id = manifest.exits[index].id
-            if id in configuration.exits or id == FINAL:
+            if index in decided:
                 found.append((first, index))
                 first = index + 1
     return found
+
+
+def decisions(manifest: Manifest, configuration: Configuration) -> dict[int, list[str]]:
+    """Index of an exit to the types of the heads that run there; ``own`` at the end of the base, too.
+
+    Of several the last is the one that is on, unless none is.
+    """
+    needed = needs(manifest)
+    found: dict[int, list[str]] = {manifest.base.last: [OWN]}
+    for exit, setting in configuration.exits.items():
+        for id, type in needed.get(exit, {}).get(setting.head, ()):
+            own = found.setdefault(manifest.exit_index(id), [])
+            own += [] if type in own else [type]
+    for exit, setting in configuration.exits.items():
+        own = found.setdefault(manifest.exit_index(exit), [])
+        own[:] = [*(type for type in own if type != setting.head), setting.head]
+    return found
+
+
+def needs(manifest: Manifest) -> dict[str, dict[str, tuple[tuple[str, str], ...]]]:
+    """Exit id and type of a head that reads what others have left to the exits and types of these, in order."""
+    made_by = {spec.name: piece for piece in manifest.pieces if piece.kind != "span" for spec in piece.left}
+    if not made_by:
+        return {}
+    places = {head.piece: (exit.id, head.type) for exit in manifest.exits for head in exit.heads}
+    found: dict[str, dict[str, tuple[tuple[str, str], ...]]] = {}
+    for piece in (piece for piece in manifest.pieces if piece.kind == "head"):
+        read = sorted(_makers(piece, made_by), key=lambda maker: maker.first)
+        if read:
+            exit, type = places[piece.id]
+            found.setdefault(exit, {})[type] = tuple(places[maker.id] for maker in read)
+    return found
+
+
+def _makers(piece: Piece, made_by: Mapping[str, Piece]) -> list[Piece]:
+    """The pieces whose tensors it reads, and those whose tensors they read."""
+    found: dict[str, Piece] = {}
+    for maker in (made_by[spec.name] for spec in piece.inputs if spec.name in made_by):
+        found |= {maker.id: maker, **{other.id: other for other in _makers(maker, made_by)}}
+    return list(found.values())
 
 
 def pieces_of(plans: Iterable[Plan]) -> list[str]:
@@ -118,14 +162,15 @@ def path_macs(manifest: Manifest, configuration: Configuration) -> npt.NDArray[n
 
     At an exit that is off: what it would pay up to there.
     """
-    total, before, segments = [], 0, manifest.segments
+    decided, segments = decisions(manifest, configuration), manifest.segments
+    total, before = [], 0
     for network in manifest.networks:
         paid = before
         for index in range(network.first, network.last + 1):
-            exit, setting = manifest.exits[index], configuration.exits.get(manifest.exits[index].id)
-            paid += segments[index].macs + (0 if setting is None else head_macs(manifest, exit, setting.head))
+            exit, types = manifest.exits[index], decided.get(index, [])
+            paid += segments[index].macs + sum(head_macs(manifest, exit, type) for type in types)
             total.append(paid)
-            if setting is not None:
+            if types:
                 before = paid
     return np.array(total, np.float64)
 

@@ -63,7 +63,8 @@ def _run_batch(plan: Plan, lane: Lane, inputs: Inputs, count: int, classes: int)
     stay = np.ones(count, np.bool_)
     for step, behind in zip(plan.steps, [*plan.steps[1:], None], strict=True):
         if step.image is not None:
-            rows, stay = rows[stay], stay[stay]
+            if not stay.all():
+                rows, stay = _move_together(lane, rows, stay, int(np.count_nonzero(stay)))
             lane.put(inputs[step.image] if len(rows) == count else some_of(inputs, step.image, rows), step.image)
         for piece in step.body:
             lane.run(piece)
@@ -79,7 +80,7 @@ def _run_batch(plan: Plan, lane: Lane, inputs: Inputs, count: int, classes: int)
         left = int(np.count_nonzero(stay))
         if left == 0:
             break
-        # Where another network starts those that stay are looked up in the images.
+        # Where another network starts those that stay are moved together in any case.
         if behind is not None and behind.image is None and len(rows) - left >= step.worth_moving:
             rows, stay = _move_together(lane, rows, stay, left)
     return result

@@ -20,10 +20,7 @@ Done: TypeAlias = Callable[[Result, float], None]
 
 
 class _Room:
-    """Samples that wait for one step of one plan, the longest waiting first.
-
-    Each as it was taken from a lane; where a network starts its image is all that is needed, and there is no handle.
-    """
+    """Samples that wait for one step of one plan, the longest waiting first, each as it was taken from a lane."""
 
     def __init__(self, plan: Plan, step: int) -> None:
         self.plan, self.step = plan, step
@@ -38,14 +35,13 @@ class _Room:
         """Move samples into a lane; returns whose they are."""
         moved = [self.waiting.popleft() for _ in range(min(free, len(self.waiting)))]
         for _, handle in moved:
-            if self.image is None:
-                lane.add(handle)
+            lane.add(handle)
         return [number for number, _ in moved]
 
     def park(self, lane: Lane, numbers: list[int]) -> None:
         """Take all samples out of a lane."""
         for place, number in enumerate(numbers):
-            self.waiting.append((number, lane.take(np.array([place])) if self.image is None else None))
+            self.waiting.append((number, lane.take(np.array([place]))))
 
 
 class Stream:

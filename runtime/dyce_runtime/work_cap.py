@@ -156,13 +156,11 @@ def exit_shares(manifest: Manifest, configuration: Configuration, heads: Mapping
 
     Heads on the way are included and its own is, which at exits that are off is the one in ``heads`` or the cheapest.
     """
-    own = [
-        0
-        if exit.id == FINAL or exit.id in configuration.exits
-        else head_macs(manifest, exit, _head(manifest, exit, heads))
-        for exit in manifest.exits
-    ]
-    return (path_macs(manifest, configuration) + own) / manifest.model.macs
+    paid = path_macs(manifest, configuration)
+    for index, exit in enumerate(manifest.exits):
+        if exit.id != FINAL and exit.id not in configuration.exits:
+            paid[index] = path_macs(manifest, _ending(manifest, configuration, index, heads))[index]
+    return paid / manifest.model.macs
 
 
 def usual_heads(bundle: Bundle) -> dict[str, str]:
@@ -191,8 +189,9 @@ def _leaving(
     """The plan whose every sample leaves at the exit of that index, if it gets there."""
     if manifest.exits[last].id == FINAL:
         return plan
-    before = tuple(step for step in plan.steps if step.exit < last)
-    end = make_plan(manifest, _ending(manifest, plan.configuration, last, heads), pieces).steps[len(before)]
+    worth_moving = {manifest.exits[step.exit].id: step.worth_moving for step in plan.steps}
+    ending = make_plan(manifest, _ending(manifest, plan.configuration, last, heads), pieces, worth_moving)
+    *before, end = (step for step in ending.steps if step.exit <= last)
     # Routing is strict: every confidence is above this one.
     forced = msgspec.structs.replace(end, threshold=np.float32(-np.inf))
     return msgspec.structs.replace(plan, steps=(*before, forced))

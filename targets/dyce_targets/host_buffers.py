@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from dyce_runtime.contracts import PieceSpec
-from dyce_runtime.manifest import DECISION, TensorSpec
+from dyce_runtime.manifest import DECISION, TensorSpec, left_by
 
 # Bytes of an image that is copied sooner than its address is bound.
 _SMALL = 1 << 16
@@ -19,7 +19,7 @@ _ALIGNMENT = 64
 
 
 class HostBuffers:
-    """Two sides, one that a piece reads from and one that it writes to, and a decision.
+    """Two sides, one that a piece reads from and one that it writes to, a decision, and what is left for later.
 
     Attributes:
         capacity: samples that fit in.
@@ -27,6 +27,7 @@ class HostBuffers:
         logits: (capacity, classes) float32.
         confidence: (capacity,) float32.
         label: (capacity,) int64.
+        left: by name, (capacity, ...) what pieces leave for later ones.
     """
 
     def __init__(self, pieces: Iterable[PieceSpec], capacity: int) -> None:
@@ -37,6 +38,8 @@ class HostBuffers:
         self.confidence = np.empty(capacity, np.float32)
         self.label = np.empty(capacity, np.int64)
         between = [p.outputs for p in pieces if not _decides(p.outputs)]
+        left = (spec for piece in pieces for spec in left_by(piece.outputs))
+        self.left = {spec.name: np.zeros((capacity, *map(int, spec.shape[1:])), spec.dtype) for spec in left}
         self._made = {spec.name for specs in between for spec in specs}
         images = {p.inputs[0].name: p.inputs[0].shape[1:] for p in pieces if self.are_images(p.inputs)}
         made = {name: np.empty((1, *map(int, shape)), np.float32) for name, shape in images.items()}
@@ -46,21 +49,27 @@ class HostBuffers:
 
     def are_images(self, specs: Sequence[TensorSpec]) -> bool:
         """Whether a network starts with these: no piece makes them."""
-        return specs[0].name not in self._made
+        return bool(specs) and specs[0].name not in self._made
 
     def decision(self, rows: int) -> list[npt.NDArray[Any]]:
         """The first rows of logits, confidences and labels."""
         return [array[:rows] for array in (self.logits, self.confidence, self.label)]
 
     def views(self, specs: Sequence[TensorSpec], side: int, rows: int) -> list[npt.NDArray[Any]]:
-        """Arrays of ``rows`` samples over the tensors of a seam on one side, over the decision, or the image."""
+        """Arrays of ``rows`` samples over the tensors of a seam on one side, over the decision, or the image.
+
+        What is left for later has one place, whatever the side.
+        """
         if _decides(specs):
-            return self.decision(rows)
+            return [*self.decision(rows), *(self.left[spec.name][:rows] for spec in left_by(tuple(specs)))]
         if self.are_images(specs):
             return [self.small[specs[0].name]]
         found: list[npt.NDArray[Any]] = []
         start = 0
         for spec in specs:
+            if spec.name in self.left:
+                found.append(self.left[spec.name][:rows])
+                continue
             whole = self._sides[side][start : start + self._bytes(spec)].view(spec.dtype)
             found.append(whole.reshape(self.capacity, *spec.shape[1:])[:rows])
             start += self._size(spec)
@@ -74,7 +83,7 @@ class HostBuffers:
 
 
 def _decides(specs: Sequence[TensorSpec]) -> bool:
-    return specs[0].name == DECISION[0]
+    return bool(specs) and specs[0].name == DECISION[0]
 
 
 def _aligned(size: int) -> npt.NDArray[np.uint8]:

@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from dyce_runtime.contracts import PieceSpec
 from dyce_runtime.errors import PieceError
-from dyce_runtime.manifest import TensorSpec
+from dyce_runtime.manifest import DECISION, TensorSpec, left_by
 from dyce_runtime.plan import Step
 from dyce_targets.host_buffers import HostBuffers
 
@@ -90,10 +90,12 @@ class HostDevice:
 
 
 class Taken(NamedTuple):
-    """Samples outside of a lane: one array (samples, ...) for each tensor."""
+    """Samples outside of a lane: one array (samples, ...) for each tensor that is live, or left for later."""
 
+    rows: int
     specs: tuple[TensorSpec, ...]
     arrays: list[npt.NDArray[Any]]
+    left: dict[str, npt.NDArray[Any]]
 
 
 class _Stage(NamedTuple):
@@ -137,6 +139,10 @@ class HostLane:
     ) -> None:
         self.rows = 0
         self._target, self._pieces, self._bind, self._buffers, self._free = target, pieces, bind, buffers, free
+        self._leaves = {
+            id: names for id, piece in pieces.items() if (names := [s.name for s in left_by(piece.outputs)])
+        }
+        self._left: list[str] = []
         # By the side that a piece reads from.
         self._bound: tuple[dict[str, HostBinding], dict[str, HostBinding]] = ({}, {})
         self._recorded: dict[int, _Recording] = {}
@@ -157,7 +163,8 @@ class HostLane:
     def run(self, piece: str) -> None:
         """Run a segment or a span. Raises PieceError."""
         self._run(piece)
-        self._specs = self._pieces[piece].outputs
+        outputs = self._pieces[piece].outputs
+        self._specs = () if outputs[0].name == DECISION[0] else outputs
         self._side ^= 1
 
     def rewind(self) -> None:
@@ -195,23 +202,30 @@ class HostLane:
 
     def compact(self, sources: npt.NDArray[np.intp], places: npt.NDArray[np.intp], rows: int) -> None:
         """Copy samples within the buffers."""
-        for array in self.live():
+        for array in (*self.live(), *self.left().values()):
             array[places] = array[sources]
         self.rows = rows
 
     def take(self, rows: npt.NDArray[np.intp]) -> Taken:
         """Copies."""
-        return Taken(self._specs, [array[rows] for array in self.live()])
+        left = {name: array[rows] for name, array in self.left().items()}
+        return Taken(len(rows), self._specs, [array[rows] for array in self.live()], left)
 
     def add(self, handle: Taken) -> None:
         """Copy samples behind those that are there."""
-        before, self.rows, self._specs = self.rows, self.rows + len(handle.arrays[0]), handle.specs
-        for array, added in zip(self.live(), handle.arrays, strict=True):
+        before, self.rows, self._specs, self._left = self.rows, self.rows + handle.rows, handle.specs, [*handle.left]
+        for array, added in zip(
+            (*self.live(), *self.left().values()), (*handle.arrays, *handle.left.values()), strict=True
+        ):
             array[before:] = added
 
     def live(self) -> list[npt.NDArray[Any]]:
         """Views of the buffers that the last run wrote to."""
         return self._buffers.views(self._specs, self._side, self.rows)
+
+    def left(self) -> dict[str, npt.NDArray[Any]]:
+        """Views of what was left for later."""
+        return {name: self._buffers.left[name][: self.rows] for name in self._left}
 
     def __enter__(self) -> HostLane:
         return self
@@ -219,6 +233,7 @@ class HostLane:
     def __exit__(self, *_: object) -> None:
         self._images = None
         self.rows = self._side = 0
+        self._left = []
         self._free.append(self)
 
     def _run(self, piece: str) -> None:
@@ -227,6 +242,8 @@ class HostLane:
             call()
         except Exception as error:  # engines' exceptions share no base class
             raise self._failed(piece, error) from error
+        if piece in self._leaves:
+            self._left = list(dict.fromkeys([*self._left, *self._leaves[piece]]))
 
     def _failed(self, piece: str, error: Exception) -> PieceError:
         return PieceError(f"piece {piece} failed in {self._target}: {error}")

@@ -198,8 +198,8 @@ def reorder_decision(manifest: Any) -> None:
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (reshape_seam, "piece segment_01 reads .*2, 2.* the piece before it gives .*4, 4"),
-        (rename_seam, "piece exit_07_linear reads .*seam_3.* the piece before it gives .*seam_7"),
+        (reshape_seam, "piece segment_01 reads .*2, 2.* the pieces before it give .*4, 4"),
+        (rename_seam, "piece exit_07_linear reads .*seam_3.* the pieces before it give .*seam_7"),
         (shorten_span, "piece span_00_01 and segment segment_00 end in different tensors"),
         (overlong_span, "piece full covers segments 0 to 3, which do not exist"),
         (drop_segment, "2 segments and 3 exits, which do not match"),

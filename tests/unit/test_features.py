@@ -13,9 +13,14 @@ from dyce_calibration.features import BATCH, extract_features
 from dyce_runtime.datasets import Dataset
 from dyce_runtime.errors import DestinationError
 from dyce_runtime.manifest import Preprocessing
+from dyce_runtime.preprocessing import preprocess
 
 GREY = Preprocessing(resize=4, crop=(4, 4), interpolation="bilinear", mean=(0.0,), std=(1.0,))
 COUNT = 2 * BATCH + 7
+
+
+def prepare(pictures: list[np.ndarray]) -> Tensor:
+    return torch.from_numpy(preprocess(pictures, GREY))
 
 
 def dataset(labelled: bool = True) -> Dataset:
@@ -45,7 +50,7 @@ class Spy:
 
 def test_every_row_belongs_to_one_picture_its_label_and_its_hash(tmp_path: Path):
     data = dataset()
-    features = extract_features(Spy(), data, GREY, tmp_path, seed=0)
+    features = extract_features(Spy(), data, prepare, tmp_path, seed=0)
     n = features.exits[0][:, 0].astype(int)
     assert sorted(n) == list(range(COUNT))
     np.testing.assert_array_equal(features.labels, data.labels[n])
@@ -57,7 +62,7 @@ def test_every_row_belongs_to_one_picture_its_label_and_its_hash(tmp_path: Path)
 
 def test_rows_are_in_a_random_order_that_the_seed_repeats(tmp_path: Path):
     orders = [
-        extract_features(Spy(), dataset(), GREY, tmp_path / str(i), seed=seed).exits[0][:, 0].tolist()
+        extract_features(Spy(), dataset(), prepare, tmp_path / str(i), seed=seed).exits[0][:, 0].tolist()
         for i, seed in enumerate((0, 0, 1))
     ]
     assert orders[0] == orders[1] != orders[2]
@@ -65,7 +70,7 @@ def test_rows_are_in_a_random_order_that_the_seed_repeats(tmp_path: Path):
 
 
 def test_without_labels_the_base_models_predictions_take_their_place(tmp_path: Path):
-    features = extract_features(Spy(), dataset(labelled=False), GREY, tmp_path, seed=0)
+    features = extract_features(Spy(), dataset(labelled=False), prepare, tmp_path, seed=0)
     np.testing.assert_array_equal(features.labels, features.exits[0][:, 0].astype(int) * 3 % 7)
     assert features.label_source == "base"
     assert features.labels.dtype == np.int64
@@ -73,7 +78,7 @@ def test_without_labels_the_base_models_predictions_take_their_place(tmp_path: P
 
 def test_features_are_kept_in_files_and_made_in_small_batches(tmp_path: Path):
     spy = Spy()
-    features = extract_features(spy, dataset(), GREY, tmp_path / "deep" / "down", seed=0)
+    features = extract_features(spy, dataset(), prepare, tmp_path / "deep" / "down", seed=0)
     assert spy.batches == [BATCH, BATCH, 7]
     for store, name in zip((features.logits, *features.exits), ("0.npy", "1.npy", "2.npy"), strict=True):
         assert isinstance(store, np.memmap)
@@ -83,7 +88,7 @@ def test_features_are_kept_in_files_and_made_in_small_batches(tmp_path: Path):
 
 def test_progress_sees_every_batch(tmp_path: Path):
     seen: list[int] = []
-    extract_features(Spy(), dataset(), GREY, tmp_path, seed=0, progress=lambda b: (seen.append(i) or i for i in b))
+    extract_features(Spy(), dataset(), prepare, tmp_path, seed=0, progress=lambda b: (seen.append(i) or i for i in b))
     assert len(seen) == 3
 
 
@@ -95,9 +100,9 @@ def test_features_that_do_not_fit_on_the_disk_are_refused_before_the_files_are_m
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(0, 0, needed - 1))
     spy = Spy()
     with pytest.raises(DestinationError, match="features of this data set need about") as caught:
-        extract_features(spy, dataset(), GREY, tmp_path, seed=0)
+        extract_features(spy, dataset(), prepare, tmp_path, seed=0)
     assert caught.value.hint
     assert spy.batches == [BATCH], "after one batch it is known"
     assert not list(tmp_path.iterdir())
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(0, 0, needed))
-    assert len(extract_features(Spy(), dataset(), GREY, tmp_path, seed=0)) == COUNT
+    assert len(extract_features(Spy(), dataset(), prepare, tmp_path, seed=0)) == COUNT

@@ -17,7 +17,7 @@ from dyce_calibration.heads import Recipe, train_heads
 from dyce_calibration.resume import fingerprint, folder_for
 from dyce_export.staging import kept_work
 from dyce_runtime.errors import DataError, DestinationError, VerificationError
-from tests.unit.test_features import COUNT, GREY, Spy, dataset
+from tests.unit.test_features import COUNT, Spy, dataset, prepare
 from tests.unit.test_heads import features
 
 
@@ -44,11 +44,11 @@ def marked_often(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("marked_often")
 @pytest.mark.parametrize("done", [0, 1, 2])
 def test_features_go_on_where_they_were(tmp_path: Path, done: int):
-    whole = extract_features(Spy(), dataset(), GREY, tmp_path / "whole", seed=0)
+    whole = extract_features(Spy(), dataset(), prepare, tmp_path / "whole", seed=0)
     with pytest.raises(KeyboardInterrupt):
-        extract_features(Spy(), dataset(), GREY, tmp_path / "half", seed=0, progress=stopped_after(done))
+        extract_features(Spy(), dataset(), prepare, tmp_path / "half", seed=0, progress=stopped_after(done))
     spy = Spy()
-    found = extract_features(spy, dataset(), GREY, tmp_path / "half", seed=0)
+    found = extract_features(spy, dataset(), prepare, tmp_path / "half", seed=0)
     assert spy.batches == [BATCH, BATCH, 7][done:]
     for a, b in zip((whole.logits, *whole.exits), (found.logits, *found.exits), strict=True):
         np.testing.assert_array_equal(a, b)
@@ -57,9 +57,9 @@ def test_features_go_on_where_they_were(tmp_path: Path, done: int):
 
 
 def test_finished_features_are_only_read(tmp_path: Path):
-    extract_features(Spy(), dataset(), GREY, tmp_path, seed=0)
+    extract_features(Spy(), dataset(), prepare, tmp_path, seed=0)
     spy = Spy()
-    assert len(extract_features(spy, dataset(), GREY, tmp_path, seed=0)) == COUNT
+    assert len(extract_features(spy, dataset(), prepare, tmp_path, seed=0)) == COUNT
     assert spy.batches == []
 
 
@@ -67,12 +67,12 @@ def test_finished_features_are_only_read(tmp_path: Path):
 def test_what_was_written_after_the_last_mark_is_done_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """As after a power cut: the files may hold more than was noted."""
     with pytest.raises(KeyboardInterrupt):
-        extract_features(Spy(), dataset(), GREY, tmp_path, seed=0, progress=stopped_after(1))
+        extract_features(Spy(), dataset(), prepare, tmp_path, seed=0, progress=stopped_after(1))
     monkeypatch.setattr(features_module, "_SECONDS_BETWEEN_MARKS", 1e9)
     with pytest.raises(KeyboardInterrupt):
-        extract_features(Spy(), dataset(), GREY, tmp_path, seed=0, progress=stopped_after(2))
+        extract_features(Spy(), dataset(), prepare, tmp_path, seed=0, progress=stopped_after(2))
     spy = Spy()
-    found = extract_features(spy, dataset(), GREY, tmp_path, seed=0)
+    found = extract_features(spy, dataset(), prepare, tmp_path, seed=0)
     assert spy.batches == [BATCH, 7]
     assert sorted(found.exits[0][:, 0].astype(int)) == list(range(COUNT))
 

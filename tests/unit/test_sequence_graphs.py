@@ -11,7 +11,7 @@ import torch
 
 from dyce_calibration.sequence import ExitSequence
 from dyce_export.sequence_graphs import left_spec, sequence_step
-from dyce_runtime.manifest import TensorSpec
+from dyce_runtime.manifest import DECISION, TensorSpec
 from tests.unit.test_sequence import CLASSES, network
 
 SIZES = (6, 5, 7, 3)
@@ -35,16 +35,19 @@ def run_steps(
     known = dict(zip((spec.name for spec in SAVER), saver, strict=True))
     logits = []
     for index, (specs, arrays, pooled) in enumerate(zip(SEAMS, seams, POOLED, strict=True), start=1):
-        model = ir.to_proto(sequence_step(made, index, specs, pooled, SAVER))
+        model = ir.to_proto(sequence_step(made, index, specs, pooled, SAVER, temperature=2.0))
         onnx.checker.check_model(model, full_check=True)
         session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
         known |= {spec.name: array for spec, array in zip(specs, arrays, strict=True)}
         found = session.run(None, {value.name: known[value.name] for value in session.get_inputs()})
         logits.append(found[0])
-        assert [output.name for output in session.get_outputs()] == ["logits", f"esn_{index}"][: len(found)]
+        outputs = [output.name for output in session.get_outputs()]
+        assert outputs == [*DECISION, *([f"esn_{index}"] if made.layers else [])]
+        scaled = np.exp(found[0] / 2) / np.exp(found[0] / 2).sum(axis=1, keepdims=True)
+        np.testing.assert_allclose(found[1], scaled.max(axis=1), rtol=1e-5)
         if made.layers:
-            known[f"esn_{index}"] = found[1]
-            assert found[1].shape[1:] == left_spec(made, index).shape[1:]
+            known[f"esn_{index}"] = found[3]
+            assert found[3].shape[1:] == left_spec(made, index).shape[1:]
     return logits
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 
@@ -41,12 +41,14 @@ class Head:
         confidence: (N,) float32.
         correct: (N,) int8, 1 where its prediction is the label.
         cost: what evaluating it adds, relative to the full model.
+        needs: positions and indices of the heads there that have to have run before it.
     """
 
     type: str
     confidence: NDArray[np.float32]
     correct: NDArray[np.int8]
     cost: float
+    needs: tuple[tuple[int, int], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -137,24 +139,33 @@ class Problem:
         left[-1], right[-1] = np.count_nonzero(waiting), np.count_nonzero(self.correct[waiting])
         return left, right
 
+    @property
+    def simple(self) -> bool:
+        """Whether costs add up from position to position, whatever is on."""
+        return not (self.spans or self.savers or any(head.needs for p in self.positions for head in p.heads))
+
     def paid(self, setting: Setting) -> NDArray[np.float64]:
         """What a sample pays that leaves at each position or at the end: the backbone and every head on the way."""
         if not any(setting):
             return np.ones(len(setting) + 1)
-        heads = [0.0 if on is None else p.heads[on.head].cost for p, on in zip(self.positions, setting, strict=True)]
-        simple = not (self.spans or self.savers)
-        backbone = [*(p.cost for p in self.positions), self.cost] if simple else self._backbone(setting)
-        total: NDArray[np.float64] = np.array(backbone) + np.cumsum([*heads, 0.0])
+        on = [(k, on.head) for k, on in enumerate(setting) if on is not None]
+        running = {*on, *(other for k, head in on for other in self.positions[k].heads[head].needs)}
+        heads = np.zeros(len(setting) + 1)
+        for k, head in running:
+            heads[k] += self.positions[k].heads[head].cost
+        stops = {k for k, _ in running}
+        backbone = [*(p.cost for p in self.positions), self.cost] if self.simple else self._backbone(stops)
+        total: NDArray[np.float64] = np.array(backbone) + np.cumsum(heads)
         return total
 
-    def _backbone(self, setting: Setting) -> list[float]:
-        """What is paid for segments and spans up to each position that is on and the end."""
+    def _backbone(self, stops: Collection[int]) -> list[float]:
+        """What is paid for segments and spans up to each position at which a head runs and the end."""
         chain = [*(position.cost for position in self.positions), self.cost]
         segments = [Stretch(k, k, cost) for k, cost in enumerate(np.diff(chain, prepend=0.0).tolist())]
         pieces = [*segments, *self.spans]
         paid, total = list(chain), 0.0
         for first, end in self._networks():
-            for last in (k for k in range(first, end + 1) if k == len(setting) or setting[k] is not None):
+            for last in (k for k in range(first, end + 1) if k == len(self.positions) or k in stops):
                 total += sum(piece.cost for piece in cover(pieces, first, last))
                 paid[last], first = total, last + 1
         return paid
@@ -166,12 +177,27 @@ class Problem:
 
     def chains(self) -> list[Chain]:
         """Every way in which savers can run, some not at all or in part; without spans, and with those of them that go
-        together as the only way.
+        together as the only way; and without heads that need others, or with all that one of them needs.
 
         Along each of these, costs add up from position to position, as a search needs it.
         """
         families = ((), *_families(self.spans)[: _MOST_CHAINS - 1])
-        return [self._chain(spans, unused) for spans in families for unused in self._unused()]
+        return [
+            self._chain(spans, closed, running)
+            for spans in families
+            for unused in self._unused()
+            for closed in [unused | {k for span in spans for k in range(span.first, span.last)}]
+            for running in self._sequences()
+            if closed.isdisjoint(k for k, _ in running)
+        ]
+
+    def _sequences(self) -> Iterator[frozenset[tuple[int, int]]]:
+        """Positions and indices of heads that run together whether or not samples leave there."""
+        yield frozenset()
+        for k, position in enumerate(self.positions):
+            for index, head in enumerate(position.heads):
+                if head.needs:
+                    yield frozenset((*head.needs, (k, index)))
 
     def _unused(self) -> Iterator[set[int]]:
         """The positions that a saver does not reach, for every choice of where each of them ends."""
@@ -179,13 +205,26 @@ class Problem:
         for kept in product(*(range(len(positions) + 1) for positions in ranges)):
             yield {k for positions, count in zip(ranges, kept, strict=True) for k in positions[count:]}
 
-    def _chain(self, spans: tuple[Stretch, ...], unused: set[int]) -> Chain:
-        closed = unused | {k for span in spans for k in range(span.first, span.last)}
-        kept = tuple(k for k in range(len(self.positions)) if k not in closed)
-        open_ = tuple(None if k in closed else On(0, 0.0) for k in range(len(self.positions)))
-        costs = replace(self, spans=spans)._backbone(open_)
-        positions = tuple(replace(self.positions[k], cost=costs[k]) for k in kept)
-        return Chain(Problem(positions, self.correct, costs[-1]), kept, len(self.positions))
+    def _chain(
+        self, spans: tuple[Stretch, ...], closed: Collection[int], running: Collection[tuple[int, int]]
+    ) -> Chain:
+        """Nothing leaves at the closed positions; the running heads are paid on the way and may be used."""
+        open_ = [k for k in range(len(self.positions)) if k not in closed]
+        on_the_way = np.zeros(len(self.positions) + 1)
+        for k, index in running:
+            on_the_way[k] += self.positions[k].heads[index].cost
+        costs = np.array(replace(self, spans=spans)._backbone(open_)) + np.cumsum(on_the_way)
+        kept, positions = [], []
+        for k in open_:
+            position = self.positions[k]
+            usable = {
+                i: replace(head, cost=0.0, needs=()) for i, head in enumerate(position.heads) if (k, i) in running
+            }
+            usable |= {i: head for i, head in enumerate(position.heads) if not head.needs and i not in usable}
+            if usable:
+                kept.append((k, tuple(usable)))
+                positions.append(replace(position, cost=float(costs[k]), heads=tuple(usable.values())))
+        return Chain(Problem(tuple(positions), self.correct, float(costs[-1])), tuple(kept), len(self.positions))
 
     def evaluate(self, setting: Setting) -> Figures:
         """Accuracy, loss, cost and exit shares of a setting."""
@@ -211,15 +250,23 @@ class Problem:
 
 @dataclass(frozen=True)
 class Chain:
-    """A problem with some of the positions of another one, ``kept`` of ``count``."""
+    """A problem with some of the positions of another one, and some of the heads there.
+
+    Attributes:
+        kept: for every position of the problem that in the whole, and the index there of each of its heads.
+        count: positions of the whole.
+    """
 
     problem: Problem
-    kept: tuple[int, ...]
+    kept: tuple[tuple[int, tuple[int, ...]], ...]
     count: int
 
     def whole(self, setting: Setting) -> Setting:
         """A setting of the part as one of the whole."""
-        places = dict(zip(self.kept, setting, strict=True))
+        places = {
+            k: None if on is None else On(heads[on.head], on.threshold)
+            for (k, heads), on in zip(self.kept, setting, strict=True)
+        }
         return tuple(places.get(k) for k in range(self.count))
 
 
@@ -249,6 +296,13 @@ def make_problem(records: Records, costs: CostTable) -> Problem:
             )
         columns.setdefault(exit, []).append(column)
 
+    exits = [exit for exit in costs.backbone if exit != FINAL]
+    places = {
+        records.heads[column]: (exits.index(exit), index)
+        for exit, of_exit in columns.items()
+        for index, column in enumerate(of_exit)
+    }
+
     def head(column: int) -> Head:
         exit, type = records.heads[column]
         return Head(
@@ -256,9 +310,9 @@ def make_problem(records: Records, costs: CostTable) -> Problem:
             np.ascontiguousarray(records.confidences[:, column]),
             np.ascontiguousarray(correct[:, column]),
             costs.heads[exit][type] / costs.full,
+            tuple(places[other] for other in costs.needs.get(exit, {}).get(type, ())),
         )
 
-    exits = [exit for exit in costs.backbone if exit != FINAL]
     return Problem(
         tuple(Position(e, costs.backbone[e] / costs.full, tuple(map(head, columns.get(e, [])))) for e in exits),
         np.ascontiguousarray(correct[:, -1]),

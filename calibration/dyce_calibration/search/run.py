@@ -95,7 +95,7 @@ def run(chosen_on: Problem, reported_on: Problem | None, how: Search) -> Outcome
     """Search in one problem, and say what the settings found do on other samples."""
     accuracy = _counted(how)
     base = accuracy(*chosen_on.counts(chosen_on.off))
-    if how.method == "exact" and (chosen_on.spans or chosen_on.savers):
+    if how.method == "exact" and not chosen_on.simple:
         found_along, solved = _along_chains(chosen_on, how)
         return _rate({chosen_on.off, *found_along}, chosen_on, reported_on, accuracy, solved)
     if how.method == "exact" and chosen_on.positions:
@@ -121,7 +121,7 @@ def _weights(how: Search) -> list[float]:
 
 
 def _along_chains(problem: Problem, how: Search) -> tuple[list[Setting], int]:
-    """What is found with every choice of savers and spans, and how many weights were solved with all of them."""
+    """What is found along every chain, and how many weights were solved with all of them."""
     settings: list[Setting] = []
     solved = how.weights
     for chain in (chain for chain in problem.chains() if chain.problem.positions):

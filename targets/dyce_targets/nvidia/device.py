@@ -19,7 +19,7 @@ import numpy.typing as npt
 
 from dyce_runtime.contracts import PieceSpec
 from dyce_runtime.errors import PieceError, TargetError
-from dyce_runtime.manifest import DECISION, TensorSpec
+from dyce_runtime.manifest import DECISION, TensorSpec, left_by
 from dyce_runtime.plan import Step
 from dyce_targets.nvidia.executor import Executor, Graph
 
@@ -111,9 +111,11 @@ class GpuDevice:
 
 
 class Taken(NamedTuple):
-    """Samples outside of the lane: one array (samples, ...) of the host for each tensor."""
+    """Samples outside of the lane: (samples, ...) of what is live, then of what is left for later."""
 
+    rows: int
     specs: tuple[TensorSpec, ...]
+    left: tuple[TensorSpec, ...]
     arrays: list[npt.NDArray[Any]]
 
 
@@ -125,6 +127,7 @@ class GpuLane:
         self.rows = 0
         self._specs: tuple[TensorSpec, ...] = ()
         self._before: tuple[TensorSpec, ...] = ()
+        self._left: tuple[TensorSpec, ...] = ()
         self._launched: list[str] = []
 
     def put(self, images: npt.NDArray[np.float32], name: str) -> None:
@@ -136,7 +139,8 @@ class GpuLane:
     def run(self, piece: str) -> None:
         """Launch a segment. Raises PieceError."""
         self._launch(piece)
-        self._before, self._specs = self._specs, self._device.pieces[piece].outputs
+        outputs = self._device.pieces[piece].outputs
+        self._before, self._specs = self._specs, () if outputs[0].name == _LOGITS else outputs
 
     def rewind(self) -> None:
         """Undo the last run: its inputs are still there."""
@@ -166,7 +170,7 @@ class GpuLane:
 
     def compact(self, sources: npt.NDArray[np.intp], places: npt.NDArray[np.intp], rows: int) -> None:
         """Copy samples within the device, in this order: a source may be a place of an earlier one."""
-        for spec in self._specs:
+        for spec in (*self._specs, *self._left):
             tensor = self._tensors[spec.name]
             for source, place in zip(sources.tolist(), places.tolist(), strict=True):
                 if source != place:
@@ -177,24 +181,30 @@ class GpuLane:
 
     def take(self, rows: npt.NDArray[np.intp]) -> Taken:
         """Copies on the host."""
-        return Taken(self._specs, [array[rows] for array in self.live()])
+        arrays = self._download(*(spec.name for spec in (*self._specs, *self._left)))
+        return Taken(len(rows), self._specs, self._left, [array[rows] for array in arrays])
 
     def add(self, handle: Taken) -> None:
         """Copy samples behind those that are there."""
-        self._specs = handle.specs
-        for spec, array in zip(handle.specs, handle.arrays, strict=True):
+        self._specs, self._left = handle.specs, handle.left
+        for spec, array in zip((*handle.specs, *handle.left), handle.arrays, strict=True):
             self._upload(spec, self.rows, array)
-        self.rows += len(handle.arrays[0])
+        self.rows += handle.rows
 
     def live(self) -> list[npt.NDArray[Any]]:
         """What the last run wrote, on the host."""
         return self._download(*(spec.name for spec in self._specs))
 
+    def left(self) -> dict[str, npt.NDArray[Any]]:
+        """What was left for later, on the host."""
+        names = [spec.name for spec in self._left]
+        return dict(zip(names, self._download(*names), strict=True))
+
     def __enter__(self) -> GpuLane:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.rows = 0
+        self.rows, self._left = 0, ()
         self._device.give_back()
 
     def _launch(self, piece: str) -> None:
@@ -204,6 +214,8 @@ class GpuLane:
             self._executor.launch(graph)
         except Exception as error:  # the driver's exceptions share no base class
             raise self._failed(error) from error
+        left = left_by(self._device.pieces[piece].outputs)
+        self._left = (*self._left, *(spec for spec in left if spec not in self._left))
 
     def _upload(self, spec: TensorSpec, start: int, array: npt.NDArray[Any]) -> None:
         tensor = self._tensors[spec.name]

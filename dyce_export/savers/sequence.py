@@ -1,0 +1,254 @@
+"""An exit sequence network behind a saver: trained on what the pieces of a bundle compute, written as further heads."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import onnx_ir as ir
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from dyce_calibration.features import Features, extract_features
+from dyce_calibration.heads import Recipe
+from dyce_calibration.recorder import recorded_pictures
+from dyce_calibration.records import Records
+from dyce_calibration.resume import fingerprint, folder_for
+from dyce_calibration.sequence import ExitSequence, train_sequence
+from dyce_calibration.temperature import fit_temperature, softmax
+from dyce_export import onnx_graphs
+from dyce_export.pieces import decision_specs
+from dyce_export.progress import Progress
+from dyce_export.sequence_graphs import left_spec, sequence_step, step_inputs
+from dyce_runtime import targets
+from dyce_runtime.bundle import SPLITS, Bundle
+from dyce_runtime.contracts import Lane, TargetSpec
+from dyce_runtime.datasets import Dataset
+from dyce_runtime.errors import DataError, VerificationError
+from dyce_runtime.images import Inputs, all_of, count_of
+from dyce_runtime.manifest import FINAL, Head, Manifest, Piece
+from dyce_runtime.preprocessing import Picture
+from dyce_runtime.session import Session
+from dyce_runtime.vectors import Vectors, relative_error
+from dyce_runtime.walk import walk
+
+#: One layer over tokens of 64 numbers.
+DEFAULT_TYPE = "esn1x64"
+_ROWS = 4096
+
+
+@dataclass(frozen=True)
+class Training:
+    """How an exit sequence network is made.
+
+    Attributes:
+        type: such as ``esn1x64``; see :func:`dyce_calibration.sequence.parse_sequence`.
+        data: holds the pictures that the heads of the base were fitted on.
+        val: holds those of its records.
+        work: keeps features and half-trained networks.
+    """
+
+    type: str
+    recipe: Recipe
+    seed: int
+    data: Dataset
+    val: Dataset
+    work: Path
+
+
+def add_sequence(
+    made: Bundle, parts: Sequence[Bundle], records: Records, vectors: Vectors, how: Training, progress: Progress
+) -> tuple[Manifest, Records]:
+    """Train the network, and write a step of it for every exit of the base.
+
+    Args:
+        made: the bundle that is being written; its last saver leaves what it has seen (see ``expose_features``).
+        parts: the bundles that it is made from, that of the base last.
+        records: of all heads in ``made``.
+        vectors: to compare with torch.
+
+    Returns:
+        the manifest and the records with a further head at every exit of the base.
+
+    Raises:
+        DataError: the pictures are not those that the base was exported with.
+        VerificationError: a step on disk does not compute what torch computes.
+    """
+    fitted_on, recorded_on = _fitted(parts[-1], how.data), recorded_pictures(how.val, records)
+    key = [how.type, how.recipe, how.seed, *(part.fingerprint for part in parts)]
+    with Session(made, targets.find().name, TargetSpec(), allow_untrained=True) as session:
+        seen = _Seen(session)
+
+        def features(part: Dataset, name: str) -> Features:
+            folder = folder_for(how.work / name, fingerprint([*key, part.hashes]))
+            track = lambda batches: progress.track(batches, f"what savers and exits see of {part.source}")  # noqa: E731
+            return extract_features(seen, part, seen.prepare, folder, seed=how.seed, progress=track)
+
+        fit, held_out = features(fitted_on, "fit"), features(recorded_on, "val")
+        network = train_sequence(
+            fit,
+            how.type,
+            how.recipe,
+            seed=how.seed,
+            progress=lambda epochs: progress.track(epochs, "training the exit sequence network"),
+            checkpoint=folder_for(how.work / "network", fingerprint([*key, fitted_on.hashes])) / "state",
+        )
+    temperatures, records = _record(
+        network, how.type, held_out, records, [made.manifest.exits[k].id for k in seen.exits]
+    )
+    manifest = _written(made, network, how.type, temperatures, seen.axes)
+    return _checked(Bundle(made.path, manifest, made.configurations), network, how.type, vectors), records
+
+
+class _Seen:
+    """Runs a bundle and returns what the network reads, as a backbone whose features are kept.
+
+    Attributes:
+        exits: indices of the exits of the base.
+        axes: of every tensor there, those that are averaged.
+    """
+
+    def __init__(self, session: Session) -> None:
+        self._session, manifest = session, session.manifest
+        self.saver = manifest.savers[-1]
+        self.exits = range(manifest.base.first, manifest.base.last)
+        heads = [manifest.piece(manifest.exits[index].heads[0].piece) for index in self.exits]
+        self.axes = [onnx_graphs.pooled_axes(ir.load(session.bundle.file(head.file))) for head in heads]
+
+    def prepare(self, pictures: Sequence[Picture]) -> Inputs:
+        """What a session takes, of every network."""
+        return all_of(self._session.inputs(self._session.preprocess(pictures)))  # type: ignore[return-value]
+
+    def __call__(self, inputs: Inputs) -> tuple[Tensor, list[Tensor]]:
+        """Logits of the base; the saver's features, those at every exit, averaged, and the saver's logits."""
+        pooled: list[NDArray[np.float32]] = []
+        with self._session.device.lane(count_of(inputs)) as lane:
+            for index, exit in walk(self._session.manifest, lane, inputs):
+                if index in self.exits:
+                    pooled.append(self.pooled(index, lane))
+                elif exit.id == self.saver.id:
+                    features, logits = (array.copy() for array in lane.left().values())
+            lane.decide()
+            base = lane.answers()[0].copy()
+        return torch.from_numpy(base), [*map(torch.from_numpy, (features, *pooled, logits))]
+
+    def pooled(self, index: int, lane: Lane) -> NDArray[np.float32]:
+        """(N, features) of what is live at an exit."""
+        axes = self.axes[index - self.exits.start]
+        parts = [array.mean(axis=tuple(own)) if own else array for array, own in zip(lane.live(), axes, strict=True)]
+        return np.concatenate(parts, axis=1)
+
+
+def _fitted(base: Bundle, data: Dataset) -> Dataset:
+    """The pictures that the heads of the base were fitted on. Raises DataError if none of them is there."""
+    with np.load(base.file(SPLITS)) as file:
+        known = np.isin(data.hashes, file["heads"])
+    if not known.any():
+        raise DataError(
+            f"no picture of {data.source} is one that the heads of {base.manifest.model.name} were fitted on",
+            hint="Give the same --data as to the export of the base.",
+        )
+    return data.take(np.flatnonzero(known))
+
+
+def _record(
+    network: ExitSequence, type: str, seen: Features, records: Records, exits: Sequence[str]
+) -> tuple[list[float], Records]:
+    """The temperature of every exit, fitted on its split, and records with a further column for each."""
+    rows = {hash: row for row, hash in enumerate(seen.hashes.tolist())}
+    order = [rows[hash] for hash in records.hashes.tolist()]
+    fit = records.split == "temperature"
+    temperatures, columns = [], {}
+    for number, exit in enumerate(exits, start=1):
+        logits = _logits(network, seen, number)[order]
+        temperatures.append(fit_temperature(logits[fit], records.labels[fit]))
+        columns[exit] = logits.argmax(axis=1), softmax(logits, temperatures[-1]).max(axis=1)
+    return temperatures, _with_columns(records, type, columns)
+
+
+def _logits(network: ExitSequence, seen: Features, number: int) -> NDArray[np.float32]:
+    """(N, classes) of one exit, from 1, in the order of the features."""
+    starts = range(0, len(seen), _ROWS)
+    with torch.inference_mode():
+        parts = (network([torch.from_numpy(store[s : s + _ROWS]) for store in seen.exits])[number][0] for s in starts)
+        return np.concatenate([part.numpy() for part in parts])
+
+
+def _with_columns(
+    records: Records, type: str, columns: Mapping[str, tuple[NDArray[np.int64], NDArray[np.float32]]]
+) -> Records:
+    """Records with a further head behind the others of an exit."""
+    heads: list[tuple[str, str]] = []
+    predictions, confidences = [], []
+    for column, (exit, own) in enumerate([*records.heads, (FINAL, "")]):
+        if heads and heads[-1][0] != exit and heads[-1][0] in columns:
+            label, confidence = columns[heads[-1][0]]
+            heads.append((heads[-1][0], type))
+            predictions.append(label)
+            confidences.append(confidence)
+        heads.append((exit, own))
+        predictions.append(records.predictions[:, column])
+        confidences.append(records.confidences[:, column])
+    return replace(
+        records,
+        heads=tuple(heads[:-1]),
+        predictions=np.stack(predictions, axis=1),
+        confidences=np.stack(confidences, axis=1),
+    )
+
+
+def _written(
+    made: Bundle, network: ExitSequence, type: str, temperatures: Sequence[float], axes: Sequence[list[list[int]]]
+) -> Manifest:
+    """Write the steps; returns the manifest in which they are the last heads of their exits."""
+    manifest = made.manifest
+    first, exits, pieces = manifest.base.first, list(manifest.exits), list(manifest.pieces)
+    features, logits = manifest.segments[manifest.savers[-1].last].left
+    for number, (temperature, own) in enumerate(zip(temperatures, axes, strict=True), start=1):
+        index = first + number - 1
+        exit, seam = exits[index], manifest.segments[index].outputs
+        inputs = step_inputs(network, number, seam, (features, logits))
+        graph = sequence_step(network, number, seam, own, (features, logits), temperature)
+        id = f"exit_{exit.point:02d}_{type}"
+        file = f"heads/{id}.onnx"
+        onnx_graphs.save(graph, made.file(file), {"piece": id, "exit": exit.id})
+        outputs = (*decision_specs(network.classes), *([left_spec(network, number)] if network.layers else []))
+        pieces.append(Piece(id, "head", file, index, index, inputs, outputs, network.macs(number)))
+        head = Head(type, id, trained=True, temperature=temperature, pooled=exit.heads[0].pooled)
+        exits[index] = msgspec.structs.replace(exit, heads=(*exit.heads, head))
+    return msgspec.structs.replace(manifest, exits=tuple(exits), pieces=tuple(pieces))
+
+
+def _checked(made: Bundle, network: ExitSequence, type: str, vectors: Vectors) -> Manifest:
+    """The manifest with the errors of the steps against torch. Raises VerificationError if one is too large."""
+    manifest = made.manifest
+    known = manifest.verification
+    assert known is not None
+    steps = {index: head.piece for index, exit in enumerate(manifest.exits) for head in exit.heads if head.type == type}
+    with Session(made, targets.find().name, TargetSpec(), allow_untrained=True) as session:
+        seen, found = _Seen(session), []
+        with session.device.lane(len(vectors.logits)) as lane:
+            for index, _ in walk(manifest, lane, vectors.inputs):
+                if index in steps:
+                    lane.decide(steps[index])
+                    found.append(lane.answers()[0].copy())
+        with torch.inference_mode():
+            expected = [logits.numpy() for (logits,) in network(seen(vectors.inputs)[1])[1:]]
+    errors = {
+        id: relative_error(*both, both[0])
+        for id, both in zip(steps.values(), zip(expected, found, strict=True), strict=True)
+    }
+    for id, error in errors.items():
+        if not error <= known.tolerance:
+            raise VerificationError(
+                f"verification failed: the relative error at {id} is {error:.1e}; at most {known.tolerance:.0e} is "
+                "allowed",
+                hint="The steps do not compute what the network computes; nothing was written. Please report it.",
+            )
+    seams = {**known.seams, **errors}
+    verification = msgspec.structs.replace(known, seams=seams, max_relative_error=max(seams.values()))
+    return msgspec.structs.replace(manifest, verification=verification)
