@@ -9,6 +9,7 @@ from pathlib import Path
 from torch import nn
 
 from dyce_calibration.processes import connect
+from dyce_calibration.records import Records
 from dyce_export.pipeline import (
     Captured,
     Export,
@@ -25,13 +26,14 @@ from dyce_export.progress import Progress
 from dyce_export.savers.agreement import Mapped, Member, Ready, check_members
 from dyce_export.savers.compose import compose
 from dyce_export.savers.named import Savers
-from dyce_export.savers.sequence import Training
+from dyce_export.savers.sequence import Training, add_sequence
 from dyce_export.sources import Source
 from dyce_export.staging import check_destination, kept_work
 from dyce_runtime.bundle import RECORDS, Bundle, open_bundle
 from dyce_runtime.datasets import Dataset, open_dataset
 from dyce_runtime.errors import BundleError, ExitPointError, UsageError
 from dyce_runtime.manifest import Manifest
+from dyce_runtime.vectors import Vectors
 
 _USUAL = Options()
 
@@ -150,11 +152,12 @@ def export_cascade(cascade: Cascade, output: Path, *, options: Options, progress
             assert cascade.pictures is not None
             return add(bundle, options.precisions, cascade.data, cascade.pictures, options.limits, progress)
 
-        def sequence(type: str) -> Training:
+        def sequence(made: Bundle, records: Records | None, vectors: Vectors) -> tuple[Manifest, Records | None]:
+            assert options.sequence is not None
             assert cascade.data is not None
             assert cascade.pictures is not None
-            how = (type, options.recipe, options.seed)
-            return Training(*how, cascade.data, cascade.pictures, work / "sequence")
+            how = (options.sequence, options.recipe, options.seed, cascade.data, cascade.pictures, work / "sequence")
+            return add_sequence(made, [*savers, first], records, vectors, Training(*how), progress)
 
         def write() -> Export:
             whole = compose(
@@ -163,7 +166,7 @@ def export_cascade(cascade: Cascade, output: Path, *, options: Options, progress
                 output,
                 val=cascade.pictures,
                 mapping=cascade.mapping,
-                sequence=sequence(options.sequence) if options.sequence is not None else None,
+                sequence=sequence if options.sequence is not None else None,
                 lower=lower if options.precisions else None,
                 progress=progress,
                 force=options.force,

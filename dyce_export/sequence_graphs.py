@@ -111,6 +111,13 @@ class _Step:
         parts = [self.constant(_numbers(weight)), *([] if bias is None else [self.constant(_numbers(bias))])]  # type: ignore[arg-type]
         return self.op("Gemm", [value, *parts], transB=1)
 
+    def convolved(self, module: nn.Module, value: ir.Value) -> ir.Value:
+        """As a convolution: OpenVINO 2026.4 crashes where it fuses two linear layers and a sum for one thread."""
+        axes, weight, bias = self.constant(np.array([2], np.int64)), module.weight, module.bias
+        parts = [self.constant(_numbers(weight)[:, :, None]), self.constant(_numbers(bias))]  # type: ignore[arg-type, index]
+        found = self.op("Conv", [self.op("Unsqueeze", [value, axes]), *parts])
+        return self.op("Squeeze", [found, axes])
+
     def normalised(self, value: ir.Value, count: int) -> ir.Value:
         ones = self.constant(np.ones(count, np.float32))
         return self.op("LayerNormalization", [value, ones], axis=-1, epsilon=_EPSILON)
@@ -154,7 +161,7 @@ class _Step:
         token = self.add(token, self.linear(layer.attended, self._reshape(found, [0, width])))
         if layer.mlp is not None:
             wide = self.op("Relu", [self.linear(layer.mlp[0], self.normalised(token, width))])
-            token = self.add(token, self.linear(layer.mlp[2], wide))
+            token = self.add(token, self.convolved(layer.mlp[2], wide))
         return token, own
 
     def _columns(self, value: ir.Value, start: int, end: int) -> ir.Value:

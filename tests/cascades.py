@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from onnx import helper
 
 from dyce_export.progress import Progress
-from dyce_export.savers.compose import compose
+from dyce_export.savers.compose import AddSequence, compose
 from dyce_runtime import bundle
 from dyce_runtime.bundle import open_bundle
 from dyce_runtime.configuration import FULL, Configuration, Configurations, Entry, ExitSetting
@@ -109,13 +109,14 @@ def _thresholds(configuration: Configuration) -> NDArray[np.float32]:
     return np.array([*(np.inf if s is None else s.threshold for s in settings), -np.inf], np.float32)
 
 
-def make_cascade(folder: Path) -> Path:
+def make_cascade(folder: Path, sequence: AddSequence | None = None) -> Path:
     """Write the bundle ``cascade.dyce``, by way of those of its models."""
     base = with_vectors(make_bundle(folder / "base.dyce"))
     savers = [make_small(folder / "small.dyce"), make_second(folder / "second.dyce")]
     mapping = {str(own): of_base for of_base, own in enumerate(ORDER)}
     path = folder / "cascade.dyce"
-    compose(open_bundle(base), [open_bundle(path) for path in savers], path, mapping=mapping, progress=Progress())
+    opened = [open_bundle(path) for path in savers]
+    compose(open_bundle(base), opened, path, mapping=mapping, sequence=sequence, progress=Progress())
     return path
 
 

@@ -99,3 +99,11 @@ def cascade_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from tests.cascades import make_cascade
 
     return make_cascade(tmp_path_factory.mktemp("bundles"))
+
+
+@pytest.fixture(scope="session")
+def sequence_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same with an exit sequence network at both exits."""
+    from tests.sequences import make_sequence
+
+    return make_sequence(tmp_path_factory.mktemp("sequence"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TypeAlias
 
 import msgspec
 
@@ -17,7 +18,6 @@ from dyce_export.rewrite import check_spans, copy_files
 from dyce_export.savers.agreement import Mapped, Member, check_members, class_order
 from dyce_export.savers.check import check_parts, probe_of
 from dyce_export.savers.parts import Part, write_part
-from dyce_export.savers.sequence import Training, add_sequence
 from dyce_export.savers.together import join_records, join_vectors, recorded_like
 from dyce_export.spans import write_spans
 from dyce_export.staging import staged
@@ -35,7 +35,10 @@ from dyce_runtime.bundle import (
 from dyce_runtime.configuration import FULL, Configurations, Entry
 from dyce_runtime.datasets import Dataset
 from dyce_runtime.manifest import UNCUT, Manifest, TensorSpec, Verification
-from dyce_runtime.vectors import write_vectors
+from dyce_runtime.vectors import Vectors, write_vectors
+
+# From the bundle that is being written, its records and its test vectors to a manifest and records with further heads.
+AddSequence: TypeAlias = Callable[[Bundle, "Records | None", Vectors], "tuple[Manifest, Records | None]"]
 
 
 def compose(
@@ -45,7 +48,7 @@ def compose(
     *,
     val: Dataset | None = None,
     mapping: Mapped | None = None,
-    sequence: Training | None = None,
+    sequence: AddSequence | None = None,
     lower: Callable[[Bundle], Manifest] | None = None,
     progress: Progress,
     force: bool = False,
@@ -57,7 +60,7 @@ def compose(
         savers: may have exits.
         val: holds the pictures of the base's records, for savers that were not recorded on them.
         mapping: of classes; see :func:`dyce_export.savers.agreement.read_mapping`.
-        sequence: how an exit sequence network is made; None for none.
+        sequence: adds the steps of an exit sequence network, of which the last saver leaves what they read.
         lower: adds other precisions to the bundle when all else is done; returns the manifest that names them.
 
     Raises:
@@ -77,10 +80,9 @@ def compose(
             vectors = join_vectors(base, savers, manifest.savers)
             records = _records(base, savers, [part.network.id for part in parts], orders, val, progress)
         if sequence is not None:
-            assert records is not None
             with progress.stage("sequence"):
                 bare = Bundle(folder, manifest, Configurations(named={FULL: Entry({})}))
-                manifest, records = add_sequence(bare, [*savers, base], records, vectors, sequence, progress)
+                manifest, records = sequence(bare, records, vectors)
         with progress.stage("search"):
             probe = Entry(probe_of(manifest, vectors).exits)
             found = Configurations(named={FULL: Entry({}), PROBE: probe})

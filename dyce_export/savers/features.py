@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 import onnx_ir as ir
 
 from dyce_export.onnx_graphs import BATCH
 from dyce_runtime.errors import UsageError
 from dyce_runtime.manifest import TensorSpec
-
-# Linear operations, with the axis of their first input that holds the features.
-_LINEAR = {"Gemm": 1, "MatMul": -1, "Conv": 1}
 
 
 def expose_features(graph: ir.Graph, id: str, name: str) -> tuple[TensorSpec, TensorSpec]:
@@ -27,40 +26,61 @@ def expose_features(graph: ir.Graph, id: str, name: str) -> tuple[TensorSpec, Te
         UsageError: its classifier is no linear operation.
     """
     logits = graph.outputs[0]
-    read, axis = _read_by_classifier(logits, name)
-    assert read.shape is not None
-    rank = len(read.shape)
-    pooled = [k for k in range(1, rank) if k != axis % rank]
+    read = _read_by_classifier(logits, name)
     tape = ir.tape.Tape(graph)
-    if pooled:
-        axes = tape.initializer(ir.tensor(np.array(pooled, np.int64), name="features_axes"))
-        features = tape.op("ReduceMean", [read, axes], {"keepdims": 0})
+    if read.averaged:
+        axes = tape.initializer(ir.tensor(np.array(read.averaged, np.int64), name="features_axes"))
+        features = tape.op("ReduceMean", [read.value, axes], {"keepdims": 0})
     else:
-        features = tape.op("Identity", [read])
-    copied = tape.op("Identity", [logits])
-    count, classes = int(read.shape[axis]), int(logits.shape[1])  # type: ignore[index, arg-type]
+        features = tape.op("Identity", [read.value])
     specs = (
-        TensorSpec(f"{id}_features", "float32", (BATCH, count)),
-        TensorSpec(f"{id}_logits", "float32", (BATCH, classes)),
+        TensorSpec(f"{id}_features", "float32", (BATCH, read.count)),
+        TensorSpec(f"{id}_logits", "float32", (BATCH, int(logits.shape[1]))),  # type: ignore[index, arg-type]
     )
+    copied = tape.op("Identity", [logits])
     for value, spec in zip((features, copied), specs, strict=True):
         value.name, value.dtype, value.shape = spec.name, ir.DataType.FLOAT, ir.Shape(spec.shape)
         graph.outputs.append(value)
     return specs
 
 
-def _read_by_classifier(logits: ir.Value, name: str) -> tuple[ir.Value, int]:
-    """The input of the last linear operation before the logits, and the axis of the features."""
+class _Read(NamedTuple):
+    """What a linear operation reads: how many features, and the axes over which they are averaged."""
+
+    value: ir.Value
+    count: int
+    averaged: tuple[int, ...]
+
+
+def _read_by_classifier(logits: ir.Value, name: str) -> _Read:
+    """The input of the last linear operation before the logits."""
     waiting = [logits]
     while waiting:
         node = waiting.pop(0).producer()
         if node is None:
             continue
-        read, *weights = (value for value in node.inputs if value is not None)
-        if node.op_type in _LINEAR and weights and weights[0].is_initializer():
-            return read, _LINEAR[node.op_type]
+        found = _read_by(node)
+        if found is not None:
+            return found
         waiting += [value for value in node.inputs if value is not None and not value.is_initializer()]
     raise UsageError(
         f"the classifier of saver {name} is no linear layer, so there are no features for an exit sequence network",
         hint="Choose another saver, or leave out --esn.",
     )
+
+
+def _read_by(node: ir.Node) -> _Read | None:
+    """What a linear operation with weights of its own reads; None if it is none."""
+    value, weight, *_ = (*node.inputs, None, None)
+    if value is None or weight is None or weight.shape is None or not weight.is_initializer():
+        return None
+    sizes = [int(size) for size in weight.shape]  # type: ignore[arg-type]
+    if node.op_type == "Gemm":
+        transposed = "transB" in node.attributes and node.attributes["transB"].as_int() == 1
+        return _Read(value, sizes[1] if transposed else sizes[0], ())
+    if node.op_type == "Conv":
+        groups = node.attributes["group"].as_int() if "group" in node.attributes else 1
+        return _Read(value, sizes[1] * groups, tuple(range(2, len(sizes))))
+    if node.op_type == "MatMul" and value.shape is not None:
+        return _Read(value, sizes[-2], tuple(range(1, len(value.shape) - 1)))
+    return None

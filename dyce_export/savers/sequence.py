@@ -61,14 +61,14 @@ class Training:
 
 
 def add_sequence(
-    made: Bundle, parts: Sequence[Bundle], records: Records, vectors: Vectors, how: Training, progress: Progress
-) -> tuple[Manifest, Records]:
+    made: Bundle, parts: Sequence[Bundle], records: Records | None, vectors: Vectors, how: Training, progress: Progress
+) -> tuple[Manifest, Records | None]:
     """Train the network, and write a step of it for every exit of the base.
 
     Args:
         made: the bundle that is being written; its last saver leaves what it has seen (see ``expose_features``).
         parts: the bundles that it is made from, that of the base last.
-        records: of all heads in ``made``.
+        records: of all heads in ``made``; there are some.
         vectors: to compare with torch.
 
     Returns:
@@ -78,6 +78,7 @@ def add_sequence(
         DataError: the pictures are not those that the base was exported with.
         VerificationError: a step on disk does not compute what torch computes.
     """
+    assert records is not None
     fitted_on, recorded_on = _fitted(parts[-1], how.data), recorded_pictures(how.val, records)
     key = [how.type, how.recipe, how.seed, *(part.fingerprint for part in parts)]
     with Session(made, targets.find().name, TargetSpec(), allow_untrained=True) as session:
@@ -100,7 +101,7 @@ def add_sequence(
     temperatures, records = _record(
         network, how.type, held_out, records, [made.manifest.exits[k].id for k in seen.exits]
     )
-    manifest = _written(made, network, how.type, temperatures, seen.axes)
+    manifest = write_steps(made, network, how.type, temperatures, seen.axes)
     return _checked(Bundle(made.path, manifest, made.configurations), network, how.type, vectors), records
 
 
@@ -201,10 +202,16 @@ def _with_columns(
     )
 
 
-def _written(
+def write_steps(
     made: Bundle, network: ExitSequence, type: str, temperatures: Sequence[float], axes: Sequence[list[list[int]]]
 ) -> Manifest:
-    """Write the steps; returns the manifest in which they are the last heads of their exits."""
+    """Write the steps; returns the manifest in which they are the last heads of their exits.
+
+    Args:
+        made: its last saver leaves what it has seen.
+        temperatures: exit by exit.
+        axes: of every tensor at every exit, those that are averaged.
+    """
     manifest = made.manifest
     first, exits, pieces = manifest.base.first, list(manifest.exits), list(manifest.pieces)
     features, logits = manifest.segments[manifest.savers[-1].last].left

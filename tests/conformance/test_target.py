@@ -22,7 +22,7 @@ from dyce_runtime import Configuration, Session, load, open_bundle, targets
 from dyce_runtime.bundle import MANIFEST, sha256_of
 from dyce_runtime.contracts import Device, TargetSpec
 from dyce_runtime.errors import BundleError, PieceError
-from tests import cascades
+from tests import cascades, sequences
 from tests.bundles import CLASSES, NAMED, expected, make_images, near_threshold, on
 
 # Of a target: its logits differ from the exact ones by at most so much of the largest.
@@ -101,6 +101,30 @@ def test_savers_run_before_the_base_on_what_has_not_left(cascade: Session, named
     streamed = list(cascade.stream(samples, batch=4, in_flight=6))
     np.testing.assert_array_equal([int(one.exit[0]) for one in streamed], answer.exit)
     assert_close(np.concatenate([one.logits for one in streamed]), answer.logits)
+
+
+@pytest.fixture
+def sequence(target: str, sequence_bundle: Path) -> Iterator[Session]:
+    with load(sequence_bundle, target, threads=1) as opened:
+        yield opened
+
+
+@once
+@given(
+    sequences.configurations,
+    st.builds(cascades.make_inputs, st.integers(1, 9), st.integers(0, 2**32 - 10**6)),
+)
+def test_heads_that_read_what_others_left_answer_as_the_whole_network(sequence: Session, configuration, inputs):
+    assume(not sequences.near_threshold(inputs, configuration))
+    sequence.use(configuration)
+    result, answer = sequence(inputs), sequences.expected(inputs, configuration)
+    np.testing.assert_array_equal(result.exit, answer.exit)
+    assert_close(result.logits, answer.logits)
+    samples = [{name: images[row] for name, images in inputs.items()} for row in range(len(answer.exit))]
+    alone = [sequence({name: image[None] for name, image in sample.items()}) for sample in samples]
+    for found in (alone, list(sequence.stream(samples, batch=4, in_flight=6))):
+        np.testing.assert_array_equal([int(one.exit[0]) for one in found], answer.exit)
+        assert_close(np.concatenate([one.logits for one in found]), answer.logits)
 
 
 @pytest.mark.parametrize("name", NAMED)
