@@ -26,12 +26,12 @@ from dyce_export.progress import Progress
 from dyce_export.savers.agreement import Mapped, Member, Ready, check_members
 from dyce_export.savers.compose import compose
 from dyce_export.savers.named import Savers
-from dyce_export.savers.sequence import Training, add_sequence
+from dyce_export.savers.sequence import Training, add_sequence, check_sequence
 from dyce_export.sources import Source
 from dyce_export.staging import check_destination, kept_work
 from dyce_runtime.bundle import RECORDS, Bundle, open_bundle
 from dyce_runtime.datasets import Dataset, open_dataset
-from dyce_runtime.errors import BundleError, ExitPointError, UsageError
+from dyce_runtime.errors import BundleError, ExitPointError
 from dyce_runtime.manifest import Manifest
 from dyce_runtime.vectors import Vectors
 
@@ -119,7 +119,8 @@ def prepare_cascade(
     )
     check_members(Member.of(first), list(map(Member.of, before)), savers.mapping)
     if options.sequence is not None:
-        _check_sequence(first, before, opened["data"])
+        exits_there = len(first.manifest.exits) > 1 if isinstance(first, Bundle) else bool(first.backbone.points)
+        check_sequence(savers=bool(before), exits=exits_there, data=opened["data"] is not None)
     return Cascade(first, before, savers.mapping, opened["data"], opened["val"] or opened["data"])
 
 
@@ -174,18 +175,6 @@ def export_cascade(cascade: Cascade, output: Path, *, options: Options, progress
             return Export(output, whole.manifest, whole.configurations, progress.seconds)
 
         return processes.from_main(write)
-
-
-def _check_sequence(base: Ready, savers: Sequence[Ready], data: Dataset | None) -> None:
-    """Raise UsageError if an exit sequence network lacks something."""
-    exits = len(base.manifest.exits) - 1 if isinstance(base, Bundle) else len(base.backbone.points)
-    for there, what, hint in (
-        (len(savers), "savers", "It goes on from what a saver has seen: --saver."),
-        (exits, "exits", "It decides at the exits of the base: --exits."),
-        (data is not None, "data", "It is trained on pictures: --data."),
-    ):
-        if not there:
-            raise UsageError(f"an exit sequence network was asked for without {what}", hint=hint)
 
 
 def _pictures(base: Bundle, place: str | Path | None) -> Dataset | None:

@@ -142,10 +142,13 @@ def command(
     from dyce_export.pipeline import Options
     from dyce_export.precision.trials import Limits
     from dyce_export.savers.named import Savers
-    from dyce_export.savers.sequence import DEFAULT_TYPE
+    from dyce_export.savers.sequence import DEFAULT_TYPE, check_sequence
     from dyce_export.staging import check_destination
-    from dyce_runtime.bundle import Bundle
+    from dyce_runtime.bundle import Bundle, is_bundle
 
+    if esn:
+        chosen = exits is not None or (model is not None and is_bundle(model))
+        check_sequence(savers=bool(saver), exits=chosen, data=data is not None)
     destination = output or Path(f"{_stem(model, factory)}.dyce")
     overrides = overrides_of(input_size, mean, std, interpolation, crop_pct)
     types = TYPES if heads == "all" else tuple(word.strip() for word in heads.split(","))

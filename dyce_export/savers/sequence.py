@@ -28,7 +28,7 @@ from dyce_runtime import targets
 from dyce_runtime.bundle import SPLITS, Bundle
 from dyce_runtime.contracts import Lane, TargetSpec
 from dyce_runtime.datasets import Dataset
-from dyce_runtime.errors import DataError, VerificationError
+from dyce_runtime.errors import DataError, UsageError, VerificationError
 from dyce_runtime.images import Inputs, all_of, count_of
 from dyce_runtime.manifest import FINAL, Head, Manifest, Piece
 from dyce_runtime.preprocessing import Picture
@@ -39,6 +39,17 @@ from dyce_runtime.walk import walk
 #: One layer over tokens of 64 numbers.
 DEFAULT_TYPE = "esn1x64"
 _ROWS = 4096
+
+
+def check_sequence(*, savers: bool, exits: bool, data: bool) -> None:
+    """Raise UsageError unless there is all that an exit sequence network is made from."""
+    for there, what, hint in (
+        (savers, "savers", "It goes on from what a saver has seen: --saver."),
+        (exits, "exits", "It decides at the exits of the base: --exits."),
+        (data, "data", "It is trained on pictures: --data."),
+    ):
+        if not there:
+            raise UsageError(f"an exit sequence network was asked for without {what}", hint=hint)
 
 
 @dataclass(frozen=True)

@@ -14,17 +14,23 @@ from torch import Tensor, nn
 
 import dyce_export
 from benchmarks.digits import INPUT, ResidualNet, train
+from dyce_calibration.heads import Recipe
+from dyce_calibration.recorder import record, recorded_pictures
 from dyce_calibration.records import Records
 from dyce_calibration.temperature import softmax
 from dyce_export import cascade as cascade_module
 from dyce_export import pipeline
-from dyce_export.cascade import export_source
+from dyce_export.cascade import export_cascade, export_source, prepare_cascade
+from dyce_export.pipeline import Options
+from dyce_export.progress import Progress
+from dyce_export.savers import sequence as sequence_module
+from dyce_export.savers.named import Savers
 from dyce_export.sources import from_module
 from dyce_runtime import Configuration, Session, load, open_bundle
 from dyce_runtime.bundle import RECORDS
 from dyce_runtime.configuration import ExitSetting
 from dyce_runtime.datasets import open_dataset
-from dyce_runtime.errors import UsageError
+from dyce_runtime.errors import DataError, UsageError
 from dyce_runtime.manifest import OWN
 from dyce_runtime.preprocessing import preprocess
 from tests.integration.digits import Digits
@@ -205,6 +211,102 @@ def test_what_an_interrupted_export_has_finished_is_not_done_again(
         export()
     assert [path.name for path in tmp_path.iterdir()] == ["b.dyce"]
     assert [exit.id for exit in open_bundle(tmp_path / "b.dyce").manifest.exits] == ["saver0", "3", "final"]
+
+
+# --- exit sequence networks ------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def sequence(digits: Digits, smaller: nn.Module, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle with exits and its heads, given a saver and an exit sequence network."""
+    path = tmp_path_factory.mktemp("sequence") / "digits.dyce"
+    base, like = open_bundle(digits.path), {"input_size": (1, 16, 16), **GREY}
+    savers = Savers((from_module(smaller, **like),))
+    options = Options(sequence="esn1x16", recipe=Recipe(epochs=10))
+    prepared = prepare_cascade(base, [], savers, DATA["data"], DATA["val"], options, Progress())
+    export_cascade(prepared, path, options=options, progress=Progress())
+    return path
+
+
+def test_an_exit_sequence_network_is_a_further_head_at_every_exit(sequence: Path, digits: Digits):
+    manifest = open_bundle(sequence).manifest
+    types = {exit.id: [head.type for head in exit.heads] for exit in manifest.exits}
+    before = {exit.id: [head.type for head in exit.heads] for exit in digits.export.manifest.exits[:-1]}
+    assert types == {"saver0": [OWN], **{id: [*own, "esn1x16"] for id, own in before.items()}, "final": []}
+    assert manifest.verification is not None
+    assert manifest.verification.seams.keys() >= {f"exit_{int(id):02d}_esn1x16" for id in before}
+    assert sorted(path.name for path in sequence.parent.iterdir()) == [sequence.name], "nothing is left beside it"
+
+
+def test_what_was_recorded_is_what_the_pieces_say(sequence: Path):
+    known = Records.load(sequence / RECORDS)
+    with load(sequence, threads=1) as session:
+        found = record(session, recorded_pictures(open_dataset("digits#test"), known), known.split)
+    assert found.heads == known.heads
+    assert (found.predictions == known.predictions).mean() > 0.999
+    np.testing.assert_allclose(found.confidences, known.confidences, atol=1e-4)
+
+
+def test_a_sequence_knows_more_than_the_saver(sequence: Path):
+    records = Records.load(sequence / RECORDS)
+    right = {head: float((records.predictions[:, k] == records.labels).mean()) for k, head in enumerate(records.heads)}
+    assert right["6", "esn1x16"] > right["saver0", OWN]
+
+
+def test_a_sequence_is_lowered_with_the_rest(sequence: Path, tmp_path: Path):
+    pictures = ("--data", "digits#train", "--val", "digits#test")
+    limits = ("--min-agreement", 0, "--max-precision-loss", 1)
+    status, document = dyce("lower", sequence, "--precision", "uint8", *pictures, *limits, "-o", tmp_path / "b.dyce")
+    assert status == 0, document
+    with load(tmp_path / "b.dyce", "onnxruntime", precision="uint8", threads=1) as session:
+        known = Records.load(session.bundle.file(RECORDS))
+        found = record(session, recorded_pictures(open_dataset("digits#test"), known), known.split)
+        assert ("4", "esn1x16") in found.heads
+        np.testing.assert_allclose(found.confidences, known.confidences, atol=1e-4)
+
+
+def test_what_an_interrupted_sequence_has_seen_is_not_computed_again(
+    digits: Digits, smaller: nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def export() -> None:
+        source = from_module(digits.model, input_size=(1, 16, 16), **GREY)
+        options = Options(sequence="esn1x16", recipe=Recipe(epochs=2))
+        export_source(source, ["3"], tmp_path / "b.dyce", savers=[smaller], **DATA, options=options)
+
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(sequence_module, "train_sequence", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            export()
+    with monkeypatch.context() as patch:
+        patch.setattr(sequence_module._Seen, "__call__", lambda *_: pytest.fail("computed again"))
+        patch.setattr(sequence_module, "_checked", lambda made, *_: made.manifest)
+        export()
+    assert [path.name for path in tmp_path.iterdir()] == ["b.dyce"]
+
+
+def test_a_base_without_exits_has_no_place_for_a_sequence(digits: Digits, smaller: nn.Module, tmp_path: Path):
+    with pytest.raises(UsageError, match="without exits"):
+        dyce_export.export(
+            digits.model, [], tmp_path / "b", input_size=(1, 16, 16), savers=[smaller], esn="esn1x16", **GREY, **DATA
+        )
+    with pytest.raises(UsageError, match="there is no exit sequence network 'esn1x30'"):
+        dyce_export.export(digits.model, ["3"], tmp_path / "b", input_size=(1, 16, 16), esn="esn1x30", **GREY, **DATA)
+
+
+def test_other_pictures_than_the_base_was_made_with_are_refused(digits: Digits, smaller: nn.Module, tmp_path: Path):
+    base = open_bundle(digits.path)
+    savers = Savers((from_module(smaller, input_size=(1, 16, 16), **GREY),))
+    options = Options(sequence="esn1x16")
+    other = tmp_path / "other.npz"
+    pictures = np.random.default_rng(0).integers(0, 256, (40, 16, 16), dtype=np.uint8)
+    np.savez(other, images=pictures, labels=np.arange(40) % 10)
+    prepared = prepare_cascade(base, [], savers, str(other), DATA["val"], options, Progress())
+    with pytest.raises(DataError, match=r"no picture of .* is one that the heads of .* were fitted on"):
+        export_cascade(prepared, tmp_path / "b.dyce", options=options, progress=Progress())
+    assert not (tmp_path / "b.dyce").exists()
 
 
 def test_without_data_a_cascade_shows_structure_and_speed(digits: Digits, small: nn.Module, tmp_path: Path):

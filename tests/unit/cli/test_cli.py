@@ -104,6 +104,14 @@ MISTAKES = {
     "exits of a bundle": (["export", "BUNDLE", "--exits", "1"], 2, "usage", "is a bundle, whose exits are chosen"),
     "savers and a list": (["export", "model.pt", "--saver", "x", "--list-exits"], 2, "usage", "do not go together"),
     "classes of no saver": (["export", "model.pt", "--exits", "1", "--saver-classes", "names"], 2, "usage", "--saver"),
+    "a sequence without savers": (["export", "model.pt", "--exits", "1", "--esn"], 2, "usage", "without savers"),
+    "a sequence without exits": (
+        ["export", "m.pt", "--saver", "x", "--esn", "--data", "y"],
+        2,
+        "usage",
+        "without exits",
+    ),
+    "a sequence without data": (["export", "BUNDLE", "--saver", "x", "--esn"], 2, "usage", "without data"),
     "no pool": (["select-saver", "BUNDLE", "--data", "DATA"], 2, "usage", "no candidates"),
     "a candidate twice": (["select-saver", "BUNDLE", "--pool", "a.pt, a.pt", "--data", "x"], 2, "usage", "a.pt stands"),
     "a pool without pictures": (["select-saver", "BUNDLE", "--pool", "a.pt"], 2, "usage", "no pictures"),
@@ -137,7 +145,7 @@ def test_a_mistake_gives_one_message_an_exit_code_and_a_json_document(
     mistake: str, tiny_bundle: Path, pictures: Path, tmp_path: Path
 ) -> None:
     arguments, exit_code, code, word = MISTAKES[mistake]
-    if mistake in ("numbers expected", "missing checkpoint", "a base without records"):
+    if "sequence" in mistake or mistake in ("numbers expected", "missing checkpoint", "a base without records"):
         pytest.importorskip("torch", reason="exporting needs torch")
     paths = {"BUNDLE": str(tiny_bundle), "DATA": str(pictures)}
     done = dyce(*(paths.get(argument, argument) for argument in arguments), "--json", cwd=tmp_path)
