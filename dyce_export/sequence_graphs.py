@@ -114,7 +114,7 @@ class _Step:
     def convolved(self, module: nn.Module, value: ir.Value) -> ir.Value:
         """As a convolution: OpenVINO 2026.4 crashes where it fuses two linear layers and a sum for one thread."""
         axes, weight, bias = self.constant(np.array([2], np.int64)), module.weight, module.bias
-        parts = [self.constant(_numbers(weight)[:, :, None]), self.constant(_numbers(bias))]  # type: ignore[arg-type, index]
+        parts = [self.constant(_numbers(weight)[:, :, None]), self.constant(_numbers(bias))]  # type: ignore[arg-type]
         found = self.op("Conv", [self.op("Unsqueeze", [value, axes]), *parts])
         return self.op("Squeeze", [found, axes])
 

@@ -34,7 +34,7 @@ def expose_features(graph: ir.Graph, id: str, name: str) -> tuple[TensorSpec, Te
     else:
         features = tape.op("Identity", [read.value])
     specs = (
-        TensorSpec(f"{id}_features", "float32", (BATCH, read.count)),
+        TensorSpec(f"{id}_features", "float32", (BATCH, read.features)),
         TensorSpec(f"{id}_logits", "float32", (BATCH, int(logits.shape[1]))),  # type: ignore[index, arg-type]
     )
     copied = tape.op("Identity", [logits])
@@ -48,7 +48,7 @@ class _Read(NamedTuple):
     """What a linear operation reads: how many features, and the axes over which they are averaged."""
 
     value: ir.Value
-    count: int
+    features: int
     averaged: tuple[int, ...]
 
 
@@ -74,7 +74,7 @@ def _read_by(node: ir.Node) -> _Read | None:
     value, weight, *_ = (*node.inputs, None, None)
     if value is None or weight is None or weight.shape is None or not weight.is_initializer():
         return None
-    sizes = [int(size) for size in weight.shape]  # type: ignore[arg-type]
+    sizes = [int(size) for size in weight.shape]
     if node.op_type == "Gemm":
         transposed = "transB" in node.attributes and node.attributes["transB"].as_int() == 1
         return _Read(value, sizes[1] if transposed else sizes[0], ())

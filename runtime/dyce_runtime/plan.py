@@ -146,8 +146,13 @@ def needs(manifest: Manifest) -> dict[str, dict[str, tuple[tuple[str, str], ...]
 def _makers(piece: Piece, made_by: Mapping[str, Piece]) -> list[Piece]:
     """The pieces whose tensors it reads, and those whose tensors they read."""
     found: dict[str, Piece] = {}
-    for maker in (made_by[spec.name] for spec in piece.inputs if spec.name in made_by):
-        found |= {maker.id: maker, **{other.id: other for other in _makers(maker, made_by)}}
+    waiting = [piece]
+    while waiting:
+        for spec in waiting.pop().inputs:
+            maker = made_by.get(spec.name)
+            if maker is not None and maker.id not in found:
+                found[maker.id] = maker
+                waiting.append(maker)
     return list(found.values())
 
 

@@ -282,7 +282,7 @@ def make_problem(records: Records, costs: CostTable) -> Problem:
     """Arrange records, all of them, for a search.
 
     Raises:
-        DataError: no samples, or a head without a cost.
+        DataError: no samples, a head without a cost, or one that needs another which was not recorded.
     """
     if len(records) == 0:
         raise DataError("there are no records to search in; expected at least one sample")
@@ -303,6 +303,11 @@ def make_problem(records: Records, costs: CostTable) -> Problem:
         for index, column in enumerate(of_exit)
     }
 
+    def place(exit: str, type: str) -> tuple[int, int]:
+        if (exit, type) not in places:
+            raise DataError(f"head {type} at exit {exit} was not recorded, and others that were need it")
+        return places[exit, type]
+
     def head(column: int) -> Head:
         exit, type = records.heads[column]
         return Head(
@@ -310,7 +315,7 @@ def make_problem(records: Records, costs: CostTable) -> Problem:
             np.ascontiguousarray(records.confidences[:, column]),
             np.ascontiguousarray(correct[:, column]),
             costs.heads[exit][type] / costs.full,
-            tuple(places[other] for other in costs.needs.get(exit, {}).get(type, ())),
+            tuple(place(*other) for other in costs.needs.get(exit, {}).get(type, ())),
         )
 
     return Problem(

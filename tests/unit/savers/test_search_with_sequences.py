@@ -13,6 +13,7 @@ from dyce_calibration.costs import CostTable
 from dyce_calibration.records import Records
 from dyce_calibration.search.problem import On, Setting, make_problem
 from dyce_calibration.search.run import Search, run
+from dyce_calibration.select import restrict_records
 from dyce_runtime.errors import DataError
 from dyce_runtime.manifest import OWN
 
@@ -113,6 +114,12 @@ def test_along_every_chain_at_least_what_runs_is_paid_and_along_one_no_more():
                 exactly.add(tuple((exit, on.head) for exit, on in problem.exits(chain.whole(setting)).items()))
     for types in product((OWN,), ("mlp", ESN), ("mlp", ESN)):
         assert tuple(zip(("saver0", "1", "2"), types, strict=True)) in exactly
+
+
+def test_a_head_that_needs_one_without_records_is_refused():
+    records = restrict_records(make_records(5, 0), {("saver0", OWN), ("2", ESN)})
+    with pytest.raises(DataError, match=f"head {ESN} at exit 1 was not recorded, and others that were need it"):
+        make_problem(records, COSTS)
 
 
 @pytest.mark.parametrize(
