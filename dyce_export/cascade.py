@@ -107,8 +107,9 @@ def prepare_cascade(
     first: Ready
     if isinstance(base, Bundle):
         check_data(data, val, options)
-        if options.precisions and not base.file(RECORDS).is_file():
-            raise BundleError(f"{base.path} has no records to compare precisions by", hint="Export it with --data.")
+        if (options.precisions or options.sequence) and not base.file(RECORDS).is_file():
+            wanted = f"compare {', '.join(options.precisions)}" if options.precisions else "judge new heads"
+            raise BundleError(f"{base.path} has no records to {wanted} by", hint="Export it with --data.")
         first, opened = base, {"data": _pictures(base, data), "val": _pictures(base, val)}
     else:
         first = prepare(base, exits, data=data, val=val, options=options)

@@ -96,9 +96,14 @@ def add_sequence(
         seen = _Seen(session)
 
         def features(part: Dataset, name: str) -> Features:
-            folder = folder_for(how.work / name, fingerprint([*key, part.hashes]))
-            track = lambda batches: progress.track(batches, f"what savers and exits see of {part.source}")  # noqa: E731
-            return extract_features(seen, part, seen.prepare, folder, seed=how.seed, progress=track)
+            return extract_features(
+                seen,
+                part,
+                seen.prepare,
+                folder_for(how.work / name, fingerprint([*key, part.hashes])),
+                seed=how.seed,
+                progress=lambda batches: progress.track(batches, f"what savers and exits see of {part.source}"),
+            )
 
         fit, held_out = features(fitted_on, "fit"), features(recorded_on, "val")
         network = train_sequence(

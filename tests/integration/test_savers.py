@@ -30,7 +30,7 @@ from dyce_runtime import Configuration, Session, load, open_bundle
 from dyce_runtime.bundle import RECORDS
 from dyce_runtime.configuration import ExitSetting
 from dyce_runtime.datasets import open_dataset
-from dyce_runtime.errors import DataError, UsageError
+from dyce_runtime.errors import BundleError, DataError, UsageError
 from dyce_runtime.manifest import OWN
 from dyce_runtime.preprocessing import preprocess
 from tests.integration.digits import Digits
@@ -294,6 +294,15 @@ def test_a_base_without_exits_has_no_place_for_a_sequence(digits: Digits, smalle
         )
     with pytest.raises(UsageError, match="there is no exit sequence network 'esn1x30'"):
         dyce_export.export(digits.model, ["3"], tmp_path / "b", input_size=(1, 16, 16), esn="esn1x30", **GREY, **DATA)
+
+
+def test_a_base_that_was_never_recorded_is_refused(digits: Digits, smaller: nn.Module, tmp_path: Path):
+    dyce_export.export(digits.model, ["3"], tmp_path / "bare.dyce", input_size=(1, 16, 16), **GREY)
+    savers = Savers((from_module(smaller, input_size=(1, 16, 16), **GREY),))
+    with pytest.raises(BundleError, match=r"bare.dyce has no records to judge new heads by"):
+        prepare_cascade(
+            open_bundle(tmp_path / "bare.dyce"), [], savers, DATA["data"], None, Options(sequence="esn1x16"), Progress()
+        )
 
 
 def test_other_pictures_than_the_base_was_made_with_are_refused(digits: Digits, smaller: nn.Module, tmp_path: Path):
