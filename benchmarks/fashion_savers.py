@@ -155,20 +155,17 @@ def export_all(files: dict[str, Path], judged: dict[str, Any]) -> dict[str, Path
     return paths
 
 
-def measure(paths: dict[str, Path], data: Path) -> dict[str, Any]:
-    """Every bundle: thresholds from unseen pictures, figures and times on the test pictures."""
-    pictures, found = open_dataset(f"{data}#test"), {}
-    for name, path in paths.items():
-        unseen = Records.load(path / RECORDS)
-        with load(path, "onnxruntime", threads=2) as session:
-            tested = record(session, pictures, np.full(len(pictures), "test"))
-        if name == SEQUENCE:
-            kept = {(exit, type) for exit, type in unseen.heads if not type.startswith("mlp")}
-            unseen, tested = restrict_records(unseen, kept), restrict_records(tested, kept)
-        searched = unseen.take(unseen.split != "temperature")
-        chosen = savings.search(macs_of(open_bundle(path).manifest), name, searched, tested)
-        found[name] = savings.timed(path, chosen, CACHE / "spans.dyce", f"{data}#test", 1)
-    return found
+def measure(name: str, path: Path, data: Path) -> dict[str, Any]:
+    """A bundle: thresholds from unseen pictures, figures and times on the test pictures."""
+    pictures, unseen = open_dataset(f"{data}#test"), Records.load(path / RECORDS)
+    with load(path, "onnxruntime", threads=2) as session:
+        tested = record(session, pictures, np.full(len(pictures), "test"))
+    if name == SEQUENCE:
+        kept = {(exit, type) for exit, type in unseen.heads if not type.startswith("mlp")}
+        unseen, tested = restrict_records(unseen, kept), restrict_records(tested, kept)
+    searched = unseen.take(unseen.split != "temperature")
+    chosen = savings.search(macs_of(open_bundle(path).manifest), name, searched, tested)
+    return savings.timed(path, chosen, CACHE / "spans.dyce", f"{data}#test", 1)
 
 
 def page(results: dict[str, Any]) -> str:
@@ -237,7 +234,7 @@ def main() -> None:
         "judged": judged,
         "correlation": correlation(judged["candidates"]),
         "pair": [network.model.name for network in open_bundle(paths["two savers"]).manifest.savers],
-        "bundles": machine.apart(measure, paths, arguments.data),
+        "bundles": {name: machine.apart(measure, name, path, arguments.data) for name, path in paths.items()},
     }
     RESULTS.write_text(json.dumps(results, indent=1) + "\n")
     PAGE.write_text(page(results))
