@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from dyce_calibration.costs import CostTable
 from dyce_calibration.records import Records
-from dyce_calibration.search.problem import On, Setting, make_problem
-from dyce_calibration.search.run import Search, run
+from dyce_calibration.search.problem import On, Problem, Setting, make_problem
+from dyce_calibration.search.run import Outcome, Search, run
 from dyce_runtime.errors import DataError
 from dyce_runtime.manifest import OWN
 
@@ -91,10 +91,15 @@ def test_no_setting_is_better_than_those_found(seed):
     found = run(problem, None, Search(weights=WEIGHTS))
     levels = [None, *(On(0, n / 8) for n in range(8))]
     every = np.array([by_hand(records, setting) for setting in product(levels, repeat=4)])
+    check_that_none_is_better(problem, found, every)
+
+
+def check_that_none_is_better(problem: Problem, found: Outcome, every: np.ndarray) -> None:
+    """Compare what was found with right answers and cost of every setting, weight by weight."""
     for odds in np.geomspace(0.5, 2000, WEIGHTS):
         weight = odds / (1 + odds)
         lowest = (weight * (1 - every[:, 0] / problem.right) + (1 - weight) * every[:, 1]).min()
-        reached = (weight * (1 - found.accuracy * 30 / problem.right) + (1 - weight) * found.cost).min()
+        reached = (weight * (1 - found.accuracy * len(problem) / problem.right) + (1 - weight) * found.cost).min()
         assert reached <= lowest + 1e-9
 
 

@@ -16,6 +16,7 @@ from dyce_calibration.search.run import Search, run
 from dyce_calibration.select import restrict_records
 from dyce_runtime.errors import DataError
 from dyce_runtime.manifest import OWN
+from tests.unit.savers.test_search_with_savers import WEIGHTS, check_that_none_is_better
 
 ESN = "esn1x8"
 HEADS = (("saver0", OWN), ("1", "mlp"), ("1", ESN), ("2", "mlp"), ("2", ESN))
@@ -25,7 +26,6 @@ NEEDS = {"1": {ESN: (("saver0", OWN),)}, "2": {ESN: (("saver0", OWN), ("1", ESN)
 BACKBONE = {"saver0": 5.0, "1": 45.0, "2": 75.0, "final": 105.0}
 SPANS = {"saver0": {"final": 90.0, "2": 62.0}}
 COSTS = CostTable("ms", BACKBONE, OF_HEADS, 90.0, spans=SPANS, savers=("saver0",), needs=NEEDS)
-WEIGHTS = 60
 
 
 def make_records(count: int, seed: int) -> Records:
@@ -93,11 +93,7 @@ def test_no_setting_is_better_than_those_found(seed):
     thresholds = [n / 4 for n in range(4)]
     levels = [[None, *(On(head, t) for head in range(heads) for t in thresholds)] for heads in (1, 2, 2)]
     every = np.array([by_hand(records, setting) for setting in product(*levels)])
-    for odds in np.geomspace(0.5, 2000, WEIGHTS):
-        weight = odds / (1 + odds)
-        lowest = (weight * (1 - every[:, 0] / problem.right) + (1 - weight) * every[:, 1]).min()
-        reached = (weight * (1 - found.accuracy * 30 / problem.right) + (1 - weight) * found.cost).min()
-        assert reached <= lowest + 1e-9
+    check_that_none_is_better(problem, found, every)
 
 
 def test_along_every_chain_at_least_what_runs_is_paid_and_along_one_no_more():
