@@ -108,7 +108,7 @@ def check_spans(bundle: Bundle, spans: tuple[Piece, ...], old: Collection[str] =
     Raises:
         VerificationError: a span does not compute what its segments compute.
     """
-    return _noted(bundle.manifest, _span_errors(bundle, spans), old)
+    return noted(bundle.manifest, _span_errors(bundle, spans), "its segments", old)
 
 
 def _span_errors(bundle: Bundle, spans: tuple[Piece, ...]) -> dict[str, float]:
@@ -150,15 +150,21 @@ def _copied(lane: Lane, *, final: bool) -> list[np.ndarray]:
     return [array.copy() for array in lane.live()]
 
 
-def _noted(manifest: Manifest, errors: dict[str, float], old: Collection[str]) -> Manifest:
-    """The manifest with what was found of its spans. Raises VerificationError if that is too much."""
+def noted(manifest: Manifest, errors: dict[str, float], against: str, old: Collection[str] = ()) -> Manifest:
+    """The manifest with the errors of pieces that were added. Raises VerificationError if one is too large.
+
+    Args:
+        errors: by the id of the piece.
+        against: what it was compared with.
+        old: ids of pieces that are gone.
+    """
     before, lowering = manifest.verification, manifest.lowering
     # In a lower precision no span should add to what the precision itself changes.
     tolerance = before.tolerance if before is not None else lowering.logits_error if lowering is not None else 0.0
     for id, error in errors.items():
         if not error <= tolerance:
             raise VerificationError(
-                f"verification failed: the relative error of {id} against its segments is {error:.1e}; at most "
+                f"verification failed: the relative error of {id} against {against} is {error:.1e}; at most "
                 f"{tolerance:.0e} is allowed"
             )
     if before is None:

@@ -281,7 +281,7 @@ def test_what_an_interrupted_sequence_has_seen_is_not_computed_again(
         with pytest.raises(KeyboardInterrupt):
             export()
     with monkeypatch.context() as patch:
-        patch.setattr(sequence_module._Seen, "__call__", lambda *_: pytest.fail("computed again"))
+        patch.setattr(sequence_module.Seen, "__call__", lambda *_: pytest.fail("computed again"))
         patch.setattr(sequence_module, "_checked", lambda made, *_: made.manifest)
         export()
     assert [path.name for path in tmp_path.iterdir()] == ["b.dyce"]

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from dyce_calibration.sequence import ExitSequence
-from dyce_export.sequence_graphs import left_spec, sequence_step
+from dyce_export.savers.sequence_graphs import left_spec, sequence_step
 from dyce_runtime.manifest import DECISION, TensorSpec
 from tests.unit.test_sequence import CLASSES, network
 
