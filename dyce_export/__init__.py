@@ -41,8 +41,8 @@ def export(
         force: replace an existing bundle.
         tolerance: largest relative error against torch that verification accepts.
         esn: type of an exit sequence network behind the savers, ``esn<layers>x<width>``, such as ``esn1x64``.
-        **input_description: ``name``, ``mean``, ``std``, ``interpolation``, ``crop_pct``, ``class_names``; see
-            :func:`dyce_export.sources.from_module`.
+        **input_description: ``name``, ``mean``, ``std``, ``interpolation``, ``crop_pct``, ``crop_mode``,
+            ``class_names``; see :func:`dyce_export.sources.from_module`.
 
     Raises:
         DyceError: its subclasses say which step failed; nothing is left at ``output`` then.

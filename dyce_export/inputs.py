@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, NamedTuple
 
@@ -17,10 +17,11 @@ Size = tuple[int, int, int]
 Fit = Literal["stretch", "cover", "contain"]
 
 INTERPOLATIONS = ("bilinear", "bicubic", "nearest", "box", "hamming", "lanczos")
+CROP_MODES = ("center", "squash", "border")
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 SIZE_HINT = "Give it with --input-size CHANNELS,HEIGHT,WIDTH, such as --input-size 3,224,224."
-INPUT_HINT = "Set it with --input-size, --mean, --std, --interpolation and --crop-pct."
+INPUT_HINT = "Set it with --input-size, --mean, --std, --interpolation, --crop-pct and --crop-mode."
 
 logger = logging.getLogger("dyce_export")
 
@@ -41,6 +42,8 @@ class InputOverrides:
         mean, std: one number, or one per channel, on the scale 0 to 1.
         interpolation: one of :data:`INTERPOLATIONS`.
         crop_pct: edge of the centre crop divided by the edge that pictures are resized to, over 0 and at most 1.
+        crop_mode: one of :data:`CROP_MODES`, as timm calls them. ``center`` keeps a picture's shape and cuts off
+            what is too long, ``squash`` changes its shape, ``border`` (letterbox) keeps it and fills up with the mean.
 
     Raises:
         UsageError: a value is out of its range.
@@ -51,12 +54,13 @@ class InputOverrides:
     std: tuple[float, ...] | None = None
     interpolation: str | None = None
     crop_pct: float | None = None
+    crop_mode: str | None = None
 
     def __post_init__(self) -> None:
         """Check what can be checked without the model."""
         problem = _input_problem(self.given())
         if problem:
-            raise UsageError(problem)
+            raise UsageError(problem.message, hint=problem.hint)
 
     def given(self) -> dict[str, Any]:
         """What was said, by name."""
@@ -82,10 +86,7 @@ def describe_input(said: Mapping[str, Any], config: Mapping[str, Any]) -> Input:
     size = said.get("input_size") or config.get("input_size")
     if size is None:
         raise ModelError("the size of the model's input is not known", hint=SIZE_HINT)
-    problem = _input_problem({**said, "input_size": size})
-    if problem:
-        raise ModelError(problem, hint=INPUT_HINT)
-    channels, height, width = size
+    channels, height, width = _checked({**said, "input_size": size})["input_size"]
     # The configuration's statistics are of no use to a model that was built for another number of channels.
     known = {k: v for k, v in config.items() if k not in ("mean", "std") or len(v) == channels}
     given = {**known, **said}
@@ -93,7 +94,7 @@ def describe_input(said: Mapping[str, Any], config: Mapping[str, Any]) -> Input:
     if assumed:
         listed = ", ".join(f"{name} {value}" for name, value in assumed.items())
         logger.warning("nothing says how pictures are prepared for this model; assuming %s. %s", listed, INPUT_HINT)
-    given = {**assumed, **given}
+    given = _checked({**assumed, **given, "input_size": size})
     mean, std = (tuple(map(float, given[key])) * (channels if len(given[key]) == 1 else 1) for key in ("mean", "std"))
     resize, fit = _resize(height, width, given["crop_pct"], given.get("crop_mode"))
     preprocessing = Preprocessing(resize, (height, width), given["interpolation"], mean, std, fit)
@@ -121,18 +122,57 @@ def _resize(height: int, width: int, crop_pct: float, crop_mode: str | None) -> 
     return (scaled[0], "stretch") if scaled[0] == scaled[1] else (scaled, "cover")
 
 
-def _input_problem(given: Mapping[str, Any]) -> str | None:
+class _Problem(NamedTuple):
+    message: str
+    hint: str = ""
+
+
+def _checked(given: dict[str, Any]) -> dict[str, Any]:
+    """What was given. Raises ModelError if a value is out of its range."""
+    problem = _input_problem(given)
+    if problem:
+        raise ModelError(problem.message, hint=problem.hint or INPUT_HINT)
+    return given
+
+
+def _input_problem(given: Mapping[str, Any]) -> _Problem | None:
     """Which of the values is out of its range, and what was expected."""
     size, mean, std = given.get("input_size"), given.get("mean"), given.get("std")
     if size is not None and (len(size) != 3 or any(not isinstance(n, int) or n < 1 for n in size)):
-        return f"the input size is {tuple(size)}; expected channels, height and width, three positive integers"
+        return _Problem(
+            f"the input size is {tuple(size)}; expected channels, height and width, three positive integers"
+        )
     for name, values in (("mean", mean), ("std", std)):
+        if values is not None and not _are_numbers(values):
+            return _Problem(f"the {name} is {values!r}; expected numbers, one or one per channel, such as (0.5,)")
         if values is not None and size is not None and len(values) not in (1, size[0]):
-            return f"the {name} has {len(values)} values; expected one, or one for each of {size[0]} channels"
+            return _Problem(f"the {name} has {len(values)} values; expected one, or one for each of {size[0]} channels")
     if std is not None and any(value <= 0 for value in std):
-        return f"the std is {tuple(std)}; expected positive numbers"
+        return _Problem(f"the std is {tuple(std)}; expected positive numbers")
     if not 0 < given.get("crop_pct", 1) <= 1:
-        return f"crop_pct is {given['crop_pct']}; expected a number over 0 and at most 1"
-    if given.get("interpolation", "bilinear") not in INTERPOLATIONS:
-        return f"the interpolation is {given['interpolation']!r}; expected one of {', '.join(INTERPOLATIONS)}"
-    return None
+        return _Problem(f"crop_pct is {given['crop_pct']}; expected a number over 0 and at most 1")
+    for name, known in (("interpolation", INTERPOLATIONS), ("crop_mode", CROP_MODES)):
+        if given.get(name, known[0]) not in known:
+            return _Problem(f"the {name} is {given[name]!r}; expected one of {', '.join(known)}")
+    return _scale_problem(mean, std)
+
+
+def _are_numbers(values: Any) -> bool:
+    try:
+        return len(values) > 0 and all(math.isfinite(value) for value in values)
+    except TypeError:
+        return False
+
+
+def _scale_problem(mean: Iterable[float] | None, std: Iterable[float] | None) -> _Problem | None:
+    """Pixels are numbers from 0 to 1 here, and neither their mean nor what divides them is over 1."""
+    given = {name: tuple(values) for name, values in (("mean", mean), ("std", std)) if values is not None}
+    wrong = [name for name, values in given.items() if any(abs(value) > 1 for value in values)]
+    if not wrong:
+        return None
+    divided = {name: ",".join(f"{value / 255:.6g}" for value in values) for name, values in given.items()}
+    hint = f"Divided by 255: {' '.join(f'--{name} {divided[name]}' for name in wrong)}."
+    if wrong == ["mean"] and "std" in given:
+        hint += f" If the std is on the scale 0 to 255 as well: --std {divided['std']}."
+    found = " and ".join(f"the {name} {given[name]}" for name in wrong)
+    return _Problem(f"found {found}; expected numbers on the scale 0 to 1, of pixels divided by 255", hint)

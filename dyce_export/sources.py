@@ -117,6 +117,7 @@ def from_module(
     std: tuple[float, ...] | None = None,
     interpolation: str | None = None,
     crop_pct: float | None = None,
+    crop_mode: str | None = None,
     class_names: tuple[str, ...] | None = None,
     like: Input | None = None,
 ) -> Source:
@@ -126,7 +127,7 @@ def from_module(
         module: the classifier, with its trained weights.
         input_size: (C, H, W), in pixels; may be left out for timm's models, which know theirs.
         name: of the model; by default that of its class.
-        mean, std, interpolation, crop_pct, class_names: as in :class:`InputOverrides` and :class:`Source`.
+        mean, std, interpolation, crop_pct, crop_mode, class_names: as in :class:`InputOverrides` and :class:`Source`.
         like: as in :func:`load_source`.
 
     Raises:
@@ -141,7 +142,7 @@ def from_module(
         raise ModelError(
             f"the module cannot be copied: {error}", hint="Detach tensors that are not parameters."
         ) from error
-    overrides = InputOverrides(input_size, mean, std, interpolation, crop_pct)
+    overrides = InputOverrides(input_size, mean, std, interpolation, crop_pct, crop_mode)
     kind = type(module)
     origin = f"module {kind.__module__}:{kind.__qualname__}"
     return _source(copied, name or kind.__name__, origin, "module", overrides, class_names=class_names, like=like)

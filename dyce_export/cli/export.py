@@ -25,6 +25,7 @@ from dyce_export.cli.inspect import show_configurations, verification_line
 from dyce_export.cli.options import (
     Arch,
     Classes,
+    CropMode,
     CropPct,
     Factory,
     InputSize,
@@ -101,6 +102,7 @@ def command(
     std: Std = None,
     interpolation: Interpolation = None,
     crop_pct: CropPct = None,
+    crop_mode: CropMode = None,
     epochs: Annotated[int | None, typer.Option(min=1, help="Epochs of head training.", show_default=False)] = None,
     seed: Annotated[int, typer.Option(help="Of splits and head training.")] = 0,
     tolerance: Annotated[
@@ -150,7 +152,7 @@ def command(
         chosen = exits is not None or (model is not None and is_bundle(model))
         check_sequence(savers=bool(saver), exits=chosen, data=data is not None)
     destination = output or Path(f"{_stem(model, factory)}.dyce")
-    overrides = overrides_of(input_size, mean, std, interpolation, crop_pct)
+    overrides = overrides_of(input_size, mean, std, interpolation, crop_pct, crop_mode)
     types = TYPES if heads == "all" else tuple(word.strip() for word in heads.split(","))
     options = Options(
         force=force,

@@ -27,6 +27,13 @@ Mean = Annotated[str | None, typer.Option(help="Per channel, on the scale 0 to 1
 Std = Annotated[str | None, typer.Option(help="Per channel, on the scale 0 to 1.", show_default=False)]
 Interpolation = Annotated[str | None, typer.Option(help="Of the resize: bilinear, bicubic, …", show_default=False)]
 CropPct = Annotated[float | None, typer.Option(help="Crop edge divided by the edge resized to.", show_default=False)]
+CropMode = Annotated[
+    str | None,
+    typer.Option(
+        help="Pictures of another shape: center cuts off, squash changes the shape, border (letterbox) fills up.",
+        show_default=False,
+    ),
+]
 SaverClasses = Annotated[
     str | None,
     typer.Option(
@@ -38,7 +45,12 @@ TrustPickle = Annotated[bool, typer.Option("--trust-pickle", help="Allow a check
 
 
 def overrides_of(
-    input_size: str | None, mean: str | None, std: str | None, interpolation: str | None, crop_pct: float | None
+    input_size: str | None,
+    mean: str | None,
+    std: str | None,
+    interpolation: str | None,
+    crop_pct: float | None,
+    crop_mode: str | None,
 ) -> InputOverrides:
     """What was said about the input. Raises UsageError."""
     from dyce_export.inputs import InputOverrides
@@ -50,7 +62,8 @@ def overrides_of(
             raise UsageError(f"{option} is {text!r}; expected numbers with commas between") from None
 
     size = numbers(input_size, int, "--input-size")
-    return InputOverrides(size, numbers(mean, float, "--mean"), numbers(std, float, "--std"), interpolation, crop_pct)
+    statistics = numbers(mean, float, "--mean"), numbers(std, float, "--std")
+    return InputOverrides(size, *statistics, interpolation, crop_pct, crop_mode)
 
 
 def open_model(

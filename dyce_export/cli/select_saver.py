@@ -14,6 +14,7 @@ from dyce_export.cli.inspect import show_configurations
 from dyce_export.cli.options import (
     Arch,
     Classes,
+    CropMode,
     CropPct,
     Factory,
     InputSize,
@@ -72,6 +73,7 @@ def command(
     std: Std = None,
     interpolation: Interpolation = None,
     crop_pct: CropPct = None,
+    crop_mode: CropMode = None,
     target: Annotated[str | None, typer.Option(help="What is measured.", show_default=False)] = None,
     threads: Threads = None,
     seed: Annotated[int, typer.Option(help="Of splits.")] = 0,
@@ -99,7 +101,10 @@ def command(
     from dyce_export.staging import check_destination
     from dyce_runtime.artefacts import user_cache
 
-    overrides, mapping = overrides_of(input_size, mean, std, interpolation, crop_pct), read_mapping(saver_classes)
+    overrides, mapping = (
+        overrides_of(input_size, mean, std, interpolation, crop_pct, crop_mode),
+        read_mapping(saver_classes),
+    )
     if output is not None:
         check_destination(output, force=force)
     made = None

@@ -82,6 +82,11 @@ def test_nothing_is_said_when_nothing_is_assumed(caplog: pytest.LogCaptureFixtur
         ({"crop_pct": 87.5}, "crop_pct is 87.5; expected a number over 0 and at most 1"),
         ({"interpolation": "cubic"}, "interpolation is 'cubic'; expected one of bilinear, bicubic"),
         ({"input_size": (3, 32, 32), "mean": (0.5, 0.5)}, "mean has 2 values; expected one, or one for each of 3"),
+        ({"crop_mode": "letterbox"}, "crop_mode is 'letterbox'; expected one of center, squash, border"),
+        ({"mean": 0.5}, "mean is 0.5; expected numbers, one or one per channel"),
+        ({"std": ()}, r"std is \(\); expected numbers"),
+        ({"mean": (float("nan"),)}, "mean is .*; expected numbers"),
+        ({"std": (float("inf"),)}, "std is .*; expected numbers"),
     ],
 )
 def test_impossible_overrides_are_refused(overrides: dict[str, Any], message: str) -> None:
@@ -93,3 +98,67 @@ def test_overrides_that_do_not_fit_the_model_are_refused() -> None:
     with pytest.raises(ModelError, match="mean has 2 values; expected one, or one for each of 3 channels") as caught:
         load_source("timm:test_resnet", overrides=InputOverrides(mean=(0.5, 0.5)))
     assert "--mean" in caught.value.hint
+
+
+OF_255 = {"mean": (123.675, 116.28, 103.53), "std": (58.395, 57.12, 57.375)}
+OF_1 = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
+
+
+@pytest.mark.parametrize(
+    ("mean", "std", "hint"),
+    [
+        (OF_255["mean"], OF_255["std"], "Divided by 255: --mean 0.485,0.456,0.406 --std 0.229,0.224,0.225."),
+        (OF_1["mean"], OF_255["std"], "Divided by 255: --std 0.229,0.224,0.225."),
+        (OF_255["mean"], OF_1["std"], "Divided by 255: --mean 0.485,0.456,0.406. If the std is on the scale 0 to 255"),
+        ((127.5,), (127.5,), "--mean 0.5 --std 0.5"),
+        ((103.94, 116.78, 123.68), (1.0, 1.0, 1.0), "--std 0.00392157,0.00392157,0.00392157"),
+        ((0.0,), (255.0,), "--std 1."),
+        ((-128.0,), None, "--mean -0.50"),
+    ],
+)
+def test_statistics_of_the_scale_to_255_are_refused_with_those_of_the_scale_to_1(
+    mean: tuple[float, ...], std: tuple[float, ...] | None, hint: str
+) -> None:
+    with pytest.raises(UsageError, match="expected numbers on the scale 0 to 1") as caught:
+        InputOverrides(mean=mean, std=std)
+    assert hint in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("mean", "std"),
+    [
+        (OF_1["mean"], OF_1["std"]),
+        ((0.5,), (0.5,)),  # -1 to 1
+        ((0.0,), (1.0,)),  # 0 to 1
+        ((0.0,), (1 / 255,)),  # 0 to 255
+        ((0.485, 0.456, 0.406), (1 / 255,)),  # 0 to 255, less the mean
+        ((127 / 255,), (128 / 255,)),
+    ],
+)
+def test_statistics_that_can_be_right_are_taken(mean: tuple[float, ...], std: tuple[float, ...]) -> None:
+    preprocessing = from_module(Net(), input_size=(3, 32, 32), mean=mean, std=std).preprocessing
+    assert (preprocessing.mean, preprocessing.std) == (mean * (3 // len(mean)), std * (3 // len(std)))
+
+
+def test_statistics_of_a_checkpoint_are_checked_too() -> None:
+    args = argparse.Namespace(mean=[127.5], std=[127.5])
+    model = saved({"arch": "test_resnet", "state_dict": timm_weights("test_resnet", num_classes=3), "args": args})
+    with pytest.raises(ModelError, match="on the scale 0 to 1") as caught:
+        load_source(model)
+    assert "--mean 0.5 --std 0.5" in caught.value.hint
+    said = InputOverrides(mean=(0.5,), std=(0.5,))
+    assert load_source(model, overrides=said).preprocessing.std == (0.5,) * 3
+
+
+@pytest.mark.parametrize(
+    ("crop_mode", "resize", "fit"),
+    [
+        (None, 36, "stretch"),
+        ("center", 36, "stretch"),
+        ("squash", (36, 36), "stretch"),
+        ("border", (36, 36), "contain"),
+    ],
+)
+def test_the_crop_mode_can_be_said(crop_mode: str | None, resize: int | tuple[int, int], fit: str) -> None:
+    found = from_module(Net(), input_size=(3, 32, 32), mean=(0.5,), std=(0.5,), crop_pct=0.875, crop_mode=crop_mode)
+    assert (found.preprocessing.resize, found.preprocessing.fit) == (resize, fit)
