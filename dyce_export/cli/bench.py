@@ -224,13 +224,13 @@ def _show(bundle: Path, source: str, document: dict[str, Any]) -> None:
         f"These pictures by what they were used for when the bundle was made: {splits}.",
         *_lowering_lines(environment["precision"], document["lowering"]),
     ):
-        out.print(line, highlight=False)
+        out.print(line)
     for part in document["batches"]:
         _show_table(part, with_energy=document["meter"] is not None)
     if document["meter"] is not None:
-        out.print(f"mJ: energy per picture above the idle machine ({document['meter']}).", highlight=False)
+        out.print(f"mJ: energy per picture above the idle machine ({document['meter']}).")
     for part in document["batches"]:
-        out.print(part["verdict"], highlight=False)
+        out.print(part["verdict"])
 
 
 def _lowering_lines(precision: str, lowering: dict[str, Any] | None) -> list[str]:
@@ -273,7 +273,7 @@ def _show_table(part: dict[str, Any], *, with_energy: bool) -> None:
         rows,
     )
     if part["chain"] is not None:
-        out.print(_chain_line(part["chain"]), highlight=False)
+        out.print(_chain_line(part["chain"]))
 
 
 def _chain_line(chain: dict[str, Any]) -> str:

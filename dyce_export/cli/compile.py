@@ -60,9 +60,7 @@ def command(
         where = str(folder) if compiled else None
         print_json("compile", {"bundle": str(bundle), "target": name, "folder": where, "pieces": pieces})
     elif not compiled:
-        out.print(
-            f"{name} reads the ONNX files of {bundle.name} as they are: there is nothing to build.", highlight=False
-        )
+        out.print(f"{name} reads the ONNX files of {bundle.name} as they are: there is nothing to build.")
     else:
         rows = [
             (p.piece, f"{p.bytes / 1e6:.1f} MB", f"{p.seconds:.1f} s" if p.built else "was there") for p in compiled

@@ -6,23 +6,28 @@ on failure too.
 
 from __future__ import annotations
 
+import json
 import logging
+import math
 import sys
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from functools import partial
 from typing import Annotated, Any, TypeVar
 
 import msgspec
 import typer
 from rich.box import SIMPLE_HEAD
-from rich.console import Console
 from rich.logging import RichHandler
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as Bars
 from rich.table import Table
+from rich.text import Text
 
 from dyce_calibration.launcher import is_main
+from dyce_export.cli import machine
+from dyce_export.cli.terminal import EscapedLines, Terminal, bold, escaped
 from dyce_export.progress import Progress
 from dyce_runtime.errors import DyceError, UsageError
 
@@ -48,8 +53,8 @@ MaxPrecisionLoss = Annotated[
     float, typer.Option(min=0, max=1, help="What a lower precision may take from the full model's accuracy.")
 ]
 
-out = Console(soft_wrap=True)
-err = Console(stderr=True, soft_wrap=True)
+out = Terminal(soft_wrap=True)
+err = Terminal(stderr=True, soft_wrap=True)
 
 
 def set_up(*, verbose: bool = False, quiet: bool = False) -> None:
@@ -57,7 +62,7 @@ def set_up(*, verbose: bool = False, quiet: bool = False) -> None:
     quiet = quiet or not is_main()
     level = logging.ERROR if quiet else logging.DEBUG if verbose else logging.INFO
     handler = RichHandler(console=err, show_time=False, show_path=False, rich_tracebacks=False)
-    handler.setFormatter(logging.Formatter("%(message)s"))
+    handler.setFormatter(EscapedLines("%(message)s"))
     for name in ("dyce_export", "dyce_runtime", "dyce_calibration", "dyce_targets"):
         logger = logging.getLogger(name)
         logger.handlers = [handler]
@@ -73,26 +78,26 @@ def print_table(title: str, columns: Iterable[str], rows: Iterable[Iterable[obje
     """A table on stdout; every column but the first is right-aligned. Wider than the terminal, it is not folded."""
     table = Table(box=SIMPLE_HEAD, pad_edge=False, padding=0)
     for index, column in enumerate(columns):
-        table.add_column(column, justify="left" if index == 0 else "right", no_wrap=True)
+        table.add_column(escaped(column, one_line=True), justify="left" if index == 0 else "right", no_wrap=True)
     for row in rows:
-        table.add_row(*("" if cell is None else str(cell) for cell in row))
-    out.print(title, style="bold", highlight=False)
+        table.add_row(*("" if cell is None else escaped(str(cell), one_line=True) for cell in row))
+    out.print(bold(title))
     # Figures that are cut off are worth nothing: a narrow terminal may wrap the lines.
-    Console(width=max(out.width, _TABLE_WIDTH)).print(table)
+    Terminal(width=max(out.width, _TABLE_WIDTH)).print(table)
 
 
 @contextmanager
 def progress_bar(*, quiet: bool) -> Iterator[Callable[[Iterable[_Item], str], Iterable[_Item]]]:
     """A function that draws a bar on stderr while it passes items through; nothing where stderr is no terminal."""
     columns = (
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
         TimeRemainingColumn(),
     )
     with Bars(*columns, console=err, disable=quiet or not err.is_terminal, transient=True) as bars:
-        yield lambda items, description: bars.track(items, description=description)
+        yield lambda items, description: bars.track(items, description=escaped(description, one_line=True))
 
 
 class _DrawnProgress(Progress):
@@ -102,7 +107,7 @@ class _DrawnProgress(Progress):
 
     def started(self, name: str) -> None:
         if not self._quiet:
-            err.print(f"{name} ...", style="dim", highlight=False)
+            err.print(f"{name} ...", style="dim")
 
     def track(self, items: Iterable[_Item], description: str) -> Iterable[_Item]:
         return self._track(items, description)
@@ -116,46 +121,72 @@ def drawn_progress(*, quiet: bool) -> Iterator[Progress]:
 
 
 def run(app: typer.Typer, name: str, arguments: list[str] | None = None) -> int:
-    """Run a command line and return its exit code; nothing escapes but KeyboardInterrupt's code."""
+    """Run a command line and return its exit code; no exception escapes."""
     arguments = sys.argv[1:] if arguments is None else arguments
-    set_up()
     words = [word for word in arguments if not word.startswith("-")]
     verb = name.removeprefix("dyce-") if "-" in name else next(iter(words), "")
-    command = typer.main.get_command(app)
+    failed = partial(_fail, verb, arguments)
     try:
-        result = command.main(args=arguments, prog_name=name, standalone_mode=False)
+        machine.open_streams()
+        set_up()
+        result = typer.main.get_command(app).main(args=arguments, prog_name=name, standalone_mode=False)
+        if result == EXIT_INTERRUPTED:  # typer catches the key and returns this
+            raise KeyboardInterrupt
+        machine.flush_streams()
         return result if isinstance(result, int) else 0
     except DyceError as error:
-        return _fail(verb, arguments, error.code, error.message, error.hint, error.exit_code)
+        return failed(error.code, error.message, error.hint, error.exit_code)
     except _WrongWords as error:
-        hint = f"`{name} --help` lists the options."
-        return _fail(verb, arguments, UsageError.code, error.format_message(), hint, EXIT_USAGE)
+        return failed(UsageError.code, error.format_message(), f"`{name} --help` lists the options.", EXIT_USAGE)
     except (KeyboardInterrupt, typer.Abort):
-        err.print("interrupted")
-        return EXIT_INTERRUPTED
-    except BrokenPipeError:
-        return 1
-    except Exception as error:  # the last line of defence: our own bugs
+        return failed("interrupted", "interrupted", "", EXIT_INTERRUPTED)
+    except (BrokenPipeError, SystemExit):  # whoever read the output has read enough; rich ends with the latter
+        return DyceError.exit_code
+    except Exception as error:
+        if (problem := machine.problem_of(error)) is not None:
+            return failed("machine", problem, machine.HINT, DyceError.exit_code)
+        # The last line of defence: our own bugs.
         message = f"{type(error).__name__}: {error}"
-        code = _fail(verb, arguments, "bug", message, "This is a bug of dyce-export; please report it.", EXIT_BUG)
-        err.print(traceback.format_exc(), markup=False, highlight=False)
-        return code
+        return failed("bug", message, "This is a bug of dyce-export; please report it.", EXIT_BUG)
+    finally:
+        machine.drop_output()
 
 
 def _fail(verb: str, arguments: list[str], code: str, message: str, hint: str, exit_code: int) -> int:
+    """Say what went wrong, as far as stdout and stderr take it."""
     if "--json" in arguments:
         error = {"code": code, "message": message, "hint": hint}
-        _write_json({"schema_version": SCHEMA_VERSION, "command": verb, "status": "error", "error": error})
-    err.print("[bold red]error:[/] ", end="")
-    err.print(message, markup=False, highlight=False)
-    if hint:
-        err.print("[bold]hint:[/] ", end="")
-        err.print(hint, markup=False, highlight=False)
-    if {"-v", "--verbose"} & set(arguments) and exit_code != EXIT_BUG:
-        err.print(traceback.format_exc(), markup=False, highlight=False)
+        with suppress(OSError):
+            _write_json({"schema_version": SCHEMA_VERSION, "command": verb, "status": "error", "error": error})
+    with suppress(OSError, SystemExit):
+        if exit_code == EXIT_INTERRUPTED:
+            err.print(message)
+            return exit_code
+        _say("error", message, "bold red")
+        if hint:
+            _say("hint", hint, "bold")
+        if exit_code == EXIT_BUG or {"-v", "--verbose"} & set(arguments):
+            err.print(traceback.format_exc())
     return exit_code
 
 
+def _say(label: str, text: str, style: str) -> None:
+    """A labelled message on stderr. Further lines are indented, so that none can pass for a message of its own."""
+    err.print(Text(f"{label}:", style), Text(escaped(text.rstrip("\n")).replace("\n", "\n  ")))
+
+
 def _write_json(document: Mapping[str, Any]) -> None:
-    sys.stdout.write(msgspec.json.format(msgspec.json.encode(document), indent=2).decode() + "\n")
+    # In ASCII any stream takes every name, and no terminal reads a control character in one.
+    sys.stdout.write(json.dumps(_finite(msgspec.to_builtins(document)), indent=2, allow_nan=False) + "\n")
     sys.stdout.flush()
+
+
+def _finite(value: Any) -> Any:
+    """A document without the numbers that JSON lacks: null stands for them."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {name: _finite(item) for name, item in value.items()}
+    if isinstance(value, list):
+        return [_finite(item) for item in value]
+    return value

@@ -7,6 +7,7 @@ import platform
 from typing import TYPE_CHECKING, Any
 
 from dyce_export.cli.console import out, print_json, print_table
+from dyce_export.cli.terminal import bold
 
 if TYPE_CHECKING:
     from dyce_targets.profiles import Profile
@@ -24,7 +25,8 @@ def show(*, json: bool) -> None:
         print_json("inspect", {"machine": machine, "device": own, "targets": states, "devices": devices})
         return
     _lines({name: str(value) or "unknown" for name, value in machine.items()})
-    out.print("\n[bold]targets[/]")
+    out.print()
+    out.print(bold("targets"))
     _lines({state["name"]: _described(state) for state in states})
     out.print()
     if own is not None:
@@ -66,8 +68,7 @@ def _states() -> list[dict[str, Any]]:
 def _lines(facts: dict[str, str]) -> None:
     width = max(map(len, facts))
     for name, value in facts.items():
-        out.print(f"[bold]{name:>{width}}[/]  ", end="")
-        out.print(value, markup=False, highlight=False)
+        out.print(bold(f"{name:>{width}}"), f" {value}")
 
 
 def _described(state: dict[str, Any]) -> str:
@@ -80,18 +81,16 @@ def _described(state: dict[str, Any]) -> str:
 
 def _show_own(name: str, profile: Profile, available: set[str]) -> None:
     """What to do on this machine."""
-    out.print(f"This machine is taken for [bold]{name}[/]: {profile.title}.", highlight=False)
+    out.print(f"This machine is taken for {name}: {profile.title}.")
     if profile.target not in available:
-        out.print(
-            f"The target for it, {profile.target}, does not run here yet. It needs {profile.requires}:", highlight=False
-        )
+        out.print(f"The target for it, {profile.target}, does not run here yet. It needs {profile.requires}:")
         for command in profile.install:
-            out.print(f"  {command}", highlight=False, markup=False)
+            out.print(f"  {command}")
     added = ",".join(profile.precisions)
-    out.print(f"Worth adding to a bundle: `dyce lower BUNDLE --precision {added} --data PICTURES`.", highlight=False)
+    out.print(f"Worth adding to a bundle: `dyce lower BUNDLE --precision {added} --data PICTURES`.")
     if profile.power:
-        out.print("Before measuring, so that clocks stay where they are:", highlight=False)
+        out.print("Before measuring, so that clocks stay where they are:")
         for command in profile.power:
-            out.print(f"  {command}", highlight=False, markup=False)
+            out.print(f"  {command}")
     if profile.note:
-        out.print(profile.note, highlight=False)
+        out.print(profile.note)

@@ -37,6 +37,7 @@ from dyce_export.cli.options import (
     open_model,
     overrides_of,
 )
+from dyce_export.cli.terminal import bold
 from dyce_runtime.errors import ModelError, UsageError
 
 if TYPE_CHECKING:
@@ -262,9 +263,7 @@ def _show_dry_run(destination: Path, json: bool) -> None:
     if json:
         print_json("export", {"bundle": str(destination), "dry_run": True})
     else:
-        out.print(
-            f"{destination} could be written: model, exits and data are in order. Nothing was written.", highlight=False
-        )
+        out.print(f"{destination} could be written: model, exits and data are in order. Nothing was written.")
 
 
 def _show_export(result: Export, json: bool) -> None:
@@ -294,11 +293,7 @@ def _show_export(result: Export, json: bool) -> None:
             },
         )
         return
-    out.print(
-        f"[bold]{result.path}[/] written, verification {verification_line(manifest.verification)}", highlight=False
-    )
+    out.print(bold(result.path), f"written, verification {verification_line(manifest.verification)}")
     show_configurations(result.configurations, [exit.id for exit in manifest.exits])
     if manifest.heads == "untrained":
-        out.print(
-            "The heads are untrained: this bundle shows structure and speed. Train them with --data.", highlight=False
-        )
+        out.print("The heads are untrained: this bundle shows structure and speed. Train them with --data.")

@@ -9,6 +9,7 @@ import typer
 
 from dyce_export.cli import doctor
 from dyce_export.cli.console import Json, Quiet, Verbose, out, print_json, print_table, set_up
+from dyce_export.cli.terminal import bold
 
 HELP = "Show what a bundle holds; without one, what this machine can run and what it lacks."
 
@@ -59,8 +60,7 @@ def _show(bundle: Any) -> None:
         ("made by", ", ".join(f"{name} {version}" for name, version in manifest.producer.items())),
     ]
     for name, value in facts:
-        out.print(f"[bold]{name:>14}[/]  ", end="")
-        out.print(str(value), markup=False, highlight=False)
+        out.print(bold(f"{name:>14}"), f" {value}")
     _show_savers(manifest)
     rows = []
     for network in manifest.networks:
@@ -135,7 +135,6 @@ def show_precisions(bundle: Any) -> None:
     out.print(
         f"kept: segments in float32; elsewhere in: samples that leave at another exit there than recorded in "
         f"{found.target}.\nEach is a bundle, such as {lowered[-1].path}.",
-        highlight=False,
     )
 
 
@@ -195,7 +194,7 @@ def show_configurations(configurations: Any, exits: list[str]) -> None:
     print_table("a sample leaves if its confidence is above", ("name", *exits[:-1]), thresholds)
     _show_bench(configurations.named)
     if configurations.note:
-        out.print(configurations.note, highlight=False)
+        out.print(configurations.note)
 
 
 def _show_bench(named: Any) -> None:

@@ -19,6 +19,7 @@ from dyce_export.cli.console import (
     set_up,
 )
 from dyce_export.cli.inspect import show_configurations, show_precisions
+from dyce_export.cli.terminal import bold
 
 if TYPE_CHECKING:
     from dyce_runtime.bundle import Bundle
@@ -85,7 +86,7 @@ def command(
         return
     show_precisions(made)
     for name in names:
-        out.print(f"[bold]{name}[/]", highlight=False)
+        out.print(bold(name))
         lowered = made.precision(name)
         show_configurations(lowered.configurations, [exit.id for exit in lowered.manifest.exits])
 

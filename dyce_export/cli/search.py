@@ -205,18 +205,12 @@ def _warn_about_flattery(chosen_on: Problem, reported_on: Problem) -> None:
 
 def _read(path: Path, costs_path: Path, split: str) -> tuple[CostTable, Records]:
     """Records and costs, both in our format or both in that of the DyCE release."""
-    import numpy as np
-
     from dyce_calibration.costs import read_costs
     from dyce_calibration.records import Records
     from dyce_calibration.released import read_released_costs, read_released_records
+    from dyce_runtime.bundle_arrays import read_arrays
 
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            released = "preds" in file
-    except (OSError, ValueError, EOFError, TypeError) as error:
-        raise DataError(f"{path} does not hold records: {error}") from error
-    if released:
+    if "preds" in read_arrays(path, "records", error=DataError):
         costs = read_released_costs(costs_path)
         return costs, read_released_records(path, costs, split)
     records = Records.load(path)

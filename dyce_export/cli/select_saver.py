@@ -26,6 +26,7 @@ from dyce_export.cli.options import (
     open_model,
     overrides_of,
 )
+from dyce_export.cli.terminal import bold
 from dyce_runtime.errors import UsageError
 
 if TYPE_CHECKING:
@@ -123,7 +124,7 @@ def command(
         return
     _show(base, judgement, max_loss)
     if made is not None:
-        out.print(f"[bold]{made.path}[/] written, with {judgement.candidates[0].name} first", highlight=False)
+        out.print(bold(made.path), f"written, with {judgement.candidates[0].name} first")
         show_configurations(made.configurations, [exit.id for exit in made.manifest.exits])
 
 
@@ -194,4 +195,4 @@ def _show(base: Bundle, judgement: Judgement, max_loss: float) -> None:
         map(row, judgement.candidates),
     )
     for name, reason in judgement.skipped.items():
-        out.print(f"skipped: {name}: {reason}", highlight=False)
+        out.print(f"skipped: {name}: {reason}")
