@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import zipfile
-import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from dyce_runtime.bundle_arrays import read_arrays
 from dyce_runtime.errors import DataError
 
 
@@ -75,14 +74,14 @@ class Records:
     @staticmethod
     def load(path: Path) -> Records:
         """Read an ``.npz`` that :meth:`save` wrote. Raises DataError if it is something else."""
+        file = read_arrays(path, "records", error=DataError)
         try:
-            with np.load(path, allow_pickle=False) as file:
-                heads = tuple(zip(file["exit"].tolist(), file["head"].tolist(), strict=True))
-                records = Records(
-                    heads, file["predictions"], file["confidences"], file["labels"], file["hashes"], file["split"]
-                )
+            heads = tuple(zip(file["exit"].tolist(), file["head"].tolist(), strict=True))
+            records = Records(
+                heads, file["predictions"], file["confidences"], file["labels"], file["hashes"], file["split"]
+            )
             return records.check()
-        except (OSError, KeyError, ValueError, TypeError, EOFError, zipfile.BadZipFile, zlib.error, DataError) as error:
+        except (KeyError, ValueError, TypeError, DataError) as error:
             raise DataError(f"{path} does not hold records: {error}") from error
 
     def check(self) -> Records:

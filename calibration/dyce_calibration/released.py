@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import zipfile
-import zlib
 from pathlib import Path
 
 import msgspec
@@ -11,6 +9,7 @@ import numpy as np
 
 from dyce_calibration.costs import CostTable
 from dyce_calibration.records import Records
+from dyce_runtime.bundle_arrays import read_arrays
 from dyce_runtime.errors import DataError
 from dyce_runtime.manifest import FINAL
 
@@ -71,11 +70,10 @@ def read_released_records(path: Path, costs: CostTable, split: str) -> Records:
     Raises:
         DataError: another format, or shapes that fit neither each other nor the costs.
     """
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            labels, predictions, confidences = (np.asarray(file[name]) for name in ("label", "preds", "confs"))
-    except (OSError, KeyError, ValueError, TypeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise DataError(f"{path} does not hold records of the DyCE release: {error}") from error
+    file = read_arrays(path, "records of the DyCE release", error=DataError)
+    if missing := [name for name in ("label", "preds", "confs") if name not in file]:
+        raise DataError(f"{path} does not hold records of the DyCE release: {', '.join(missing)} missing")
+    labels, predictions, confidences = file["label"], file["preds"], file["confs"]
     heads = tuple((exit, type) for exit, types in costs.heads.items() for type in types)
     labels = labels.reshape(-1)
     for name, array in (("preds", predictions), ("confs", confidences)):

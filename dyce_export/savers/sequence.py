@@ -25,7 +25,8 @@ from dyce_export.rewrite import noted
 from dyce_export.savers.seen import Seen
 from dyce_export.savers.sequence_graphs import left_spec, sequence_step, step_inputs
 from dyce_runtime import targets
-from dyce_runtime.bundle import SPLITS, Bundle
+from dyce_runtime.bundle import Bundle
+from dyce_runtime.bundle_arrays import read_splits
 from dyce_runtime.contracts import TargetSpec
 from dyce_runtime.datasets import Dataset
 from dyce_runtime.errors import DataError, UsageError
@@ -121,8 +122,7 @@ def add_sequence(
 
 def _fitted(base: Bundle, data: Dataset) -> Dataset:
     """The pictures that the heads of the base were fitted on. Raises DataError if none of them is there."""
-    with np.load(base.file(SPLITS)) as file:
-        known = np.isin(data.hashes, file["heads"])
+    known = np.isin(data.hashes, read_splits(base).get("heads", ()))
     if not known.any():
         raise DataError(
             f"no picture of {data.source} is one that the heads of {base.manifest.model.name} were fitted on",

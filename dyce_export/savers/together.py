@@ -13,7 +13,8 @@ from dyce_calibration.records import Records
 from dyce_export.progress import Progress
 from dyce_export.verify import median_gap
 from dyce_runtime import targets
-from dyce_runtime.bundle import RECORDS, SPLITS, Bundle
+from dyce_runtime.bundle import RECORDS, Bundle
+from dyce_runtime.bundle_arrays import read_splits
 from dyce_runtime.contracts import TargetSpec
 from dyce_runtime.datasets import Dataset
 from dyce_runtime.errors import DataError
@@ -111,10 +112,7 @@ def join_vectors(base: Bundle, savers: Sequence[Bundle], networks: Sequence[Netw
 
 def _warn_about_overlap(saver: Bundle, like: Records) -> None:
     """Heads of a saver may have been fitted on what configurations are chosen from."""
-    if not saver.file(SPLITS).is_file():
-        return
-    with np.load(saver.file(SPLITS)) as file:
-        shared = int(np.isin(like.hashes, file["heads"]).sum()) if "heads" in file.files else 0
+    shared = int(np.isin(like.hashes, read_splits(saver).get("heads", ())).sum())
     if shared and any(exit.id != FINAL for exit in saver.manifest.exits):
         log.warning(
             "%d of the %d pictures that choose configurations were fitted by the heads of saver %s; it looks better "

@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 
 from dyce_runtime.bench_energy import add_energies
 from dyce_runtime.bench_figures import Timings, beside_uncut, early_exit, figures, verdict
-from dyce_runtime.bundle import SPLITS, Bundle, open_bundle, write_configurations
+from dyce_runtime.bundle import Bundle, open_bundle, write_configurations
+from dyce_runtime.bundle_arrays import read_splits
 from dyce_runtime.configuration import BenchFigures, Configuration, Entry, ExitSetting
 from dyce_runtime.contenders import Answer, Contender, make_contenders
 from dyce_runtime.datasets import Dataset
@@ -179,12 +180,8 @@ def environment(session: Session) -> dict[str, str]:
 
 def split_counts(session: Session, data: Dataset, rows: NDArray[np.int64]) -> dict[str, int]:
     """How many of the samples took part in making the bundle, by split, and how many it has ``unseen``."""
-    path = session.bundle.file(SPLITS)
     hashes = data.hashes[rows]
-    counts = {}
-    if path.is_file():
-        with np.load(path) as file:
-            counts = {name: int(np.isin(hashes, file[name]).sum()) for name in file.files}
+    counts = {name: int(np.isin(hashes, known).sum()) for name, known in read_splits(session.bundle).items()}
     counts = {name: count for name, count in counts.items() if count}
     return {**counts, "unseen": len(rows) - sum(counts.values())}
 

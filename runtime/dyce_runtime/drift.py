@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-import zipfile
-import zlib
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,6 +11,7 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
+from dyce_runtime.bundle_arrays import read_arrays
 from dyce_runtime.configuration import Configuration
 from dyce_runtime.errors import BundleError
 from dyce_runtime.manifest import FINAL, Manifest
@@ -94,15 +93,15 @@ def read_expected(path: Path) -> tuple[Expected | None, str]:
     """The records, or why there are none to compare with. Raises BundleError if they are damaged."""
     if not path.is_file():
         return None, "the bundle has no records: it was exported without data"
+    file = read_arrays(path, "records")
     try:
-        with np.load(path, allow_pickle=False) as file:
-            exits, heads, confidences, split = (file[name] for name in ("exit", "head", "confidences", "split"))
+        exits, heads, confidences, split = (file[name] for name in ("exit", "head", "confidences", "split"))
         columns = {head: column for column, head in enumerate(zip(exits.tolist(), heads.tolist(), strict=True))}
         if confidences.dtype != np.float32 or confidences.shape != (len(split), len(exits) + 1):
             raise ValueError(f"confidences are {confidences.dtype} of shape {confidences.shape}")
         if not ((confidences >= 0) & (confidences <= 1)).all():
             raise ValueError("a confidence is not from 0 to 1")
-    except (OSError, KeyError, ValueError, TypeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+    except (KeyError, ValueError, TypeError) as error:
         raise BundleError(f"{path} does not hold records: {error}", hint="Export the bundle again.") from error
     held_out = confidences[np.isin(split, _HELD_OUT)]
     if not len(held_out):

@@ -8,6 +8,8 @@ import numpy as np
 import numpy.typing as npt
 
 from dyce_runtime.bundle import TEST_VECTORS, Bundle
+from dyce_runtime.bundle_arrays import read_arrays
+from dyce_runtime.errors import BundleError
 from dyce_runtime.session import Session
 from dyce_runtime.walk import head_pieces, walk
 
@@ -31,11 +33,22 @@ class Vectors(NamedTuple):
 
 
 def read_vectors(bundle: Bundle) -> Vectors:
-    """Those of a bundle."""
-    base = bundle.manifest.input.name
-    with np.load(bundle.file(TEST_VECTORS)) as file:
-        inputs = {network.input.name: file[_key(network.input.name, base)] for network in bundle.manifest.networks}
-        return Vectors(inputs, file["logits"], file["confidences"], file["probe"])
+    """Those of a bundle. Raises BundleError if they are missing, damaged or of another model."""
+    path, manifest = bundle.file(TEST_VECTORS), bundle.manifest
+    shapes: dict[str, tuple[int | str, ...]] = {
+        _key(network.input.name, manifest.input.name): network.input.shape[1:] for network in manifest.networks
+    }
+    exits = len(manifest.exits) - 1
+    shapes |= {"logits": (manifest.model.num_classes,), "confidences": (exits,)}
+    file = read_arrays(path, "test vectors")
+    count = len(np.atleast_1d(file.get("images", ())))
+    for name, shape in {**{name: (count, *shape) for name, shape in shapes.items()}, "probe": (exits,)}.items():
+        found = file.get(name)
+        if found is None or found.dtype != np.float32 or found.shape != shape or not count:
+            told = "missing" if found is None else f"{found.dtype} of shape {found.shape}"
+            raise BundleError(f"{path}: {name} is {told}; expected float32 of shape {shape}, of at least one sample")
+    inputs = {net.input.name: file[_key(net.input.name, manifest.input.name)] for net in manifest.networks}
+    return Vectors(inputs, file["logits"], file["confidences"], file["probe"])
 
 
 def write_vectors(vectors: Vectors, bundle: Bundle) -> None:
