@@ -154,12 +154,24 @@ def _move(folder: Path, destination: Path) -> None:
     if not destination.exists():
         os.replace(folder, destination)
         return
-    old = Path(tempfile.mkdtemp(dir=destination.parent, prefix=f".{destination.name}.old."))
-    os.replace(destination, old / "bundle")
+    aside = Path(tempfile.mkdtemp(dir=destination.parent, prefix=f".{destination.name}.old."))
+    old = aside / "bundle"
+    os.replace(destination, old)
     try:
         os.replace(folder, destination)
     except BaseException:
-        os.replace(old / "bundle", destination)
+        _restore(old, destination)
+        aside.rmdir()
         raise
-    finally:
-        shutil.rmtree(old, ignore_errors=True)
+    shutil.rmtree(aside, ignore_errors=True)
+
+
+def _restore(old: Path, destination: Path) -> None:
+    """Put back what stood at the destination. It is never removed, even where that fails."""
+    try:
+        os.replace(old, destination)
+    except OSError as error:
+        raise DestinationError(
+            f"{destination} could not be replaced, nor put back: {error.strerror}",
+            hint=f"What stood there is whole, in {old}; move it back yourself.",
+        ) from error

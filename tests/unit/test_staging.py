@@ -171,6 +171,28 @@ def test_another_operating_system_error_is_not_called_a_full_disk(tmp_path: Path
     assert names(tmp_path) == []
 
 
+@pytest.mark.parametrize("failures", [1, 2], ids=["moving in", "moving in and putting back"])
+def test_the_old_bundle_is_never_lost(old: Path, monkeypatch: pytest.MonkeyPatch, failures: int):
+    real, left = os.replace, [failures]
+
+    def replace(source: Path, destination: Path) -> None:
+        if Path(destination) == old and left[0]:
+            left[0] -= 1
+            raise OSError(errno.EIO, "the disk is gone")
+        real(source, destination)
+
+    monkeypatch.setattr(os, "replace", replace)
+    with pytest.raises(OSError if failures == 1 else DestinationError) as caught:
+        stage(old, force=True)
+    if failures == 1:
+        assert names(old.parent) == ["model.dyce"]
+        assert (old / "manifest.json").read_text() == "old"
+    else:
+        (kept,) = old.parent.glob(".model.dyce.old.*/bundle")
+        assert (kept / "manifest.json").read_text() == "old"
+        assert str(kept) in getattr(caught.value, "hint")  # noqa: B009
+
+
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
 def test_a_folder_that_is_not_writable_is_said(tmp_path: Path):
     tmp_path.chmod(0o500)
