@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import onnx
 import onnx_ir as ir
 
 from dyce_export.joining import Network
 from dyce_export.onnx_graphs import quiet
+from dyce_runtime.errors import VerificationError
 from dyce_runtime.images import Inputs, count_of, rows_of
 
 Integers = Literal["int8", "uint8"]
@@ -21,6 +23,10 @@ _BATCH = 8
 # Of all values of a tensor; what lies outside is clipped. With the extremes themselves, 1.4 times as many confidences
 # of Fashion-MNIST's nine heads changed sides of 0.9.
 _PERCENTILE = 99.999
+# A tensor that stays below this contributes nothing; histograms need a range that floating point can divide.
+_LEAST = 1e-30
+# Float32 has to hold the width of the range, which is twice that.
+_MOST = 1e38
 _WEIGHTED = ("Conv", "Gemm", "MatMul")
 # Quantised as well where all is convolutions, so that integers flow from one to the next. Behind a normalisation over
 # channels the sums of a residual stream have outliers, and stay as they are.
@@ -52,25 +58,66 @@ def quantiser(network: Network, inputs: Inputs, to: Integers) -> Callable[[Seque
 
 
 def _measure(path: Path, inputs: Inputs, *, symmetric: bool) -> Any:
-    from onnxruntime.quantization import CalibrationMethod
-    from onnxruntime.quantization.calibrate import create_calibrator
+    """Between which values nearly all of each tensor lies.
 
-    calibrator = create_calibrator(
-        path,
-        augmented_model_path=str(path.with_name("augmented.onnx")),
-        calibrate_method=CalibrationMethod.Percentile,
-        extra_options={"symmetric": symmetric, "percentile": _PERCENTILE},
-    )
-    for start in range(0, count_of(inputs), _BATCH):
-        calibrator.collect_data(_Reader(rows_of(inputs, slice(start, start + _BATCH))))
+    In two passes: onnxruntime's histograms take their bins from the first batch they see, which fails where a tensor
+    hardly varies in it, and needs any number of bins where a later one exceeds it by far. So the extremes come first.
+    """
+    from onnxruntime.quantization import CalibrationMethod
+
+    extremes = _calibrator(path, CalibrationMethod.MinMax, symmetric=symmetric)
+    extremes.collect_data(_Reader(_batches(inputs)))
+    calibrator = _calibrator(path, CalibrationMethod.Percentile, symmetric=symmetric, percentile=_PERCENTILE)
+    calibrator.collector = _with_bins(extremes.compute_data(), calibrator)
+    for batch in _batches(inputs):
+        calibrator.collect_data(_Reader(iter([batch])))
     return calibrator.compute_data()
 
 
-class _Reader:
-    """One batch, as onnxruntime's calibrators read it."""
+def _calibrator(path: Path, method: Any, **options: object) -> Any:
+    from onnxruntime.quantization.calibrate import create_calibrator
 
-    def __init__(self, inputs: Inputs) -> None:
-        self._batches = iter([inputs])
+    augmented = str(path.with_name(f"{method.name}.onnx"))
+    return create_calibrator(path, augmented_model_path=augmented, calibrate_method=method, extra_options=options)
+
+
+def _with_bins(extremes: Any, calibrator: Any) -> Any:
+    """An empty collector of histograms but for a zero and the largest value of each tensor, which set the bins.
+
+    Raises:
+        VerificationError: a tensor is not finite.
+    """
+    from onnxruntime.quantization.calibrate import HistogramCollector
+
+    collector = HistogramCollector(
+        calibrator.method,
+        calibrator.symmetric,
+        calibrator.num_bins,
+        calibrator.num_quantized_bins,
+        calibrator.percentile,
+        calibrator.scenario,
+    )
+    for name, found in extremes.items():
+        lowest, highest = (float(np.asarray(value).reshape(())) for value in found.range_value)
+        if not (-_MOST < lowest and highest < _MOST):  # nor is NaN
+            raise VerificationError(
+                f"the tensor {name} reaches {lowest:g} to {highest:g} on these pictures; expected less than {_MOST:g}",
+                hint="A model whose activations overflow cannot be quantised; the pictures may be prepared wrongly.",
+            )
+        collector.collect({name: np.array([0, max(-lowest, highest, _LEAST)], np.float32)})
+    return collector
+
+
+def _batches(inputs: Inputs) -> Iterator[Inputs]:
+    for start in range(0, count_of(inputs), _BATCH):
+        yield rows_of(inputs, slice(start, start + _BATCH))
+
+
+class _Reader:
+    """Batches, as onnxruntime's calibrators read them."""
+
+    def __init__(self, batches: Iterator[Inputs]) -> None:
+        self._batches = batches
 
     def get_next(self) -> Inputs | None:
         return next(self._batches, None)

@@ -36,7 +36,7 @@ from dyce_runtime.bundle import (
 )
 from dyce_runtime.contracts import TargetSpec
 from dyce_runtime.datasets import Dataset
-from dyce_runtime.errors import TargetError, UsageError
+from dyce_runtime.errors import BundleError, PieceError, TargetError, UsageError
 from dyce_runtime.manifest import Lowering, Manifest
 from dyce_runtime.preprocessing import preprocess
 from dyce_runtime.session import Session
@@ -156,8 +156,8 @@ def _elsewhere(bundle: Bundle, records: Records, pictures: Dataset, recorded_in:
     for name in targets.working():
         if name == recorded_in or targets.get(name).engines:
             continue
-        # It may not compute in that precision at all.
-        with suppress(TargetError), Session(bundle, name, TargetSpec()) as session:
+        # It may not compute in that precision, refuse a piece or fail in one: nothing but this comparison needs it.
+        with suppress(TargetError, BundleError, PieceError), Session(bundle, name, TargetSpec()) as session:
             found[name] = 1 - exit_agreement(expected, record(session, shown, expected.split), named)
     return found
 

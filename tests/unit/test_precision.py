@@ -23,6 +23,7 @@ from dyce_runtime import Session, open_bundle
 from dyce_runtime.bundle import Bundle
 from dyce_runtime.configuration import FULL, Configurations, Entry
 from dyce_runtime.contracts import TargetSpec
+from dyce_runtime.errors import VerificationError
 from dyce_runtime.manifest import DECISION, Manifest
 from tests.models import INPUT_SIZE, Branches, Convolutions, Folded, Tokens, build
 from tests.unit.test_pieces import LongSkip
@@ -167,3 +168,31 @@ def test_weights_beyond_float16_become_its_largest_number() -> None:
     assert np.isfinite(stored[0]).all()
     assert halved.graph.outputs[0].name == "logits"
     assert halved.graph.outputs[0].dtype == ir.DataType.FLOAT
+
+
+@pytest.mark.parametrize("precision", ["int8", "uint8"])
+@pytest.mark.parametrize("first", [0, 1e-12, 1], ids=["blank first", "nearly blank first", "as they come"])
+def test_ranges_do_not_depend_on_what_comes_first(tmp_path: Path, precision: Precision, first: float) -> None:
+    """Tensors that hardly vary in the first pictures, and one that never does."""
+    model = build(Convolutions)
+    for parameter in model.get_submodule("b2").parameters():
+        parameter.data.zero_()
+    export_source(from_module(model, input_size=INPUT_SIZE), ["1", "2"], tmp_path / "float32.dyce")
+    bundle = open_bundle(tmp_path / "float32.dyce")
+    shown, images = pixels(bundle, 40), pixels(bundle, 5)
+    shown[:8] *= first
+    network = assemble(bundle)
+    manifest = write_lowered(
+        network, quantiser(network, {"image": shown}, precision)(heads(bundle)), precision, tmp_path / "lowered"
+    )
+    now = answers(tmp_path / "lowered", manifest, images)
+    for name, expected in answers(bundle.path, bundle.manifest, images).items():
+        assert np.abs(now[name] - expected).max() <= CLOSE[precision] * largest(expected), name
+
+
+@pytest.mark.parametrize("precision", ["int8", "uint8"])
+def test_a_network_that_overflows_is_not_quantised(bundle: Bundle, precision: Precision) -> None:
+    images = pixels(bundle, 4)
+    images[2] = np.float32(3e38)
+    with pytest.raises(VerificationError, match="on these pictures; expected less than"):
+        quantiser(assemble(bundle), {"image": images}, precision)
