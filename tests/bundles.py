@@ -44,8 +44,15 @@ WEIGHTS = {f"conv{k}": _random.integers(-2, 3, (WIDTH, WIDTH if k else CHANNELS,
 WEIGHTS |= {f"linear{k}": _random.integers(-2, 3, (CLASSES, WIDTH)) * 1.0 for k in range(3)}
 WEIGHTS = {name: weight.astype(np.float32) for name, weight in WEIGHTS.items()}
 
-IMAGE = TensorSpec("image", "float32", ("batch", CHANNELS, EDGE, EDGE))
-SEAMS = [IMAGE, *(TensorSpec(f"seam_{id}", "float32", ("batch", WIDTH, EDGE, EDGE)) for id in ("3", "7"))]
+
+def _between(edge: int) -> list[TensorSpec]:
+    """The image and the two seams."""
+    seams = (TensorSpec(f"seam_{id}", "float32", ("batch", WIDTH, edge, edge)) for id in ("3", "7"))
+    return [TensorSpec("image", "float32", ("batch", CHANNELS, edge, edge)), *seams]
+
+
+SEAMS = _between(EDGE)
+IMAGE = SEAMS[0]
 DECISIONS = tuple(
     TensorSpec(name, dtype, ("batch", *rest))
     for name, dtype, rest in zip(DECISION, ("float32", "float32", "int64"), ((CLASSES,), (), ()), strict=True)
@@ -61,11 +68,11 @@ def on(**thresholds: float) -> dict[str, ExitSetting]:
 NAMED = {FULL: {}, "accurate": on(exit7=0.95), "balanced": on(exit3=0.7, exit7=0.8), "fast": on(exit3=0.5, exit7=0.5)}
 
 
-def make_images(count: int, seed: int = 0) -> NDArray[np.float32]:
+def make_images(count: int, seed: int = 0, edge: int = EDGE) -> NDArray[np.float32]:
     """Random inputs, faint ones and bright ones, about which the heads are unsure and sure."""
     random = np.random.default_rng(seed)
     brightness = 2.0 ** random.integers(-2, 3, (count, 1, 1, 1))
-    return (random.integers(-8, 9, (count, CHANNELS, EDGE, EDGE)) / 8 * brightness).astype(np.float32)
+    return (random.integers(-8, 9, (count, CHANNELS, edge, edge)) / 8 * brightness).astype(np.float32)
 
 
 # --- what the bundle must answer -------------------------------------------------------------------------------------
@@ -114,22 +121,22 @@ def _thresholds(configuration: Configuration) -> NDArray[np.float32]:
 # --- the bundle ------------------------------------------------------------------------------------------------------
 
 
-def make_bundle(path: Path, heads: Literal["trained", "untrained"] = "trained") -> Path:
-    """Write a bundle with the exits 3 and 7."""
-    pieces = []
+def make_bundle(path: Path, heads: Literal["trained", "untrained"] = "trained", edge: int = EDGE) -> Path:
+    """Write a bundle with the exits 3 and 7, for images of ``edge`` by ``edge`` pixels."""
+    pieces, seams = [], _between(edge)
     for id, first, last in [("segment_00", 0, 0), ("segment_01", 1, 1), ("segment_02", 2, 2),
                             ("span_00_01", 0, 1), (UNCUT, 0, 2)]:  # fmt: skip
         final = last == 2
         kind: Literal["segment", "span"] = "segment" if first == last else "span"
         nodes = [node for k in range(first, last + 1) for node in _convolution(k)] + (_decision(2) if final else [])
-        outputs = DECISIONS if final else (SEAMS[last + 1],)
+        outputs = DECISIONS if final else (seams[last + 1],)
         macs = sum(_macs(k) for k in range(first, last + 1))
-        pieces.append(Piece(id, kind, f"{kind}s/{id}.onnx", first, last, (SEAMS[first],), outputs, macs))
+        pieces.append(Piece(id, kind, f"{kind}s/{id}.onnx", first, last, (seams[first],), outputs, macs))
         write_piece(path, pieces[-1], nodes, _CONSTANTS)
     exits = []
     for k, point in enumerate((3, 7)):
         id = f"exit_{point:02d}_{HEAD}"
-        pieces.append(Piece(id, "head", f"heads/{id}.onnx", k, k, (SEAMS[k + 1],), DECISIONS, WIDTH * CLASSES))
+        pieces.append(Piece(id, "head", f"heads/{id}.onnx", k, k, (seams[k + 1],), DECISIONS, WIDTH * CLASSES))
         write_piece(path, pieces[-1], _decision(k), _CONSTANTS)
         head = Head(HEAD, id, heads == "trained", TEMPERATURES[k])
         exits.append(Exit(str(point), f"blocks.{k}", point, (head,)))
@@ -144,8 +151,8 @@ def make_bundle(path: Path, heads: Literal["trained", "untrained"] = "trained") 
             macs=sum(map(_macs, range(3))),
             parameters=sum(weight.size for weight in WEIGHTS.values()),
         ),
-        input=IMAGE,
-        preprocessing=Preprocessing(EDGE, (EDGE, EDGE), "bilinear", (0.5,) * CHANNELS, (0.5,) * CHANNELS),
+        input=seams[0],
+        preprocessing=Preprocessing(edge, (edge, edge), "bilinear", (0.5,) * CHANNELS, (0.5,) * CHANNELS),
         exits=(*exits, Exit(FINAL, "classifier")),
         pieces=tuple(pieces),
         heads=heads,
@@ -284,7 +291,7 @@ class SpiedLane:
             for piece in step.body:
                 self.run(piece)
             confidence = self.decide(step.head)
-            if confidence[0] > step.threshold:
+            if not 0 < confidence[0] <= step.threshold:
                 break
         return step, confidence
 

@@ -84,6 +84,8 @@ class Lane(Protocol):
     def put(self, images: npt.NDArray[np.float32], name: str) -> None:
         """Start with images (N, C, H, W), which must not change before the last :meth:`run`.
 
+        They may be read-only, misaligned, in any order in memory, or of a subclass. The lane keeps what it reads from.
+
         Where a network ran before they are of the samples that are in the lane.
 
         Args:
@@ -103,7 +105,9 @@ class Lane(Protocol):
         """
 
     def until_confident(self, steps: Sequence[Step]) -> tuple[Step, npt.NDArray[np.float32]]:
-        """With one sample, run steps until its confidence is above the threshold of one, or to the last.
+        """With one sample, run steps until its confidence is above the threshold of one or not valid, or to the last.
+
+        A valid confidence is a number above 0: engines give NaN, 0 or less where the scores hold NaN.
 
         The same as :meth:`run` and :meth:`decide` in turn, with no way back to the caller in between; of the lane
         only :meth:`answers` is valid after it. Returns the step at which it left and its confidence (1,).

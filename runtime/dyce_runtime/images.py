@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import TypeAlias
 
@@ -21,6 +20,8 @@ Images: TypeAlias = "npt.NDArray[np.float32] | Inputs"
 _FLOAT32 = np.dtype(np.float32)
 # Up to that many numbers BLAS starts no threads for a sum.
 _SMALL = 8192
+# Further from zero, float32 overflows within a network, and engines make different numbers of infinity and NaN.
+_LARGEST = 1e12
 
 
 def as_inputs(images: Images, specs: Sequence[TensorSpec]) -> Inputs:
@@ -76,21 +77,32 @@ def all_of(images: Images) -> Images:
 
 
 def check_images(images: npt.NDArray[np.float32], shape: tuple[int | str, ...]) -> None:
-    """Raise RuntimeInputError unless ``images`` is a float32 array (N, *shape) of finite numbers, N at least 1."""
+    """Raise RuntimeInputError unless ``images`` is a float32 array (N, *shape) of numbers of usual size, N at least 1."""
     fits = isinstance(images, np.ndarray) and images.dtype == _FLOAT32 and images.shape[1:] == shape
-    if not fits or len(images) == 0:
+    if not fits or len(images) == 0 or (type(images) is not np.ndarray and np.ma.is_masked(images)):
         raise _misfit(images, shape)
-    if not _finite(images):
-        bad = np.flatnonzero(~np.isfinite(images).reshape(len(images), -1).all(axis=1))
-        raise RuntimeInputError(f"sample {bad[0]} holds NaN or infinity; expected finite numbers")
+    if not _within(images):
+        raise _outside(images)
 
 
-def _finite(images: npt.NDArray[np.float32]) -> bool:
+def _within(images: npt.NDArray[np.float32]) -> bool:
     """Without allocating; of the quickest way for a small picture and for a large one, after an inference."""
-    if images.size <= _SMALL:
-        # A sum of squares only lacks a value where one of them does, or where they are huge.
-        return math.isfinite(np.vdot(images, images)) or bool(np.isfinite(images).all())
-    return bool(images.max() < np.inf and images.min() > -np.inf)  # comparisons with NaN are false
+    # A sum of squares is larger than each of them; comparisons with NaN are false.
+    if images.size <= _SMALL and np.vdot(images, images) <= _LARGEST**2:
+        return True
+    return bool(images.max() <= _LARGEST and images.min() >= -_LARGEST)
+
+
+def _outside(images: npt.NDArray[np.float32]) -> RuntimeInputError:
+    fits = (np.abs(images) <= _LARGEST).reshape(len(images), -1)
+    bad = np.flatnonzero(~fits.all(axis=1))[0]
+    if not np.isfinite(images[bad]).all():
+        return RuntimeInputError(f"sample {bad} holds NaN or infinity; expected finite numbers")
+    value = images[bad].reshape(-1)[fits[bad].argmin()]
+    return RuntimeInputError(
+        f"sample {bad} holds {value:g}; expected numbers from {-_LARGEST:g} to {_LARGEST:g}",
+        hint="session.preprocess(...) scales pictures as the network expects them.",
+    )
 
 
 def _misfit(images: object, shape: tuple[int | str, ...]) -> RuntimeInputError:
@@ -98,6 +110,10 @@ def _misfit(images: object, shape: tuple[int | str, ...]) -> RuntimeInputError:
     hint = "session.preprocess(...) makes it."
     if not isinstance(images, np.ndarray):
         return RuntimeInputError(f"found {type(images).__name__}; {wanted}", hint=hint)
+    if np.ma.is_masked(images):
+        return RuntimeInputError(
+            f"found a masked array that hides values; {wanted}", hint="images.filled(...) fills them."
+        )
     if images.shape[1:] == shape and images.size == 0:
         return RuntimeInputError(f"found an empty batch; {wanted} with N at least 1")
     return RuntimeInputError(f"found {images.dtype} of shape {images.shape}; {wanted}", hint=hint)

@@ -8,8 +8,9 @@ import numpy.typing as npt
 
 from dyce_runtime.configuration import Configuration
 from dyce_runtime.contracts import Lane
+from dyce_runtime.errors import PieceError
 from dyce_runtime.images import Inputs, some_of
-from dyce_runtime.plan import Plan
+from dyce_runtime.plan import Plan, Step
 
 
 class Result(msgspec.Struct, frozen=True, eq=False):
@@ -34,7 +35,7 @@ def route(plan: Plan, lane: Lane, inputs: Inputs, count: int, classes: int) -> R
     """Run a plan on so many images, in a lane that is large enough.
 
     Raises:
-        PieceError: a piece failed.
+        PieceError: a piece failed, or the scores of a sample are not numbers.
     """
     return _run_one(plan, lane, inputs) if count == 1 else _run_batch(plan, lane, inputs, count, classes)
 
@@ -44,8 +45,10 @@ def _run_one(plan: Plan, lane: Lane, inputs: Inputs) -> Result:
     for name, steps in plan.stages:
         lane.put(inputs[name], name)
         step, confidence = lane.until_confident(steps)
-        if confidence[0] > step.threshold:
+        if not 0 < confidence[0] <= step.threshold:
             break
+    if not confidence[0] > 0:
+        raise invalid_scores(plan, step, 0)
     logits, label = lane.answers()
     return Result(logits.copy(), label.copy(), confidence.copy(), step.exits.copy(), plan.configuration)
 
@@ -69,6 +72,8 @@ def _run_batch(plan: Plan, lane: Lane, inputs: Inputs, count: int, classes: int)
         for piece in step.body:
             lane.run(piece)
         confidence = lane.decide(step.head)
+        if not confidence.min() > 0 and len(invalid := rows[stay & ~(confidence > 0)]):
+            raise invalid_scores(plan, step, int(invalid[0]))
         leave = stay if step is plan.steps[-1] else stay & (confidence > step.threshold)
         gone = rows[leave]
         if len(gone) == 0:
@@ -84,6 +89,15 @@ def _run_batch(plan: Plan, lane: Lane, inputs: Inputs, count: int, classes: int)
         if behind is not None and behind.image is None and len(rows) - left >= step.worth_moving:
             rows, stay = _move_together(lane, rows, stay, left)
     return result
+
+
+def invalid_scores(plan: Plan, step: Step, sample: int) -> PieceError:
+    """The error of a sample whose confidence at a step is NaN or not above 0: an engine's softmax over NaN."""
+    where = step.head or ["a head", *step.body][-1]
+    return PieceError(
+        f"{where} gave scores for sample {sample} that are not numbers (configuration {plan.configuration.name!r})",
+        hint="Its values are too large for the network: were they preprocessed as session.preprocess(...) does it?",
+    )
 
 
 def _move_together(

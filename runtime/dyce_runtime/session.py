@@ -17,7 +17,7 @@ from dyce_runtime.artefacts import engine_folders
 from dyce_runtime.bundle import Bundle
 from dyce_runtime.configuration import FULL, Configuration
 from dyce_runtime.contracts import Device, TargetSpec
-from dyce_runtime.errors import ConfigurationError, RuntimeInputError, TargetError
+from dyce_runtime.errors import ConfigurationError, PieceError, RuntimeInputError, TargetError
 from dyce_runtime.images import Images, Inputs, as_inputs, count_of, rows_of
 from dyce_runtime.manifest import Manifest
 from dyce_runtime.pictures import Pictures
@@ -226,8 +226,8 @@ class Session:
             raise self._gone()
         inputs = as_inputs(images, self._inputs)
         count = len(images) if type(images) is np.ndarray else count_of(inputs)
-        if self.cap is not None:
-            plan = self.cap(plan, count)
+        if (cap := self.cap) is not None:  # read once: another thread may take it away
+            plan = cap(plan, count)
         if self._observers:
             return self._observed(plan, inputs, count)
         return self._run(plan, inputs, count)
@@ -256,11 +256,12 @@ class Session:
             if self._alive != _forks:
                 raise self._gone()
             if isinstance(image, Mapping) and not isinstance(image, Pictures):
-                image = {name: np.asarray(one)[None] for name, one in image.items()}
-            inputs = as_inputs(np.asarray(image)[None] if not isinstance(image, Mapping) else image, self._inputs)
+                image = {name: np.asanyarray(one)[None] for name, one in image.items()}
+            inputs = as_inputs(image if isinstance(image, Mapping) else np.asanyarray(image)[None], self._inputs)
             if count_of(inputs) > 1:
                 raise RuntimeInputError(f"found {count_of(inputs)} pictures in one sample of a stream; expected one")
-            return (plan if self.cap is None else self.cap(plan, 1)), inputs
+            cap = self.cap
+            return (plan if cap is None else cap(plan, 1)), inputs
 
         def done(result: Result, seconds: float) -> None:
             for observer in self._observers:
@@ -275,6 +276,7 @@ class Session:
 
         Raises:
             ConfigurationError: the uncut model was left out of memory.
+            PieceError: it failed, or its scores are not numbers.
         """
         if self._uncut not in self.pieces:
             raise ConfigurationError("the uncut model is not loaded", hint="Load without max_memory.")
@@ -288,7 +290,8 @@ class Session:
             with self.device.lane(len(part)) as lane:
                 lane.put(part, name)
                 lane.run(self._uncut)
-                lane.decide()
+                if not lane.decide().min() > 0:
+                    raise PieceError(f"{self._uncut} gave scores that are not numbers")
                 parts.append(lane.answers()[1].copy())
         return np.concatenate(parts) if len(parts) > 1 else parts[0]
 

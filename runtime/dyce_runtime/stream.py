@@ -13,7 +13,7 @@ import numpy as np
 from dyce_runtime.contracts import Device, Handle, Lane
 from dyce_runtime.images import Images, Inputs
 from dyce_runtime.plan import Plan
-from dyce_runtime.routing import Result
+from dyce_runtime.routing import Result, invalid_scores
 
 Admit: TypeAlias = Callable[[Images], "tuple[Plan, Inputs]"]
 Done: TypeAlias = Callable[[Result, float], None]
@@ -148,6 +148,8 @@ class Stream:
         for piece in step.body:
             lane.run(piece)
         confidence = lane.decide(step.head)
+        if not confidence.min() > 0:
+            raise invalid_scores(plan, step, numbers[int((confidence > 0).argmin())])
         leave = np.ones(len(numbers), np.bool_) if step is plan.steps[-1] else confidence > step.threshold
         logits, label = lane.answers()
         for place in np.flatnonzero(leave).tolist():

@@ -8,6 +8,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, TypeAlias
+from weakref import ref
 
 import numpy as np
 import numpy.typing as npt
@@ -24,6 +25,8 @@ _MOST_RECORDED = 64
 
 class HostBinding(ABC):
     """A piece bound to one side of the buffers of a lane, for a number of samples.
+
+    Engines keep the address of an array, not the array: the lane owns whatever is bound, as long as it is bound.
 
     Attributes:
         spec: the piece.
@@ -45,7 +48,7 @@ class HostBinding(ABC):
 
     @abstractmethod
     def read_images(self, images: npt.NDArray[np.float32]) -> None:
-        """Read the images of this call, its only input."""
+        """Read the images of this call, its only input: C-contiguous, aligned and writeable."""
 
     def bind(self, buffers: HostBuffers, side: int, rows: int) -> None:
         """Read from one side, unless it is the images, and write to the other."""
@@ -74,7 +77,8 @@ class HostDevice:
 
     def lane(self, rows: int) -> HostLane:
         """A lane for the next power of two; a free one if there is one, the one used last."""
-        if self._bind is None:
+        bind = self._bind  # read once: another thread may close the device meanwhile
+        if bind is None:
             raise PieceError("the device is closed")
         capacity = 1 << (rows - 1).bit_length()
         free = self._free.setdefault(capacity, [])
@@ -82,11 +86,18 @@ class HostDevice:
             return free.pop()  # one step, like append: no lock is needed
         except IndexError:
             buffers = HostBuffers(self._pieces.values(), capacity)
-            return HostLane(self._target, self._pieces, self._bind, buffers, free)
+            return HostLane(self, self._target, self._pieces, bind, buffers)
+
+    def give_back(self, lane: HostLane, capacity: int) -> None:
+        """The call that had the lane has ended. Its buffers are kept for the next one, unless the device is closed."""
+        self._free.setdefault(capacity, []).append(lane)
+        if self._bind is None:
+            self._free.clear()
 
     def close(self) -> None:
         """Forget the pieces; calls that are running keep them until they end."""
-        self._bind, self._free = None, {}
+        self._bind = None
+        self._free.clear()
 
 
 class Taken(NamedTuple):
@@ -100,7 +111,7 @@ class Taken(NamedTuple):
 
 class _Stage(NamedTuple):
     calls: tuple[Callable[[], object], ...]
-    threshold: np.float32
+    threshold: float
     step: Step
 
 
@@ -130,15 +141,12 @@ class HostLane:
     """
 
     def __init__(
-        self,
-        target: str,
-        pieces: Mapping[str, PieceSpec],
-        bind: _Bind,
-        buffers: HostBuffers,
-        free: list[HostLane],
+        self, device: HostDevice, target: str, pieces: Mapping[str, PieceSpec], bind: _Bind, buffers: HostBuffers
     ) -> None:
         self.rows = 0
-        self._target, self._pieces, self._bind, self._buffers, self._free = target, pieces, bind, buffers, free
+        # Weak, since the device holds its free lanes: without a cycle a session that is dropped is freed at once.
+        self._device = ref(device)
+        self._target, self._pieces, self._bind, self._buffers = target, pieces, bind, buffers
         self._leaves = {
             id: names for id, piece in pieces.items() if (names := [s.name for s in left_by(piece.outputs)])
         }
@@ -157,8 +165,10 @@ class HostLane:
         small = self._buffers.small.get(name) if self.rows == 1 else None
         if small is not None:
             small[:] = images
-        else:
-            self._images = np.ascontiguousarray(images)
+        elif type(images) is np.ndarray and images.flags.carray:
+            self._images = images
+        else:  # misaligned, read-only, in another order or of a subclass: no engine promises to take these
+            self._images = np.array(images, np.float32, order="C")
 
     def run(self, piece: str) -> None:
         """Run a segment or a span. Raises PieceError."""
@@ -189,7 +199,7 @@ class HostLane:
             for stage in recording.stages:
                 for call in stage.calls:
                     call()
-                if confidence[0] > stage.threshold:
+                if not 0.0 < confidence.item(0) <= stage.threshold:
                     break
         except Exception as error:  # engines' exceptions share no base class
             raise self._failed(recording.names[call], error) from error
@@ -234,7 +244,8 @@ class HostLane:
         self._images = None
         self.rows = self._side = 0
         self._left = []
-        self._free.append(self)
+        if (device := self._device()) is not None:
+            device.give_back(self, self._buffers.capacity)
 
     def _run(self, piece: str) -> None:
         call = self._ready(piece).call
@@ -265,7 +276,7 @@ class HostLane:
                 calls.append(bound.call)
                 names[bound.call] = piece
                 self._side ^= piece != step.head
-            stages.append(_Stage(tuple(calls), step.threshold, step))
+            stages.append(_Stage(tuple(calls), float(step.threshold), step))
         assert start is not None
         if len(self._recorded) >= _MOST_RECORDED:
             self._recorded.clear()

@@ -96,8 +96,7 @@ class _Binding(HostBinding):
         super().__init__(spec, partial(infer, {}, share_outputs=True, decode_strings=False))
 
     def read(self, index: int, array: npt.NDArray[Any]) -> None:
-        """Bind an input; OpenVINO takes no memory that may not be written."""
-        array = array if array.flags.writeable else array.copy()
+        """Bind an input."""
         self._request.set_input_tensor(index, self._tensor(array, shared_memory=True))
 
     def write(self, index: int, array: npt.NDArray[Any]) -> None:

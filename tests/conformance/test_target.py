@@ -156,22 +156,6 @@ def test_results_own_their_memory_and_inputs_stay_as_they_were(session: Session)
         np.testing.assert_array_equal(first, kept)
 
 
-def test_images_may_lie_in_memory_in_any_order(session: Session):
-    session.use("full")
-    for count in (1, 4):
-        images = make_images(count)
-        turned = np.asfortranarray(images)
-        np.testing.assert_array_equal(session(turned).logits, session(images).logits)
-
-
-def test_images_may_be_read_only(session: Session):
-    for count in (1, 4):
-        images = make_images(count)
-        wanted = session(images).logits
-        images.flags.writeable = False
-        np.testing.assert_array_equal(session(images).logits, wanted)
-
-
 def test_the_uncut_model_and_the_chain_agree(session: Session):
     images = make_images(20)
     session.use(Configuration("never", on(exit3=1.0, exit7=1.0)))

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 from random import Random
+from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -164,3 +166,29 @@ def test_buckets_are_powers_of_two_up_to_the_largest_batch():
             chosen = bucket(rows, most)
             assert chosen in buckets(most)
             assert rows <= chosen < max(2 * rows, 2)
+
+
+def test_a_waiter_that_finds_the_device_closed_frees_it(session: Session, gpu: HostExecutor):
+    """The call that ran gives its turn to a waiter, which is then the last that could free the device."""
+    device: Any = session.device
+    running = device.lane(1)
+    turn, device._turn = device._turn, Mock(wraps=device._turn)
+    # Between the end of the call and its attempt to free, the waiter holds the lock.
+    device._turn.acquire.side_effect = lambda blocking=True: blocking and turn.acquire()
+    session.close()
+    running.__exit__()
+    assert gpu.closed == 0
+    device._turn = turn
+    with pytest.raises(PieceError, match="closed"):
+        device.lane(1)
+    assert gpu.closed == 1
+
+
+def test_memory_is_freed_where_opening_fails(tiny_bundle: Path):
+    bundle = open_bundle(tiny_bundle)
+    pieces = bundle.piece_specs([piece.id for piece in bundle.manifest.pieces])
+    executor = HostExecutor(pieces)
+    executor.capture = Mock(side_effect=TargetError("out of memory"))  # type: ignore[method-assign]
+    with pytest.raises(TargetError, match="out of memory"):
+        GpuDevice("double", pieces, executor, 4)
+    assert executor.closed == 1

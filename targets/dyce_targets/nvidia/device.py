@@ -9,6 +9,7 @@ in the larger graph; what that computes for the rest is never looked at. All of 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from functools import cached_property
 from math import prod
 from threading import Lock
@@ -62,8 +63,13 @@ class GpuDevice:
         self.target, self.executor, self.most = target, executor, most
         self.pieces = {piece.id: piece for piece in pieces}
         specs = {spec.name: spec for piece in pieces for spec in (*piece.inputs, *piece.outputs)}
-        self.tensors = {name: _Tensor(spec, executor, most) for name, spec in specs.items()}
-        self.graphs = {(piece.id, rows): self._capture(piece, rows) for piece in pieces for rows in buckets(most)}
+        try:
+            self.tensors = {name: _Tensor(spec, executor, most) for name, spec in specs.items()}
+            self.graphs = {(piece.id, rows): self._capture(piece, rows) for piece in pieces for rows in buckets(most)}
+        except BaseException:
+            with suppress(Exception):  # the first error says what is wrong
+                executor.close()
+            raise
         self.inputs = {spec.name: spec for piece in pieces for spec in piece.inputs}
         self._lane = GpuLane(self)
         self._turn = Lock()
@@ -83,12 +89,12 @@ class GpuDevice:
             )
         self._turn.acquire()
         if self._closed:
-            self._turn.release()
+            self.give_back()
             raise PieceError("the device is closed")
         return self._lane
 
     def give_back(self) -> None:
-        """The call that had the lane has ended."""
+        """The turn is over. Whoever ends one after the device was closed frees it: a waiter may be the last."""
         self._turn.release()
         if self._closed:
             self._free()
@@ -99,10 +105,13 @@ class GpuDevice:
         self._free()
 
     def _free(self) -> None:
-        if self._turn.acquire(blocking=False):
+        if not self._turn.acquire(blocking=False):
+            return
+        try:
             if not self._freed:
                 self._freed = True
                 self.executor.close()
+        finally:
             self._turn.release()
 
     def _capture(self, piece: PieceSpec, rows: int) -> Graph:
@@ -159,7 +168,7 @@ class GpuLane:
             for piece in step.body:
                 self.run(piece)
             confidence = self.decide(step.head)
-            if confidence[0] > step.threshold:
+            if not 0 < confidence[0] <= step.threshold:
                 break
         return step, confidence
 
