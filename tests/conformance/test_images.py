@@ -1,7 +1,7 @@
 """Images in every kind of memory: the same answer as from a plain array, or a refusal, on every target.
 
-Engines keep the address of what they read. Here freed memory is overwritten at once, so that an array which nobody owned
-between the moment it was bound and the moment it was read gives other answers, every time.
+Engines keep the address of what they read. Here freed memory is overwritten at once, so that an array which nobody
+owned between the moment it was bound and the moment it was read gives other answers, every time.
 """
 
 from __future__ import annotations
