@@ -5,6 +5,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from dyce_calibration.temperature import fit_temperature, softmax
+from dyce_runtime.errors import DataError
 
 
 def cross_entropy(logits: np.ndarray, labels: np.ndarray, temperature: float) -> float:
@@ -23,34 +24,88 @@ def test_a_known_temperature_is_recovered(temperature):
     assert found == pytest.approx(temperature, rel=0.05)
 
 
-samples = st.integers(2, 20).flatmap(
-    lambda n: st.tuples(
-        hnp.arrays(np.float32, (n, 4), elements=st.floats(-50, 50, width=32)),
-        hnp.arrays(np.int64, n, elements=st.integers(0, 3)),
-    )
-)
+@pytest.mark.parametrize(("classes", "spread"), [(2, 2.0), (10, 2.0), (10, 6.0), (1000, 3.0)])
+def test_a_hundred_samples_calibrate_unseen_ones_about_as_well_as_the_truth(classes, spread):
+    random = np.random.default_rng(1)
+    lost = []
+    for _ in range(10):
+        logits = random.normal(0, spread, (1100, classes))
+        labels = (logits + random.gumbel(size=logits.shape)).argmax(1)
+        found = fit_temperature(logits[:100].astype(np.float32), labels[:100])
+        lost.append(cross_entropy(logits[100:], labels[100:], found) - cross_entropy(logits[100:], labels[100:], 1.0))
+    assert np.mean(lost) < 0.02
 
 
-@given(samples)
-def test_the_cross_entropy_never_grows(drawn):
-    logits, labels = drawn
-    temperature = fit_temperature(logits, labels)
-    assert cross_entropy(logits, labels, temperature) <= cross_entropy(logits, labels, 1.0) + 1e-9
+# --- where samples say little -----------------------------------------------------------------------------------------
 
 
-@given(samples)
-def test_no_other_temperature_in_the_range_is_better(drawn):
-    logits, labels = drawn
-    best = cross_entropy(logits, labels, fit_temperature(logits, labels))
-    for other in np.geomspace(0.05, 20, 40):
-        assert best <= cross_entropy(logits, labels, other) + 1e-6
+def all_right(count: int, classes: int, margin: float = 6.0, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Logits and labels of a classifier that never errs, surer of some samples than of others."""
+    random = np.random.default_rng(seed)
+    labels = random.integers(0, classes, count)
+    logits = random.normal(0, 1, (count, classes))
+    logits[np.arange(count), labels] = logits.max(1) + random.uniform(0.5, 1.5, count) * margin
+    return logits.astype(np.float32), labels
 
 
-def test_a_head_that_is_always_right_is_made_as_sure_as_allowed():
-    labels = np.arange(8) % 4
-    logits = np.eye(4, dtype=np.float32)[labels]
-    assert fit_temperature(logits, labels) == pytest.approx(0.05, rel=1e-3)
-    assert fit_temperature(logits, (labels + 1) % 4) == pytest.approx(20, rel=1e-3)
+counts, classes = st.sampled_from([2, 20, 150, 1000]), st.sampled_from([2, 10, 100])
+
+
+@given(counts, classes, st.floats(0.1, 100), st.integers(0, 9))
+def test_without_a_mistake_confidences_claim_what_that_many_samples_support(count, classes, margin, seed):
+    logits, labels = all_right(count, classes, margin, seed)
+    confidences = softmax(logits, fit_temperature(logits, labels)).max(1)
+    assert 1 - confidences.mean() > 0.5 / (count + 2)
+    assert (confidences == 1).mean() < 0.1, "samples have to be told apart"
+
+
+def test_more_samples_without_a_mistake_allow_more_confidence_and_one_mistake_less():
+    logits, labels = all_right(1000, 2)
+    found = [fit_temperature(logits[:count], labels[:count]) for count in (10, 30, 100, 300)]
+    assert found == sorted(found, reverse=True)
+    labels[0] = 1 - labels[0]
+    assert fit_temperature(logits[:300], labels[:300]) > found[-1]
+
+
+@given(st.sampled_from([1e-4, 0.5, 16.0, 1e4]), counts, classes, st.sampled_from(["right", "mixed", "wrong"]))
+def test_confidences_do_not_depend_on_the_scale_of_the_logits(scale, count, classes, kind):
+    logits, labels = all_right(count, classes)
+    labels = {"right": labels, "mixed": np.arange(count) % classes, "wrong": logits.argmin(1)}[kind]
+    found = fit_temperature(logits * np.float32(scale), labels)
+    assert found == pytest.approx(scale * fit_temperature(logits, labels), rel=1e-3)
+
+
+@pytest.mark.parametrize("classes", [2, 10, 1000])
+def test_a_classifier_that_is_always_wrong_is_as_good_as_undecided_yet_tells_samples_apart(classes):
+    logits, _ = all_right(200, classes)
+    confidences = softmax(logits, fit_temperature(logits, logits.argmin(1))).max(1)
+    assert (confidences < 1.5 / classes).all()
+    assert len(np.unique(confidences)) > 150
+
+
+@pytest.mark.parametrize("shape", [(1, 3), (5, 1), (20, 7)])
+def test_constant_logits_have_temperature_1(shape):
+    assert fit_temperature(np.full(shape, 3.0, np.float32), np.zeros(shape[0], np.int64)) == 1.0
+
+
+def test_excluded_classes_change_nothing():
+    logits, labels = all_right(50, 5)
+    more = np.concatenate([logits, np.full((50, 1), -np.inf, np.float32)], axis=1)
+    assert fit_temperature(more, labels) == pytest.approx(fit_temperature(logits, labels))
+    masked = np.concatenate([logits, np.full((50, 1), -1e9, np.float32)], axis=1)
+    assert fit_temperature(masked, labels) == pytest.approx(fit_temperature(logits, labels))
+    assert fit_temperature(more, np.full(50, 5)) == 1.0, "a label that is excluded"
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_logits_that_are_no_numbers_are_refused(value):
+    logits, labels = all_right(50, 5)
+    logits[[3, 7], 2] = value
+    with pytest.raises(DataError, match="logits of 2 of 50 samples"):
+        fit_temperature(logits, labels)
+
+
+# --- softmax ---------------------------------------------------------------------------------------------------------
 
 
 @given(hnp.arrays(np.float32, (3, 5), elements=st.floats(-1e4, 1e4, width=32)), st.floats(0.05, 20))
