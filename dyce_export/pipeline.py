@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import logging
-import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -34,10 +33,11 @@ from dyce_export.precision.trials import Limits
 from dyce_export.probes import FEWEST_PROBES, condition, probe_count, synthetic_images
 from dyce_export.progress import Progress
 from dyce_export.reports import report_bundle
-from dyce_export.rounding import SAMPLES, explained_by_rounding, rounding_errors
+from dyce_export.rounding import SAMPLES, rounding_errors
 from dyce_export.sources import Source
 from dyce_export.spans import write_spans
 from dyce_export.staging import kept_work, staged
+from dyce_export.verdict import refusal
 from dyce_export.verify import TOLERANCE, Reference, compute_reference, probe_configuration, verify
 from dyce_runtime.bundle import (
     CONFIGURATIONS,
@@ -51,8 +51,8 @@ from dyce_runtime.bundle import (
 )
 from dyce_runtime.configuration import FULL, Configuration, Configurations, Entry
 from dyce_runtime.datasets import Dataset, open_dataset
-from dyce_runtime.errors import ExitPointError, UsageError, VerificationError
-from dyce_runtime.manifest import SCHEMA_VERSION, Manifest, Model, Verification
+from dyce_runtime.errors import ExitPointError, UsageError
+from dyce_runtime.manifest import SCHEMA_VERSION, Manifest, Model
 from dyce_runtime.preprocessing import preprocess
 from dyce_runtime.vectors import Vectors, write_vectors
 
@@ -271,7 +271,7 @@ def _write(
     with staged(output, force=options.force) as folder:
         with progress.stage("onnx"):
             manifest = _write_pieces(prepared, heads, calibration, folder)
-        probe = probe_configuration(manifest, reference)
+        probe = probe_configuration(manifest, reference, options.tolerance)
         configurations = _configurations(manifest, calibration, probe)
         write_document(configurations, folder / CONFIGURATIONS)
         with progress.stage("spans"):
@@ -280,7 +280,12 @@ def _write(
         with progress.stage("verify"):
             verification = verify(Bundle(folder, manifest, configurations), reference, probe, options.tolerance)
             if verification.verdict != "passed":
-                raise _refusal(verification, lambda: rounding_errors(backbone, heads, probes[:SAMPLES]))
+                raise refusal(
+                    verification,
+                    random=source.weights == "random",
+                    pictures=calibration is not None,
+                    measure_rounding=lambda: rounding_errors(backbone, heads, probes[:SAMPLES]),
+                )
         _write_test_vectors(reference, probe, Bundle(folder, manifest, configurations))
         if calibration is not None:
             with progress.stage("report"):
@@ -372,29 +377,6 @@ def _configurations(manifest: Manifest, calibration: Calibration | None, probe: 
     if calibration is None:
         return Configurations(named={FULL: Entry(exits={}), probe.name: Entry(exits=probe.exits)})
     return choose(calibration.records, macs_of(manifest))
-
-
-def _refusal(verification: Verification, measure_rounding: Callable[[], Mapping[str, float]]) -> VerificationError:
-    """What did not pass, and whose fault it is."""
-    if verification.verdict == "inconclusive":
-        return VerificationError(
-            f"verification is inconclusive: {verification.reason}",
-            hint="Nothing was written, since nothing could be shown. Export trained weights, or pass --data.",
-        )
-    rounding = measure_rounding()
-    if explained_by_rounding(verification, rounding):
-        power = math.ceil(math.log10(verification.max_relative_error))
-        return VerificationError(
-            f"verification failed: {verification.reason}. This is rounding: the model amplifies it, torch's own "
-            f"float32 is up to {max(rounding.values()):.1e} from float64",
-            hint=f"--tolerance 1e{power} accepts it, if that is precise enough for you."
-            if power <= -2
-            else "In float32 its answers mean little, in torch as here.",
-        )
-    return VerificationError(
-        f"verification failed: {verification.reason}",
-        hint="The exported pieces do not compute what the model computes; nothing was written. Please report it.",
-    )
 
 
 def _write_test_vectors(reference: Reference, probe: Configuration, bundle: Bundle) -> None:

@@ -6,8 +6,10 @@ torch's value. A constant that dwarfs the signal therefore hides nothing.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -17,12 +19,14 @@ from torch import Tensor
 from dyce_calibration.heads import TrainedHead
 from dyce_calibration.temperature import softmax
 from dyce_export.backbone import Backbone
+from dyce_export.probe_thresholds import NONE_LEAVE, all_leave, doubts, threshold_between
+from dyce_export.verdict import control_of, failure, inconclusive
 from dyce_runtime import targets
 from dyce_runtime.bundle import Bundle
-from dyce_runtime.configuration import Configuration, ExitSetting, float32_midpoint
+from dyce_runtime.configuration import Configuration, ExitSetting
 from dyce_runtime.contracts import Device, Lane, TargetSpec
 from dyce_runtime.manifest import FINAL, Manifest, Verification
-from dyce_runtime.plan import Plan, make_plan
+from dyce_runtime.plan import make_plan
 from dyce_runtime.session import Session
 from dyce_runtime.vectors import relative_error
 from dyce_runtime.walk import walk
@@ -31,11 +35,9 @@ Floats = NDArray[np.float32]
 
 TOLERANCE = 1e-4
 PROBE = "probe"
-# Confidences closer to a threshold than this may fall on either side of it.
-EXEMPT_WITHIN = 1e-5
-_MOST_EXEMPT = 0.01
 _BATCHES = (1, 3)
 _SEAM_SAMPLES = 8
+_MARGIN = 4.0
 
 
 @dataclass(frozen=True)
@@ -78,22 +80,33 @@ def compute_reference(
                 seams = [[tensor.numpy() for tensor in tensors] for tensors in activations]
     joined = [[np.concatenate(part) for part in parts] for parts in of_heads]
     confidences = [
-        softmax(parts[0], of_exit[0].temperature).max(axis=1) for parts, of_exit in zip(joined, heads, strict=True)
+        # What is not a number is above no threshold.
+        np.nan_to_num(softmax(parts[0], of_exit[0].temperature).max(axis=1), nan=0.0)
+        for parts, of_exit in zip(joined, heads, strict=True)
     ]
     return Reference(images.numpy(), np.concatenate(logits), seams or [], joined, confidences)
 
 
-def probe_configuration(manifest: Manifest, reference: Reference) -> Configuration:
-    """Every exit on with its first head, at the median confidence of that: about half of the samples leave at each."""
+def probe_configuration(manifest: Manifest, reference: Reference, tolerance: float = TOLERANCE) -> Configuration:
+    """Every exit on with its first head, so that about half of the samples leave at each.
+
+    Nothing leaves at an exit whose confidences no threshold can tell apart.
+    """
     exits = {
-        exit.id: ExitSetting(exit.heads[0].type, median_gap(confidences))
-        for exit, confidences in zip(manifest.exits, reference.confidences, strict=False)
+        exit.id: ExitSetting(exit.heads[0].type, threshold_between(confidences, in_doubt))
+        for exit, confidences, in_doubt in zip(
+            manifest.exits, reference.confidences, _doubts(manifest, reference, tolerance), strict=False
+        )
     }
     return Configuration(PROBE, exits)
 
 
 def verify(bundle: Bundle, reference: Reference, probe: Configuration, tolerance: float = TOLERANCE) -> Verification:
-    """Compare a bundle on disk with torch, at batch sizes 1 and 3, and by the exits that its session takes."""
+    """Compare a bundle on disk with torch, at batch sizes 1 and 3, and by the exits that its session takes.
+
+    Args:
+        probe: see :func:`probe_configuration`. An exit where nothing leaves is tried by itself, with all samples.
+    """
     target, spec = targets.find(), TargetSpec()
     device = target.open(bundle.piece_specs([piece.id for piece in bundle.manifest.pieces]), spec)
     errors: dict[str, float] = {}
@@ -101,24 +114,62 @@ def verify(bundle: Bundle, reference: Reference, probe: Configuration, tolerance
         for name, error in _seam_errors(bundle.manifest, device, reference, batch).items():
             errors[name] = max(error, errors.get(name, 0.0))
     device.close()
+    in_doubt = _doubts(bundle.manifest, reference, tolerance, errors)
     with Session(bundle, target.name, spec, allow_untrained=True) as session:
-        session.use(probe)
-        agreement, exempt, errors["routed"] = _exit_agreement(session, reference, make_plan(bundle.manifest, probe))
-    control = _control(reference.logits)
-    verdict = {
-        "tolerance": tolerance,
-        "max_relative_error": max(errors.values()),
-        "seams": errors,
-        "control": control,
-        "exit_agreement": agreement,
-        "exempt": exempt,
-        "samples": len(reference.images),
-    }
-    reason = _inconclusive(control, tolerance, exempt, len(reference.images))
-    if reason:
-        return Verification(verdict="inconclusive", reason=reason, **verdict)  # type: ignore[arg-type]
-    reason = _failure(errors, tolerance, agreement)
-    return Verification(verdict="failed" if reason else "passed", reason=reason, **verdict)  # type: ignore[arg-type]
+        routes = [
+            _route(session, reference, configuration, in_doubt)
+            for configuration in (probe, *_alone(probe, bundle.manifest, reference))
+        ]
+    errors["routed"] = max(route.error for route in routes)
+    agreement, exempt = min(route.agreement for route in routes), max(route.exempt for route in routes)
+    unclear = inconclusive(_expected(bundle.manifest, reference), errors, tolerance, exempt)
+    reason = unclear or failure(errors, tolerance, agreement)
+    return Verification(
+        verdict="inconclusive" if unclear else "failed" if reason else "passed",
+        tolerance=tolerance,
+        max_relative_error=max(errors.values()),
+        seams=errors,
+        control=control_of(reference.logits),
+        exit_agreement=agreement,
+        exempt=exempt,
+        samples=len(reference.images),
+        reason=reason,
+    )
+
+
+def _expected(manifest: Manifest, reference: Reference) -> dict[str, list[Floats]]:
+    """What torch computes, by the names under which :func:`_seam_errors` compares it."""
+    expected: dict[str, list[Floats]] = {}
+    for exit, seams, of_heads in zip(manifest.exits, reference.seams, reference.head_logits, strict=False):
+        expected[f"exit {exit.id}"] = seams
+        expected |= {f"exit {exit.id} {head.type}": [of] for head, of in zip(exit.heads, of_heads, strict=True)}
+    return {**expected, "logits": [reference.logits]}
+
+
+def _doubts(
+    manifest: Manifest, reference: Reference, tolerance: float, errors: Mapping[str, float] = MappingProxyType({})
+) -> list[NDArray[np.float64]]:
+    """For every exit how far rounding may move the confidences of its first head.
+
+    Args:
+        errors: of the heads on a few samples, if they were measured; others may show several times as much.
+    """
+    found = []
+    for exit, confidences, logits in zip(manifest.exits, reference.confidences, reference.head_logits, strict=False):
+        head = exit.heads[0]
+        error = min(tolerance, _MARGIN * errors.get(f"exit {exit.id} {head.type}", np.inf))
+        found.append(doubts(confidences, logits[0], head.temperature, error))
+    return found
+
+
+def _alone(probe: Configuration, manifest: Manifest, reference: Reference) -> list[Configuration]:
+    """For every exit where nothing leaves under the probe, one under which all samples leave there."""
+    confidences = {exit.id: found for exit, found in zip(manifest.exits, reference.confidences, strict=False)}
+    return [
+        Configuration(PROBE, {exit: ExitSetting(on.head, all_leave(confidences[exit]))})
+        for exit, on in probe.exits.items()
+        if on.threshold == NONE_LEAVE
+    ]
 
 
 def _seam_errors(manifest: Manifest, device: Device, reference: Reference, batch: int) -> dict[str, float]:
@@ -153,60 +204,47 @@ def _seam_errors(manifest: Manifest, device: Device, reference: Reference, batch
     return errors
 
 
-def _exit_agreement(session: Session, reference: Reference, plan: Plan) -> tuple[float, int, float]:
-    """Share of equal exits, samples exempt, and the error of the routed logits where the exits are equal."""
+class _Route(NamedTuple):
+    """The exits that a session took under one configuration, against those of torch.
+
+    Attributes:
+        agreement: share of the samples that left where torch says, exempt ones left out.
+        exempt: samples that rounding might send elsewhere.
+        error: of the logits, where the exits are equal.
+    """
+
+    agreement: float
+    exempt: int
+    error: float
+
+
+def _route(
+    session: Session,
+    reference: Reference,
+    configuration: Configuration,
+    in_doubt: Sequence[NDArray[np.float64]],
+) -> _Route:
+    """Run all samples under a configuration; ``in_doubt`` says how far a confidence may be off, exit by exit."""
+    session.use(configuration)
     count = len(reference.images)
     batches = [session(reference.images[i : i + _SEAM_SAMPLES]) for i in range(0, count, _SEAM_SAMPLES)]
     exits = np.concatenate([result.exit for result in batches])
     logits = np.concatenate([result.logits for result in batches])
-    expected = np.full(count, plan.steps[-1].exit)
+    *steps, last = make_plan(session.manifest, configuration).steps
+    expected = np.full(count, last.exit)
     near = np.zeros(count, np.bool_)
     waiting = np.ones(count, np.bool_)
-    for step in plan.steps[:-1]:
+    for step in steps:
         confidence = reference.confidences[step.exit]
-        near |= waiting & (np.abs(confidence - step.threshold) <= EXEMPT_WITHIN)
+        if step.threshold < NONE_LEAVE:
+            near |= waiting & (np.abs(confidence - step.threshold) <= in_doubt[step.exit])
         leave = waiting & (confidence > step.threshold)
         expected[leave] = step.exit
         waiting &= ~leave
     equal = exits == expected
-    routed = 0.0
+    error = 0.0
     for index, of_exit in enumerate([*(first for first, *_ in reference.head_logits), reference.logits]):
         rows = equal & (exits == index)
         if rows.any():
-            routed = max(routed, relative_error(of_exit[rows], logits[rows], of_exit))
-    return float(equal[~near].mean()) if not near.all() else 0.0, int(near.sum()), routed
-
-
-def median_gap(confidences: Floats) -> float:
-    """The threshold in the gap nearest to the median that is wide enough to tell which side a sample is on."""
-    values = np.sort(confidences)
-    wide = np.flatnonzero(np.diff(values) > 2.5 * EXEMPT_WITHIN)
-    if len(wide) == 0:
-        return float(np.median(values))
-    index = wide[np.abs(wide + 1 - len(values) / 2).argmin()]
-    return float32_midpoint(values[index], values[index + 1])
-
-
-def _control(logits: Floats) -> float:
-    """How much the logits of two different inputs differ, relative to their scale; the largest over pairs."""
-    return float(np.abs(logits[1:] - logits[:-1]).max() / max(np.abs(logits).max(), np.finfo(np.float32).tiny))
-
-
-def _inconclusive(control: float, tolerance: float, exempt: int, samples: int) -> str:
-    if not control >= 10 * tolerance:
-        return (
-            f"the logits hardly depend on the input: two different inputs differ by {control:.1e} of their scale, "
-            f"at least {10 * tolerance:.0e} is needed to compare anything"
-        )
-    if exempt > _MOST_EXEMPT * samples:
-        return f"{exempt} of {samples} samples are too close to a probe threshold to be compared"
-    return ""
-
-
-def _failure(errors: dict[str, float], tolerance: float, agreement: float) -> str:
-    for name, error in errors.items():
-        if not error <= tolerance:
-            return f"the relative error at {name} is {error:.1e}; at most {tolerance:.0e} is allowed"
-    if agreement < 1:
-        return f"{1 - agreement:.1%} of the samples leave at another exit than in torch"
-    return ""
+            error = max(error, relative_error(of_exit[rows], logits[rows], of_exit))
+    return _Route(float(equal[~near].mean()) if not near.all() else 0.0, int(near.sum()), error)

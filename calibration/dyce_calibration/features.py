@@ -19,7 +19,7 @@ from torch import Tensor
 from dyce_calibration import resume
 from dyce_calibration.processes import ALONE, Processes
 from dyce_runtime.datasets import MOST_SKIPPED, Dataset
-from dyce_runtime.errors import DataError, DestinationError
+from dyce_runtime.errors import DataError, DestinationError, ModelError
 from dyce_runtime.preprocessing import Picture
 
 # what a model takes, of N pictures -> logits (N, classes) and, per exit, its pooled activation (N, features)
@@ -79,6 +79,7 @@ def extract_features(
     Raises:
         DestinationError: the estimated space is not free.
         DataError: more than 1 % of the pictures cannot be decoded.
+        ModelError: the model computes NaN or infinity for a picture.
     """
     order = np.random.default_rng(seed).permutation(len(dataset))[processes.rank :: processes.count]
     folder.mkdir(parents=True, exist_ok=True)
@@ -90,6 +91,7 @@ def extract_features(
         if len(rows):
             with torch.inference_mode():
                 logits, pooled = backbone(inputs)
+            _check_numbers(dataset, rows, logits, pooled)
             store.append(rows, [logits, *pooled])
         store.mark(start + BATCH, last=start + BATCH >= len(order))
     rows = store.rows
@@ -170,6 +172,21 @@ def _read(dataset: Dataset, rows: NDArray[np.int64], prepare: Prepare) -> tuple[
             except DataError as error:
                 log.warning("skipped: %s", error)
         return np.array(readable, np.int64), prepare(dataset.images(readable)) if readable else None
+
+
+def _check_numbers(dataset: Dataset, rows: NDArray[np.int64], logits: Tensor, pooled: Sequence[Tensor]) -> None:
+    """Nothing can be fitted to NaN or infinity; logits of -inf exclude a class."""
+    strange = ~(torch.isfinite(logits) | torch.isneginf(logits)).all(1) | torch.isneginf(logits).all(1)
+    for tensor in pooled:
+        strange |= ~torch.isfinite(tensor).all(1)
+    if strange.any():
+        row = int(rows[int(strange.nonzero()[0])])
+        [picture] = dataset.images([row])
+        name = picture if isinstance(picture, Path) else f"picture {row} of {dataset.source}"
+        raise ModelError(
+            f"the model computes NaN or infinity for {name}; expected finite numbers",
+            hint="Look for an overflow or a division by zero in the model, or leave that picture out.",
+        )
 
 
 def _check_broken(dataset: Dataset, tried: int, readable: int) -> None:

@@ -10,8 +10,8 @@ import numpy as np
 
 from dyce_calibration.recorder import record, recorded_pictures
 from dyce_calibration.records import Records
+from dyce_export.probe_thresholds import threshold_between
 from dyce_export.progress import Progress
-from dyce_export.verify import median_gap
 from dyce_runtime import targets
 from dyce_runtime.bundle import RECORDS, Bundle
 from dyce_runtime.bundle_arrays import read_splits
@@ -24,6 +24,9 @@ from dyce_runtime.vectors import Vectors, read_vectors
 from dyce_runtime.walk import head_pieces, walk
 
 log = logging.getLogger("dyce_export")
+
+# Confidences further apart than this are told apart by every engine.
+_APART = 1e-5
 
 
 def own_records(like: Records, saver: Bundle) -> Records | None:
@@ -101,7 +104,7 @@ def join_vectors(base: Bundle, savers: Sequence[Bundle], networks: Sequence[Netw
                 for index, _ in walk(manifest, lane, {manifest.input.name: images}):
                     confidences.append(lane.decide(head_pieces(manifest, index)[0]).copy())
     columns = np.stack(confidences, axis=1)
-    probe = np.array([median_gap(column) for column in columns.T], np.float32)
+    probe = np.array([threshold_between(column, _APART) for column in columns.T], np.float32)
     return Vectors(
         inputs,
         known.logits,

@@ -75,9 +75,22 @@ def answered(vectors: Vectors, session: Session) -> Vectors:
 
 
 def relative_error(expected: Floats, found: Floats, scale_of: Floats) -> float:
-    """max |expected - found| over what depends on the input in ``scale_of``; infinite if anything is not finite."""
-    if expected.shape != found.shape or not np.isfinite(found).all():
+    """max |expected - found| over what depends on the input in ``scale_of``.
+
+    A logit of -inf, by which a model excludes a class, has to be -inf in both. Infinite if anything else is not finite.
+    """
+    excluded = np.isneginf(expected)
+    if expected.shape != found.shape or not np.array_equal(excluded, np.isneginf(found)):
         return float("inf")
-    error = np.abs(expected.astype(np.float64) - found).max()
-    scale = np.abs(scale_of - scale_of.mean(axis=0, dtype=np.float64)).max()
+    expected, found = expected[~excluded], found[~excluded]
+    if not (np.isfinite(expected).all() and np.isfinite(found).all()):
+        return float("inf")
+    error = np.abs(expected.astype(np.float64) - found).max(initial=0.0)
+    scale = spread(scale_of)
     return float(error / scale) if scale > 0 else (0.0 if error == 0 else float("inf"))
+
+
+def spread(values: Floats) -> float:
+    """How far values (N, ...) are from their mean over the samples at most; those of -inf are left out."""
+    known = np.where(np.isneginf(values), np.float32(0), values)
+    return float(np.abs(known - known.mean(axis=0, dtype=np.float64)).max())

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from dyce_calibration.features import BATCH, extract_features
 from dyce_runtime.datasets import Dataset
-from dyce_runtime.errors import DestinationError
+from dyce_runtime.errors import DestinationError, ModelError
 from dyce_runtime.manifest import Preprocessing
 from dyce_runtime.preprocessing import preprocess
 
@@ -106,3 +106,24 @@ def test_features_that_do_not_fit_on_the_disk_are_refused_before_the_files_are_m
     assert not list(tmp_path.iterdir())
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(0, 0, needed))
     assert len(extract_features(Spy(), dataset(), prepare, tmp_path, seed=0)) == COUNT
+
+
+@pytest.mark.parametrize(("place", "value"), [("logits", np.nan), ("logits", np.inf), ("features", -np.inf)])
+def test_a_model_that_does_not_compute_numbers_is_refused_with_the_picture(tmp_path: Path, place: str, value: float):
+    def broken(images: Tensor) -> tuple[Tensor, list[Tensor]]:
+        logits, pooled = Spy()(images)
+        {"logits": logits, "features": pooled[1]}[place][numbers(images) == 70, 1] = value
+        return logits, pooled
+
+    with pytest.raises(ModelError, match="NaN or infinity for picture 70 of numbered"):
+        extract_features(broken, dataset(), prepare, tmp_path, seed=0)
+
+
+def test_a_model_may_exclude_a_class(tmp_path: Path):
+    def excluding(images: Tensor) -> tuple[Tensor, list[Tensor]]:
+        logits, pooled = Spy()(images)
+        logits[:, 6] = -np.inf
+        return logits, pooled
+
+    features = extract_features(excluding, dataset(), prepare, tmp_path, seed=0)
+    assert (features.logits[:, 6] == -np.inf).all()

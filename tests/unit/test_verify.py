@@ -14,15 +14,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from onnx import numpy_helper
+from torch import nn
 
-from dyce_calibration.heads import TrainedHead
+from dyce_calibration.heads import TrainedHead, untrained_heads
 from dyce_export import pipeline
 from dyce_export.backbone import Backbone
 from dyce_export.cascade import export_source
 from dyce_export.probes import condition
 from dyce_export.sources import from_module
 from dyce_export.verify import (
-    EXEMPT_WITHIN,
     Reference,
     compute_reference,
     probe_configuration,
@@ -30,7 +30,8 @@ from dyce_export.verify import (
     verify,
 )
 from dyce_runtime.bundle import Bundle, open_bundle
-from dyce_runtime.configuration import Configuration, ExitSetting, float32_midpoint
+from dyce_runtime.configuration import Configuration, ExitSetting
+from dyce_runtime.session import Session
 from dyce_targets.host_lane import HostLane
 from tests.models import INPUT_SIZE, Convolutions, build, images
 
@@ -191,45 +192,126 @@ def probe_at(exported: Exported, first: float) -> Configuration:
     return Configuration("probe", {"1": ExitSetting(later.head, float(np.float32(first))), "3": later})
 
 
-def test_a_sample_close_to_a_threshold_is_exempt_and_too_many_are_inconclusive(exported: Exported):
+def test_a_sample_close_to_a_threshold_is_exempt_and_the_others_count(exported: Exported):
     values = np.sort(exported.reference.confidences[0])
-    distance = np.diff(values)[1:-1]
-    alone = 1 + int(distance.argmax())
-    probe = probe_at(exported, values[alone] + 0.3 * EXEMPT_WITHIN)
-    found = verify(open_bundle(exported.path), exported.reference, probe)
-    assert found.exempt == 1
-    assert found.verdict == "inconclusive"
-    assert found.reason.startswith(f"1 of {len(values)} samples are too close")
+    alone = 1 + int(np.diff(values)[1:-1].argmax())
+    found = verify(open_bundle(exported.path), exported.reference, probe_at(exported, values[alone] + 3e-6))
+    assert (found.verdict, found.exempt, found.exit_agreement) == ("passed", 1, 1.0)
 
 
-def test_one_percent_of_the_samples_may_be_exempt(exported: Exported):
-    reference = compute_reference(exported.model, exported.backbone, exported.heads, images(128, seed=5))
-    values = np.sort(reference.confidences[0])
-    gaps = np.minimum(np.diff(values)[:-1], np.diff(values)[1:])
-    probe = probe_at(exported, values[1 + int(gaps.argmax())] - 0.3 * EXEMPT_WITHIN)
-    found = verify(open_bundle(exported.path), reference, probe)
-    assert (found.verdict, found.exempt, found.samples) == ("passed", 1, 128)
+def test_a_sample_that_leaves_elsewhere_fails_though_another_is_exempt(exported: Exported):
+    confidences = exported.reference.confidences[0].copy()
+    values = np.sort(confidences)
+    alone = 1 + int(np.diff(values)[1:-1].argmax())
+    confidences[confidences.argmin()] = 1.0
+    wrong = replace(exported.reference, confidences=[confidences, *exported.reference.confidences[1:]])
+    found = verify(open_bundle(exported.path), wrong, probe_at(exported, values[alone] + 3e-6))
+    assert (found.verdict, found.exempt) == ("failed", 1)
+    assert "leave at another exit than in torch" in found.reason
+
+
+def test_if_most_samples_are_too_close_to_a_threshold_the_reason_is_named(exported: Exported):
+    close = np.full_like(exported.reference.confidences[0], exported.probe.exits["1"].threshold)
+    reference = replace(exported.reference, confidences=[close, *exported.reference.confidences[1:]])
+    found = verify(open_bundle(exported.path), reference, exported.probe)
+    assert (found.verdict, found.exempt) == ("inconclusive", 32)
+    assert found.reason.startswith("32 of 32 samples are so close to a probe threshold")
 
 
 def test_a_sample_that_has_left_is_not_close_to_later_thresholds(exported: Exported):
     first, second = exported.reference.confidences
     leaves_early = int(np.flatnonzero(first > exported.probe.exits["1"].threshold)[0])
-    threshold = float(np.float32(second[leaves_early] + 0.3 * EXEMPT_WITHIN))
-    others = np.abs(np.delete(second, leaves_early) - threshold)
-    assert others.min() > EXEMPT_WITHIN, "the test needs confidences that stand apart"
+    threshold = float(np.float32(second[leaves_early] + 3e-6))
+    assert np.abs(np.delete(second, leaves_early) - threshold).min() > 1e-3, "the test needs confidences that differ"
     head = exported.probe.exits["3"].head
     probe = Configuration("probe", {"1": exported.probe.exits["1"], "3": ExitSetting(head, threshold)})
     assert verify(open_bundle(exported.path), exported.reference, probe).exempt == 0
 
 
-def test_probe_thresholds_stand_in_the_gap_nearest_to_the_median(exported: Exported):
-    manifest = open_bundle(exported.path).manifest
-    crowded = np.array([0.1, 0.2, 0.5, 0.5 + 1e-6, 0.5 + 2e-6, 0.5 + 3e-6, 0.9, 0.95], np.float32)
-    reference = replace(exported.reference, confidences=[crowded, crowded[::-1]])
-    probe = probe_configuration(manifest, reference)
-    expected = {float32_midpoint(crowded[1], crowded[2]), float32_midpoint(crowded[5], crowded[6])}
-    assert {setting.threshold for setting in probe.exits.values()} <= expected
-    assert list(probe.exits) == ["1", "3"]
+# --- exits whose confidences are all the same ------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def saturated(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Any]]:
+    """A bundle whose heads are so sure that every confidence is exactly 1, and what its reference is made from."""
+    module = build(Convolutions)
+    condition(module, images(16, seed=1))
+    used: list[Any] = []
+
+    def sure(*arguments: Any, **keywords: Any) -> list[list[TrainedHead]]:
+        heads = untrained_heads(*arguments, **keywords)
+        return [[replace(head, temperature=head.temperature * 1e-6) for head in of_exit] for of_exit in heads]
+
+    def spy(*arguments: Any) -> Reference:
+        used.extend(arguments)
+        return compute_reference(*arguments)
+
+    path = tmp_path_factory.mktemp("saturated") / "bundle.dyce"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pipeline, "untrained_heads", sure)
+        patch.setattr(pipeline, "compute_reference", spy)
+        export_source(from_module(module, input_size=INPUT_SIZE), ["1", "3"], path)
+    return path, used
+
+
+def test_saturated_confidences_can_be_verified(saturated: tuple[Path, list[Any]]):
+    path, used = saturated
+    bundle, reference = open_bundle(path), compute_reference(*used)
+    assert all((confidences == 1).all() for confidences in reference.confidences)
+    assert bundle.manifest.verification is not None
+    assert (bundle.manifest.verification.verdict, bundle.manifest.verification.exempt) == ("passed", 0)
+
+
+def test_routing_at_a_saturated_exit_is_verified_all_the_same(
+    saturated: tuple[Path, list[Any]], monkeypatch: pytest.MonkeyPatch
+):
+    path, used = saturated
+    bundle, reference = open_bundle(path), compute_reference(*used)
+    probe = probe_configuration(bundle.manifest, reference)
+    assert [on.threshold for on in probe.exits.values()] == [1.0, 1.0]
+    use = Session.use
+    monkeypatch.setattr(Session, "use", lambda session, knob: use(session, probe))  # nothing ever leaves
+    found = verify(bundle, reference, probe)
+    assert (found.verdict, found.exit_agreement) == ("failed", 0.0)
+
+
+# --- models that do not compute numbers, or exits that say nothing ---------------------------------------------------
+
+
+def test_a_model_that_computes_nan_for_some_pictures_is_told_so(exported: Exported):
+    logits = exported.reference.logits.copy()
+    logits[[2, 5], 1] = np.nan
+    found = verify(open_bundle(exported.path), replace(exported.reference, logits=logits), exported.probe)
+    assert found.verdict == "inconclusive"
+    assert found.reason == "the model itself computes NaN or infinity for 2 of 32 pictures, at logits"
+
+
+class Excluding(nn.Module):
+    """A classifier of which one class is excluded."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = build(Convolutions)
+        self.register_buffer("excluded", torch.tensor([False, False, True, False, False]))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.net(x).masked_fill(self.excluded, float("-inf"))
+
+
+def test_a_model_may_exclude_classes_by_infinitely_small_logits(tmp_path: Path):
+    module = Excluding().eval()
+    condition(module, images(16, seed=1))
+    made = export_source(from_module(module, input_size=INPUT_SIZE), ["1"], tmp_path / "bundle.dyce")
+    assert made.manifest.verification is not None
+    assert made.manifest.verification.verdict == "passed"
+
+
+def test_an_exit_that_does_not_depend_on_the_input_is_named(exported: Exported):
+    constant = [np.full_like(seam, 1 / 3) for seam in exported.reference.seams[0]]
+    reference = replace(exported.reference, seams=[constant, *exported.reference.seams[1:]])
+    found = verify(open_bundle(exported.path), reference, exported.probe)
+    assert found.verdict == "inconclusive"
+    assert found.reason.startswith("what the model computes at exit 1 hardly depends on the input")
 
 
 def test_the_reference_is_what_torch_computes(exported: Exported):
@@ -274,7 +356,16 @@ def test_what_is_not_finite_is_infinitely_wrong(value):
     bad[1, 1] = value
     assert relative_error(good, bad, good) == np.inf
     assert relative_error(bad, good, bad) == np.inf
-    assert relative_error(bad, bad, bad) == np.inf
+    if value != -np.inf:
+        assert relative_error(bad, bad, bad) == np.inf
+
+
+def test_classes_that_both_exclude_are_left_out():
+    logits = np.arange(6, dtype=np.float32).reshape(3, 2)
+    excluding = np.column_stack([logits, np.full(3, -np.inf, np.float32)])
+    assert relative_error(excluding, excluding, excluding) == 0
+    off = excluding + np.array([0.5, 0, 0], np.float32)
+    assert relative_error(excluding, off, excluding) == relative_error(logits, off[:, :2], logits) == 0.25
 
 
 def test_another_shape_is_infinitely_wrong():
