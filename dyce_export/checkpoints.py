@@ -1,8 +1,9 @@
-"""Checkpoint files: reading them without running code, and loading them strictly into a module."""
+"""Checkpoint files: reading them without running code."""
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import pickle
 import re
@@ -12,12 +13,13 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from dyce_export.model_formats import Kind, file_in, index_of, kind_of, weight_map
 from dyce_runtime.bundle import sha256_of
 from dyce_runtime.errors import ModelError
 
@@ -54,8 +56,10 @@ SAFE_GLOBALS: list[Any] = [
     *(type(np.dtype(kind)) for kind in (np.float64, np.float32, np.int64)),
 ]
 
-# The first pickled number of a file that torch.save wrote before 1.6.
-LEGACY_MAGIC = bytes.fromhex("6cfc9c46f9206aa85019")
+# Parts of names that DistributedDataParallel, torch.compile, Lightning and FSDP add wherever they wrap a module.
+_WRAPPERS = {"module", "_orig_mod", "_forward_module", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
+# Further down than this nobody keeps weights.
+_DEPTH = 8
 
 SAVE_HINT = (
     "Save the weights alone with torch.save(model.state_dict(), FILE) and name the architecture with --arch, "
@@ -70,7 +74,8 @@ class Checkpoint:
     Attributes:
         file: name of the file, without its folder.
         sha256: of the file, in hexadecimal.
-        state_dict: the weights on the CPU, wrapper prefixes removed; empty if ``module`` is set.
+        state_dict: what is most likely the weights, on the CPU, wrapper prefixes removed; empty if ``module`` is set.
+        tensors: all tensors by their names, with the keys above them in front, such as ``state_dict.conv.weight``.
         module: a whole pickled module (only with ``trust_pickle``).
         arch: the architecture that the file names.
         hints: what the file says about its input, any of ``input_size`` (C, H, W), ``mean``, ``std``,
@@ -81,6 +86,7 @@ class Checkpoint:
     file: str
     sha256: str
     state_dict: dict[str, Tensor]
+    tensors: dict[str, Tensor] = field(default_factory=dict, repr=False)
     module: nn.Module | None = None
     arch: str | None = None
     hints: dict[str, Any] = field(default_factory=dict)
@@ -88,10 +94,10 @@ class Checkpoint:
 
 
 def read_checkpoint(path: str | Path, *, trust_pickle: bool = False) -> Checkpoint:
-    """Read a state dict, a training checkpoint (``torch.save``) or a ``.safetensors`` file.
+    """Read a state dict, a training checkpoint (``torch.save``), a safetensors file or weights in several files.
 
     Args:
-        path: the file.
+        path: the file, told by its content; of several the index or any of them; or a model hub's folder with them.
         trust_pickle: unpickle objects other than tensors, which lets the file run any code.
 
     Raises:
@@ -99,78 +105,39 @@ def read_checkpoint(path: str | Path, *, trust_pickle: bool = False) -> Checkpoi
             pickled objects and is not trusted.
     """
     path = Path(path)
-    _check_file(path)
-    content = _load_safetensors(path) if path.suffix == ".safetensors" else _load_pickle(path, trust_pickle)
+    path = file_in(path) if path.is_dir() else path
+    path = index_of(path) or path
+    files, content = _load(path, trust_pickle)
+    tensors = without_wrappers(dict(_named_tensors(content)))
     weights = _find_weights(content)
+    if weights is None and _are_weights(tensors):
+        weights = tensors
     if weights is None:
-        found = list(map(str, content)) if isinstance(content, Mapping) else [f"a {type(content).__name__}"]
         raise ModelError(
-            f"{path} holds no model weights, only: {', '.join(found) or 'nothing'}; expected a state dict",
+            f"{path} holds no model weights, only: {_contents(content)}; expected a state dict",
             hint="Save the weights with torch.save(model.state_dict(), FILE).",
         )
-    facts = content if isinstance(content, Mapping) else {}
-    arch, hints, class_names = _describe(facts)
+    arch, hints, class_names = _describe({**_config_beside(path), **(content if isinstance(content, Mapping) else {})})
     module = _unwrap(weights) if isinstance(weights, nn.Module) else None
     state_dict = {} if isinstance(weights, nn.Module) else strip_prefixes(weights)
-    return Checkpoint(path.name, sha256_of(path), state_dict, module, arch, hints, class_names)
+    return Checkpoint(path.name, _sha256_of(files), state_dict, tensors, module, arch, hints, class_names)
+
+
+def without_wrappers(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The same with names that the model had before anything wrapped it or its parts, unless two would be the same."""
+    bare: dict[str, Tensor] = {}
+    for name, tensor in tensors.items():
+        short = ".".join(part for part in name.split(".") if part not in _WRAPPERS)
+        bare[name if short in bare or not short else short] = tensor
+    return bare
 
 
 def strip_prefixes(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Remove what DistributedDataParallel, torch.compile, weight averaging and Lightning put before the names.
-
-    ``_orig_mod.`` goes wherever it stands; ``module.`` and ``model.`` go, repeatedly, if every name has them.
-    """
-    stripped = {name.replace("_orig_mod.", ""): tensor for name, tensor in state_dict.items()}
-    while prefix := next((p for p in ("module.", "model.") if stripped and all(n.startswith(p) for n in stripped)), ""):
-        stripped = {name.removeprefix(prefix): tensor for name, tensor in stripped.items()}
+    """Remove what wrappers add to the names, and ``model.``, repeatedly, if every name begins with it."""
+    stripped = without_wrappers(state_dict)
+    while stripped and all(name.startswith("model.") for name in stripped):
+        stripped = {name.removeprefix("model."): tensor for name, tensor in stripped.items()}
     return stripped
-
-
-class Difference(NamedTuple):
-    """A tensor that the file and the model do not agree on; a shape is None where there is no such tensor."""
-
-    name: str
-    file: tuple[int, ...] | None
-    model: tuple[int, ...] | None
-
-    def __str__(self) -> str:
-        """One clause of an error message."""
-        if self.file is None:
-            return f"{self.name} {self.model} is missing"
-        if self.model is None:
-            return f"{self.name} {self.file} is not in the model"
-        return f"{self.name} is {self.file} in the file, {self.model} in the model"
-
-
-def differences(module: nn.Module, state_dict: Mapping[str, Tensor]) -> list[Difference]:
-    """What keeps a stripped state dict from fitting: differing shapes first, then missing, then unexpected tensors."""
-    own = {name: tuple(tensor.shape) for name, tensor in strip_prefixes(module.state_dict()).items()}
-    given = {name: tuple(tensor.shape) for name, tensor in state_dict.items()}
-    shapes = [Difference(n, given[n], own[n]) for n in own if n in given and given[n] != own[n]]
-    missing = [Difference(n, None, own[n]) for n in own if n not in given and not n.endswith("num_batches_tracked")]
-    unexpected = [Difference(n, given[n], None) for n in given if n not in own]
-    return shapes + missing + unexpected
-
-
-def load_strictly(module: nn.Module, checkpoint: Checkpoint, *, what: str, hint: str) -> None:
-    """Copy every tensor of a checkpoint into a module, of which ``what`` is the name in error messages.
-
-    Raises:
-        ModelError: a tensor is missing, unexpected or of another shape; names the first three.
-    """
-    found = differences(module, checkpoint.state_dict)
-    if found:
-        shapes = sum(d.file is not None and d.model is not None for d in found)
-        missing = sum(d.file is None for d in found)
-        raise ModelError(
-            f"{checkpoint.file} does not fit {what} (tensors of another shape: {shapes}, missing: {missing}, "
-            f"unexpected: {len(found) - shapes - missing}): {'; '.join(map(str, found[:3]))}",
-            hint=hint,
-        )
-    own = module.state_dict()
-    names = zip(own, strip_prefixes(own), strict=True)
-    state_dict = {name: checkpoint.state_dict.get(bare, own[name]) for name, bare in names}
-    module.load_state_dict(state_dict)
 
 
 @contextmanager
@@ -183,79 +150,77 @@ def working_directory_importable() -> Iterator[None]:
         sys.path.remove("")
 
 
-def _check_file(path: Path) -> None:
-    """Refuse what torch would only stumble over."""
-    if path.is_dir():
-        raise ModelError(f"{path} is a directory; expected a checkpoint file", hint="Name the file inside it.")
-    try:
-        with path.open("rb") as stream:
-            head = stream.read(16)
-    except FileNotFoundError as error:
-        raise ModelError(f"there is no file {path}") from error
-    except OSError as error:
-        raise ModelError(f"{path} cannot be read: {error.strerror}") from error
-    if not head:
-        raise ModelError(f"{path} is empty; expected a checkpoint")
-    if path.suffix == ".safetensors":
-        return
-    if head.startswith(b"PK"):
-        _check_archive(path)
-    elif LEGACY_MAGIC not in head:
+def _load(path: Path, trust_pickle: bool) -> tuple[list[Path], Any]:
+    """What a file holds, and the files that were read for it."""
+    kind = kind_of(path)
+    if kind == Kind.PROGRAM:
+        raise ModelError(f"{path} is an exported program; expected weights", hint="Name it without --arch and --model.")
+    if kind != Kind.SHARDED:
+        return [path], _load_safetensors(path) if kind == Kind.SAFETENSORS else _load_pickle(path, trust_pickle)
+    names = weight_map(path) or {}
+    tensors: dict[str, Tensor] = {}
+    for file in (files := sorted(set(names.values()))):
+        if kind_of(file) == Kind.SHARDED:
+            raise ModelError(f"{path} names {file.name}, which is an index; expected a file with weights")
+        tensors |= dict(_named_tensors(_load(file, trust_pickle)[1]))
+    tensors = {name.removeprefix("state_dict."): tensor for name, tensor in tensors.items()}
+    if missing := [name for name in names if name not in tensors]:
         raise ModelError(
-            f"{path} is not a checkpoint: it begins with {head[:6]!r}; expected a file written by torch.save",
-            hint="Checkpoints end in .pt, .pth, .tar or .safetensors.",
+            f"the files that {path} names lack {len(missing)} of its {len(names)} tensors, such as {missing[0]}",
+            hint="Copy or download the whole folder again.",
         )
+    return [path, *files], {"state_dict": {name: tensors[name] for name in names}}
 
 
-def _check_archive(path: Path) -> None:
-    if not zipfile.is_zipfile(path):
-        raise ModelError(f"{path} is truncated: the end of the archive is missing", hint="Copy or download it again.")
-    with zipfile.ZipFile(path) as archive:
-        members = {name.partition("/")[2] for name in archive.namelist()}
-    if "constants.pkl" in members:
-        raise ModelError(
-            f"{path} is a TorchScript archive, which torch.export cannot capture; expected weights",
-            hint="Save model.state_dict() of the Python model and name its architecture with --arch or --model.",
-        )
-    if "archive_format" in members:
-        raise ModelError(f"{path} is an exported program; expected weights", hint="Rename it so that it ends in .pt2.")
-    if "data.pkl" not in members:
-        raise ModelError(f"{path} is a zip archive without weights; expected a file written by torch.save")
+def _sha256_of(files: list[Path]) -> str:
+    """Of one file, or of the digests of several."""
+    digests = [sha256_of(file) for file in files]
+    return digests[0] if len(files) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
 
 
 def _load_safetensors(path: Path) -> dict[str, Any]:
-    """The tensors under ``state_dict``, beside the file's metadata and that of timm's ``config.json``."""
+    """The tensors under ``state_dict``, beside the file's metadata."""
     import safetensors
 
     try:
         with safetensors.safe_open(path, framework="pt") as stream:
             metadata = dict(stream.metadata() or {})
             tensors = {name: stream.get_tensor(name) for name in stream.keys()}  # noqa: SIM118 (not a dict)
-    except safetensors.SafetensorError as error:
+    except Exception as error:  # it has an error of its own, and torch has others for types that it lacks
         raise ModelError(
             f"{path} is truncated or not a safetensors file: {error}", hint="Copy or download it again."
         ) from error
     facts = {name: _parsed(text) for name, text in metadata.items()}
-    config = path.with_name("config.json")
-    if config.is_file():
-        beside = _parsed(config.read_text("utf-8", "replace"))
-        if isinstance(beside, dict) and "architecture" in beside:
-            facts = {**beside, **facts}
     return {**facts, "state_dict": tensors} if tensors else facts
+
+
+def _config_beside(path: Path) -> dict[str, Any]:
+    """What the ``config.json`` of a model hub says of the weights beside it, if it is timm's or transformers'."""
+    try:
+        found = _parsed(path.with_name("config.json").read_text("utf-8", "replace"))
+    except OSError:
+        return {}
+    if not isinstance(found, dict):
+        return {}
+    if "architecture" in found:
+        return found
+    names = found.get("architectures")
+    return {"architecture": names[0]} if isinstance(names, list) and names and "model_type" in found else {}
 
 
 def _parsed(text: str) -> Any:
     try:
         return json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return text
 
 
 def _load_pickle(path: Path, trust_pickle: bool) -> Any:
-    mapped = zipfile.is_zipfile(path)  # torch maps only its zip format into memory
-    with torch.serialization.safe_globals(SAFE_GLOBALS):
+    # torch maps only its zip format into memory, and only by the name of a file, of which it believes the ending.
+    mapped = zipfile.is_zipfile(path) and path.suffix != ".safetensors"
+    with torch.serialization.safe_globals(SAFE_GLOBALS), path.open("rb") as stream:
         try:
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+            return torch.load(path if mapped else stream, map_location="cpu", weights_only=True, mmap=mapped)
         except pickle.UnpicklingError as error:
             if trust_pickle:
                 return _load_trusted(path)
@@ -271,8 +236,8 @@ def _load_pickle(path: Path, trust_pickle: bool) -> Any:
 
 def _load_trusted(path: Path) -> Any:
     try:
-        with working_directory_importable():
-            return torch.load(path, map_location="cpu", weights_only=False)
+        with working_directory_importable(), path.open("rb") as stream:
+            return torch.load(stream, map_location="cpu", weights_only=False)
     except (ImportError, AttributeError) as error:
         raise ModelError(
             f"{path} needs code that cannot be imported: {error}",
@@ -290,20 +255,45 @@ def _damaged(path: Path, error: Exception) -> ModelError:
     )
 
 
-def _find_weights(content: Any) -> dict[str, Tensor] | nn.Module | None:
+def _find_weights(content: Any, depth: int = 0) -> dict[str, Tensor] | nn.Module | None:
     """The best weights of a nested checkpoint; None if there are none."""
     if isinstance(content, nn.Module):
         return content
-    if not isinstance(content, Mapping):
+    if not isinstance(content, Mapping) or depth > _DEPTH:
         return None
     for key in WEIGHT_KEYS:
-        weights = _find_weights(content.get(key))
+        weights = _find_weights(content.get(key), depth + 1)
         if weights is not None:
             return weights
     tensors = {name: value for name, value in content.items() if isinstance(name, str) and isinstance(value, Tensor)}
     tensors.pop("n_averaged", None)  # the counter of torch.optim.swa_utils.AveragedModel
-    # A stored loss or step is a tensor too, but of no axes.
-    return tensors if any(tensor.ndim for tensor in tensors.values()) else None
+    return tensors if _are_weights(tensors) else None
+
+
+def _are_weights(tensors: Mapping[str, Tensor]) -> bool:
+    """A stored loss or step is a tensor too, but of no axes."""
+    return any(tensor.ndim for tensor in tensors.values())
+
+
+def _named_tensors(content: Any, above: tuple[str, ...] = ()) -> Iterator[tuple[str, Tensor]]:
+    """Every tensor of nested mappings, with the keys above it in its name. An optimiser's go by numbers instead."""
+    if not isinstance(content, Mapping) or len(above) > _DEPTH:
+        return
+    for key, value in content.items():
+        if isinstance(key, str) and isinstance(value, Tensor):
+            yield ".".join((*above, key)), value
+        elif isinstance(key, str):
+            yield from _named_tensors(value, (*above, key))
+
+
+def _contents(content: Any) -> str:
+    """In a line what a file without weights holds."""
+    if not isinstance(content, Mapping):
+        return f"a {type(content).__name__}"
+    if set(content) == {"state", "param_groups"}:
+        return "the state of an optimiser"
+    names = list(map(str, content))
+    return ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "") if names else "nothing"
 
 
 def _unwrap(module: nn.Module) -> nn.Module:

@@ -6,7 +6,6 @@ import copy
 import importlib
 import logging
 import operator
-import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,13 +18,14 @@ from torch.export import ExportedProgram
 from dyce_export.checkpoints import (
     SAVE_HINT,
     Checkpoint,
-    load_strictly,
     read_checkpoint,
     strip_prefixes,
     working_directory_importable,
 )
 from dyce_export.inputs import Input, InputOverrides, Size, describe_input, timm_input
+from dyce_export.model_formats import Kind, kind_of
 from dyce_export.timm_models import build_timm, build_timm_for, current_name, seeded
+from dyce_export.weights import check_values, load_strictly, weights_for
 from dyce_runtime.bundle import sha256_of
 from dyce_runtime.errors import ModelError, UsageError
 from dyce_runtime.manifest import Preprocessing
@@ -76,7 +76,8 @@ def load_source(
 
     Args:
         model: ``timm:NAME`` (weights from a local cache, otherwise random), a checkpoint (``.pt``, ``.pth``, ``.tar``,
-            ``.safetensors``), an exported program (``.pt2``, with ``trust_pickle``), or None with ``factory``.
+            ``.safetensors``), a model hub's folder with one, an exported program (``.pt2``, with ``trust_pickle``), or
+            None with ``factory``. Files are told by their content.
         arch: timm architecture of a checkpoint; goes before the one that the checkpoint names.
         factory: ``package.module:callable`` without arguments that returns the module. The working directory is
             importable.
@@ -96,14 +97,16 @@ def load_source(
                 "no model was named", hint="Name a checkpoint, timm:NAME or --model PACKAGE.MODULE:CALLABLE."
             )
         return _from_factory(factory, overrides, like)
-    if (arch or factory) and (model.startswith("timm:") or model.endswith(".pt2")):
-        raise UsageError(f"{model} names its own architecture; --arch and --model go with a checkpoint")
-    if model.startswith("timm:"):
-        return _from_timm(model.removeprefix("timm:"), overrides)
     path = Path(model)
+    is_timm = model.startswith("timm:")
+    is_program = kind_of(path) == Kind.PROGRAM if path.is_file() else path.suffix == ".pt2"
+    if (arch or factory) and (is_timm or is_program):
+        raise UsageError(f"{model} names its own architecture; --arch and --model go with a checkpoint")
+    if is_timm:
+        return _from_timm(model.removeprefix("timm:"), overrides)
     if not path.exists():
         raise _not_found(model)
-    if path.suffix == ".pt2":
+    if is_program:
         return _from_program(path, trust_pickle, overrides, like)
     return _from_checkpoint(read_checkpoint(path, trust_pickle=trust_pickle), arch, factory, overrides, like)
 
@@ -162,6 +165,7 @@ def _source(
 ) -> Source:
     said, config = {**(hints or {}), **overrides.given()}, timm_input(module)
     size, preprocessing = like if like and not (said or config) else describe_input(said, config)
+    check_values(module, origin)
     classes = getattr(module, "num_classes", None)
     if class_names and isinstance(classes, int) and classes != len(class_names):
         logger.warning("%s names %d classes, the model has %d: ignoring the names", origin, len(class_names), classes)
@@ -188,11 +192,13 @@ def _from_checkpoint(
     checkpoint: Checkpoint, arch: str | None, factory: str | None, overrides: InputOverrides, like: Input | None
 ) -> Source:
     if checkpoint.module is not None and (arch or factory):
-        checkpoint = replace(checkpoint, state_dict=strip_prefixes(checkpoint.module.state_dict()), module=None)
+        tensors = strip_prefixes(checkpoint.module.state_dict())
+        checkpoint = replace(checkpoint, state_dict=tensors, tensors=tensors, module=None)
     if not (arch or factory) and checkpoint.module is None:
         arch = _own_arch(checkpoint)
     if factory:
         name, module = factory.rpartition(":")[2], _call_factory(factory)
+        checkpoint = weights_for(checkpoint, module, what=factory)
         load_strictly(module, checkpoint, what=factory, hint="Check that the factory builds the model that was saved.")
     elif arch:
         name = current_name(arch.removeprefix("timm:"))
@@ -277,9 +283,6 @@ def _reason(error: Exception) -> str:
 
 
 def _from_program(path: Path, trust_pickle: bool, overrides: InputOverrides, like: Input | None) -> Source:
-    # Asked first, because torch logs tracebacks about files of another kind.
-    if not zipfile.is_zipfile(path) or not any(n.endswith("/archive_format") for n in zipfile.ZipFile(path).namelist()):
-        raise ModelError(f"{path} is truncated or not an exported program", hint="Write it with torch.export.save.")
     if not trust_pickle:
         # torch unpickles what a program may hold beside tensors, and evaluates its symbolic sizes as Python.
         raise ModelError(

@@ -15,8 +15,9 @@ from urllib.parse import urlparse
 import torch
 from torch import Tensor, nn
 
-from dyce_export.checkpoints import Checkpoint, differences, load_strictly
+from dyce_export.checkpoints import Checkpoint
 from dyce_export.inputs import Size
+from dyce_export.weights import differences, load_strictly, weights_for
 from dyce_runtime.errors import ModelError
 
 logger = logging.getLogger("dyce_export")
@@ -80,7 +81,10 @@ def build_timm_for(checkpoint: Checkpoint, arch: str, asked: Size | None) -> tup
 
     It gets as many classes and channels as the weights have; ``asked`` is the input size that the user wants.
     """
-    config, weights, hints = _config(arch), checkpoint.state_dict, checkpoint.hints
+    config, hints = _config(arch), checkpoint.hints
+    published = _create(arch, config, None, num_classes=config.num_classes or 1)  # for the names of its tensors
+    checkpoint = weights_for(checkpoint, published, what=f"timm:{arch}", any_shape=True)
+    weights = checkpoint.state_dict
     size = asked or (tuple(hints["input_size"]) if "input_size" in hints else None)
     classifier = _first_weight(config.classifier, weights)
     classes = hints.get("num_classes") if classifier is None else classifier.shape[0]
@@ -99,8 +103,29 @@ def build_timm_for(checkpoint: Checkpoint, arch: str, asked: Size | None) -> tup
         checkpoint = replace(checkpoint, state_dict=translated or weights)
     sized = asked or any(d.file and d.model and "pos" in d.name for d in found)
     hint = "Check --arch" + (", and --input-size: it was perhaps trained for another one." if sized else ".")
+    if found and (twin := _torchvision_twin(arch, checkpoint)):
+        hint = (
+            f"These are the names of torchvision's {twin}: --model torchvision.models:{twin} builds that, or --model "
+        )
+        hint += "with a function of your own where it has other classes."
     load_strictly(module, checkpoint, what=f"timm:{arch}", hint=hint)
     return module, checkpoint
+
+
+def _torchvision_twin(arch: str, checkpoint: Checkpoint) -> str | None:
+    """The model of torchvision with a name like this one whose tensors have exactly the names in the file, if any."""
+    from torchvision import models
+
+    known: list[str] = models.list_models(module=models)
+    for name in difflib.get_close_matches(arch.partition(".")[0], known, n=3, cutoff=0.5):
+        try:
+            with torch.device("meta"):
+                own = models.get_model(name, weights=None).state_dict()
+        except Exception:  # some compute their first weights, which no device without values can
+            continue
+        if own.keys() == checkpoint.state_dict.keys():
+            return name
+    return None
 
 
 def _config(name: str) -> Any:

@@ -99,7 +99,7 @@ def _with_bins(extremes: Any, calibrator: Any) -> Any:
     )
     for name, found in extremes.items():
         lowest, highest = (float(np.asarray(value).reshape(())) for value in found.range_value)
-        if not (-_MOST < lowest and highest < _MOST):  # nor is NaN
+        if not (lowest > -_MOST and highest < _MOST):  # nor is NaN
             raise VerificationError(
                 f"the tensor {name} reaches {lowest:g} to {highest:g} on these pictures; expected less than {_MOST:g}",
                 hint="A model whose activations overflow cannot be quantised; the pictures may be prepared wrongly.",

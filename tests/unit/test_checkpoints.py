@@ -18,7 +18,8 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 from torch import nn
 
-from dyce_export.checkpoints import Checkpoint, differences, load_strictly, read_checkpoint, strip_prefixes
+from dyce_export.checkpoints import Checkpoint, read_checkpoint, strip_prefixes
+from dyce_export.weights import differences, load_strictly
 from dyce_runtime.errors import ModelError
 
 
@@ -221,7 +222,7 @@ def test_a_misfit_names_three_tensors_with_both_shapes_and_counts_the_rest(tmp_p
     assert caught.value.message == (
         "model.pt does not fit Net (tensors of another shape: 2, missing: 1, unexpected: 2): "
         "fc.weight is (8, 4) in the file, (3, 4) in the model; fc.bias is (8,) in the file, (3,) in the model; "
-        "conv.bias (4,) is missing"
+        "conv.bias (4,) is missing. The file holds 10 tensors: bn.* (5), fc.* (2), extra.* (2), conv.* (1)"
     )
     assert caught.value.hint == "Check --arch."
     assert torch.equal(module.fc.bias, before), "a refused checkpoint must not leave half of itself behind"
@@ -303,8 +304,8 @@ OTHER_FILES: dict[str, tuple[str, Callable[[Path], Any], str]] = {
         lambda path: path.write_text("epoch,loss"),
         "is not a checkpoint: it begins with b'epoch,'; expected a file written by torch.save",
     ),
-    "png": ("model.pt", lambda path: path.write_bytes(b"\x89PNG\r\n\x1a\n"), "is not a checkpoint: it begins with b'"),
-    "pickle": ("model.pt", lambda path: path.write_bytes(pickle.dumps({"a": 1})), "is not a checkpoint"),
+    "png": ("model.pt", lambda path: path.write_bytes(b"\x89PNG\r\n\x1a\n"), "is a picture"),
+    "pickle": ("model.pt", lambda path: path.write_bytes(pickle.dumps({"a": 1})), "is a bare pickle"),
     "zip": ("model.pt", archive, "is a zip archive without weights"),
     "torchscript": ("model.pt", torchscript, "is a TorchScript archive, which torch.export cannot capture"),
     "exported": ("model.pt", exported, "is an exported program"),

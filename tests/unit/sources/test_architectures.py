@@ -125,3 +125,46 @@ def test_class_names_that_do_not_fit_the_model_are_left_out(caplog: pytest.LogCa
     other = saved({"state_dict": weights, "classes": ["cat", "dog"]})
     assert load_source(other, arch="test_resnet").class_names is None
     assert "names 2 classes, the model has 3" in caplog.text
+
+
+@pytest.mark.parametrize("prefix", ["model.", "net.backbone.", "student."])
+def test_an_architecture_is_found_under_its_prefix_with_its_classes_and_channels(prefix: str) -> None:
+    weights = timm_weights("test_resnet", num_classes=7, in_chans=1)
+    kept = {"criterion.weight": torch.ones(7), "val_acc.correct": torch.ones(3)}
+    content = {"state_dict": {**kept, **{prefix + name: tensor for name, tensor in weights.items()}}}
+    source = load_source(saved(content), arch="test_resnet")
+    assert holds(source, weights)
+    assert source.input_size == (1, 160, 160)
+
+
+def test_copies_with_other_classes_are_listed() -> None:
+    student, teacher = (timm_weights("test_resnet", num_classes=classes) for classes in (7, 1000))
+    content = {"student": student, "teacher": teacher}
+    with pytest.raises(ModelError, match=r"holds 2 copies of timm:test_resnet that differ: student\.\*, teacher\.\*"):
+        load_source(saved(content), arch="test_resnet")
+
+
+def test_a_deeper_model_of_the_same_family_is_refused() -> None:
+    with pytest.raises(ModelError, match=r"unexpected: \d+\): layer1.2.conv1.weight .* is not in the model"):
+        load_source(saved(timm_weights("resnet34")), arch="resnet18")
+
+
+@pytest.mark.parametrize(
+    ("arch", "twin"), [("mobilenetv2_100", "mobilenet_v2"), ("mobilenetv3_small_100", "mobilenet_v3_small")]
+)
+def test_weights_of_torchvision_say_so(arch: str, twin: str) -> None:
+    import torchvision
+
+    weights = torchvision.models.get_model(twin, weights=None).state_dict()
+    with pytest.raises(ModelError) as caught:
+        load_source(saved(weights), arch=arch)
+    assert f"torchvision's {twin}: --model torchvision.models:{twin}" in caught.value.hint
+    source = load_source("model.pt", factory=f"torchvision.models:{twin}", overrides=InputOverrides((3, 64, 64)))
+    assert holds(source, weights)
+
+
+def test_weights_that_are_no_numbers_are_refused() -> None:
+    weights = timm_weights("test_resnet")
+    weights["fc.bias"] = torch.full_like(weights["fc.bias"], float("nan"))
+    with pytest.raises(ModelError, match=r"of model.pt hold NaN or infinity, such as fc.bias"):
+        load_source(saved(weights), arch="test_resnet")

@@ -115,10 +115,13 @@ def test_a_program_s_size_cannot_be_changed() -> None:
         load_source(model, trust_pickle=True, overrides=InputOverrides(input_size=(3, 64, 64)))
 
 
-@pytest.mark.parametrize("content", [b"hello", None], ids=["text", "checkpoint"])
-def test_other_files_are_no_programs(content: bytes | None, tmp_path: Path) -> None:
-    saved(Net().state_dict(), "model.pt2")
-    if content:
-        Path("model.pt2").write_bytes(content)
+def test_files_are_told_by_their_content_and_not_by_their_name(tmp_path: Path) -> None:
+    Path("model.pt2").write_bytes(b"hello")
     with pytest.raises(ModelError, match=r"model\.pt2 is truncated or not an exported program"):
         load_source("model.pt2")
+    saved(Net().state_dict(), "model.pt2")
+    with pytest.raises(ModelError, match="holds weights and names no architecture"):
+        load_source("model.pt2")
+    program = exported(Net(), torch.zeros(2, 3, 32, 32), {0: DYNAMIC})
+    Path(program).rename("model.pt")
+    assert load_source("model.pt", trust_pickle=True).program is not None
