@@ -179,4 +179,6 @@ def export_cascade(cascade: Cascade, output: Path, *, options: Options, progress
 
 
 def _pictures(base: Bundle, place: str | Path | None) -> Dataset | None:
-    return None if place is None else open_dataset(place, num_classes=base.manifest.model.num_classes).check()
+    if place is None:
+        return None
+    return open_dataset(place, num_classes=base.manifest.model.num_classes).check(base.manifest.preprocessing)

@@ -201,7 +201,8 @@ def prepare(
         if place is None or isinstance(place, Dataset):
             return place
         names = source.class_names
-        return open_dataset(place, class_names=names, num_classes=classes, classes_file=options.classes_file).check()
+        opened = open_dataset(place, class_names=names, num_classes=classes, classes_file=options.classes_file)
+        return opened.check(source.preprocessing)
 
     return Prepared(source, program, backbone, auto, points.total_macs, classes, opened(data), opened(val))
 

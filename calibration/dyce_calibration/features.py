@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import shutil
 import time
@@ -18,9 +17,9 @@ from torch import Tensor
 
 from dyce_calibration import resume
 from dyce_calibration.processes import ALONE, Processes
-from dyce_runtime.datasets import MOST_SKIPPED, Dataset
-from dyce_runtime.errors import DataError, DestinationError, ModelError
-from dyce_runtime.preprocessing import Picture
+from dyce_runtime.datasets import Dataset
+from dyce_runtime.decoding import Picture
+from dyce_runtime.errors import DestinationError, ModelError
 
 # what a model takes, of N pictures -> logits (N, classes) and, per exit, its pooled activation (N, features)
 Backbone = Callable[[Any], tuple[Tensor, Sequence[Tensor]]]
@@ -30,8 +29,6 @@ BATCH = 64
 # An interruption loses at most that much work.
 _SECONDS_BETWEEN_MARKS = 20.0
 _MARK = "done.pt"
-
-log = logging.getLogger("dyce_calibration")
 
 
 @dataclass(frozen=True)
@@ -74,11 +71,9 @@ def extract_features(
 
     Of several processes each computes its own share, every n-th sample of the one random order.
 
-    Pictures that cannot be decoded are left out, with a warning.
-
     Raises:
         DestinationError: the estimated space is not free.
-        DataError: more than 1 % of the pictures cannot be decoded.
+        DataError: a picture cannot be prepared; :meth:`dyce_runtime.datasets.Dataset.check` leaves such out before.
         ModelError: the model computes NaN or infinity for a picture.
     """
     order = np.random.default_rng(seed).permutation(len(dataset))[processes.rank :: processes.count]
@@ -87,15 +82,14 @@ def extract_features(
     for start in progress(range(0, len(order), BATCH)):
         if start < store.visited:
             continue
-        rows, inputs = _read(dataset, order[start : start + BATCH], prepare)
-        if len(rows):
-            with torch.inference_mode():
-                logits, pooled = backbone(inputs)
-            _check_numbers(dataset, rows, logits, pooled)
-            store.append(rows, [logits, *pooled])
+        rows = order[start : start + BATCH]
+        inputs = prepare(dataset.images(rows))
+        with torch.inference_mode():
+            logits, pooled = backbone(inputs)
+        _check_numbers(dataset, rows, logits, pooled)
+        store.append(rows, [logits, *pooled])
         store.mark(start + BATCH, last=start + BATCH >= len(order))
     rows = store.rows
-    _check_broken(dataset, len(order), len(rows))
     base, *exits = store.filled()
     labels = base.argmax(axis=1) if dataset.labels is None else dataset.labels[rows]
     source = "base" if dataset.labels is None else "data"
@@ -159,21 +153,6 @@ def _paths(folder: Path, count: int | None = None) -> list[Path]:
     return [folder / f"{i}.npy" for i in range(len(list(folder.glob("*.npy"))) if count is None else count)]
 
 
-def _read(dataset: Dataset, rows: NDArray[np.int64], prepare: Prepare) -> tuple[NDArray[np.int64], Any]:
-    """The rows whose pictures can be decoded, and what a model takes of them; None if there are none."""
-    try:
-        return rows, prepare(dataset.images(rows))
-    except DataError:  # a file that breaks off in the middle; find out which
-        readable = []
-        for row in rows:
-            try:
-                prepare(dataset.images([row]))
-                readable.append(row)
-            except DataError as error:
-                log.warning("skipped: %s", error)
-        return np.array(readable, np.int64), prepare(dataset.images(readable)) if readable else None
-
-
 def _check_numbers(dataset: Dataset, rows: NDArray[np.int64], logits: Tensor, pooled: Sequence[Tensor]) -> None:
     """Nothing can be fitted to NaN or infinity; logits of -inf exclude a class."""
     strange = ~(torch.isfinite(logits) | torch.isneginf(logits)).all(1) | torch.isneginf(logits).all(1)
@@ -186,15 +165,6 @@ def _check_numbers(dataset: Dataset, rows: NDArray[np.int64], logits: Tensor, po
         raise ModelError(
             f"the model computes NaN or infinity for {name}; expected finite numbers",
             hint="Look for an overflow or a division by zero in the model, or leave that picture out.",
-        )
-
-
-def _check_broken(dataset: Dataset, tried: int, readable: int) -> None:
-    broken = tried - readable
-    if broken > MOST_SKIPPED * tried:
-        raise DataError(
-            f"{broken} of {tried} pictures of {dataset.source} cannot be decoded; at most {MOST_SKIPPED:.0%} may be",
-            hint="Their names are above. Replace or remove them.",
         )
 
 

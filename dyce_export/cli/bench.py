@@ -71,7 +71,7 @@ def command(
         model = session.manifest.model
         dataset = open_dataset(
             data, class_names=model.class_names, num_classes=model.num_classes, classes_file=classes
-        ).check()
+        ).check(session.manifest.preprocessing)
         if write_cost_table is not None:
             _write_cost_table(session, dataset, write_cost_table, unit, batch=sizes[0], limit=limit, json=json)
             return

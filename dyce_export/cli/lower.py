@@ -72,7 +72,8 @@ def command(
         )
     opened = open_bundle(bundle)
     _check(opened)
-    pictures = [open_dataset(place).check() for place in (data, *([val] if val else []))]
+    way = opened.manifest.preprocessing
+    pictures = [open_dataset(place).check(way) for place in (data, *([val] if val else []))]
     with drawn_progress(quiet=quiet) as progress:
         limits = Limits(min_agreement, max_precision_loss)
         made = with_precisions(

@@ -43,13 +43,14 @@ class Pool:
     def base(self, model: Captured | Bundle) -> Bundle:
         """The base as a bundle with records, with whose classes the pictures are opened. Raises DyceError."""
         known = model.manifest.model if isinstance(model, Bundle) else model.source
+        way = (model.manifest if isinstance(model, Bundle) else model.source).preprocessing
         classes = known.num_classes if isinstance(known, Model) else None
         data, val = (
             None
             if place is None
             else open_dataset(
                 place, class_names=known.class_names, num_classes=classes, classes_file=self._options.classes_file
-            ).check()
+            ).check(way)
             for place in self._places
         )
         self._data, self._val = data, val

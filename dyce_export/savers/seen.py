@@ -12,8 +12,8 @@ from torch import Tensor
 
 from dyce_export import onnx_graphs
 from dyce_runtime.contracts import Lane
+from dyce_runtime.decoding import Picture
 from dyce_runtime.images import Inputs, all_of, count_of
-from dyce_runtime.preprocessing import Picture
 from dyce_runtime.session import Session
 from dyce_runtime.walk import walk
 

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from dyce_runtime.decoding import NARROWEST, open_file
 from dyce_runtime.errors import DataError
 
 _IDX_PARTS = {"train": "train", "test": "t10k"}
@@ -23,7 +24,7 @@ class Arrays(NamedTuple):
     """What a reader found; the fields are those of :class:`dyce_runtime.datasets.Dataset`."""
 
     source: str
-    items: NDArray[np.uint8]
+    items: NDArray[np.uint8] | NDArray[np.floating[Any]]
     labels: NDArray[np.int64] | None = None
     class_names: tuple[str, ...] | None = None
 
@@ -43,20 +44,33 @@ def read_npz(path: Path) -> Arrays:
 
 
 def _checked(source: str, images: NDArray[Any], labels: NDArray[Any] | None) -> Arrays:
-    found = f"{source}: found images {images.dtype} of shape {images.shape}"
-    if images.dtype != np.uint8:
-        raise DataError(f"{found}, expected uint8, 0 to 255", hint="store the pictures before any normalisation")
-    if images.ndim not in (3, 4) or images.shape[3:] not in ((), (1,), (3,)):
-        hint = "images.transpose(0, 2, 3, 1) moves the channels to the end" if images.shape[1:2] in ((1,), (3,)) else ""
-        raise DataError(f"{found}, expected (N, H, W), (N, H, W, 1) or (N, H, W, 3)", hint=hint)
+    _check_images(images, f"{source}: found images {images.dtype} of shape {images.shape}")
     if labels is None:
         return Arrays(source, images)
     if labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer):
         raise DataError(
             f"{source}: found labels {labels.dtype} of shape {labels.shape}, expected integers (N,)",
-            hint="store class indices, not one-hot vectors or names",
+            hint="store class indices, not one-hot vectors or names: labels.argmax(1), labels.astype(int)",
         )
     return Arrays(source, images, labels.astype(np.int64))
+
+
+def _check_images(images: NDArray[Any], found: str) -> None:
+    """Raise DataError unless they may be pictures of some model: what is checked against one comes later."""
+    floats = np.issubdtype(images.dtype, np.floating)
+    if images.dtype != np.uint8 and not (floats and np.isfinite(images).all()):
+        raise DataError(
+            f"{found}, expected uint8, 0 to 255, or finite floats, 0 to 1",
+            hint="store the pictures before any normalisation; divide what goes to 65535 by that",
+        )
+    if images.ndim not in (3, 4):
+        raise DataError(f"{found}, expected (N, H, W) or (N, H, W, C)", hint="images[None] is one picture")
+    if images.ndim == 4 and images.shape[1] < NARROWEST <= images.shape[3]:
+        hint = "images.transpose(0, 2, 3, 1) moves the channels to the end"
+        raise DataError(f"{found}, expected (N, H, W) or (N, H, W, C)", hint=hint)
+    if images.ndim == 3 and images.shape[2] < NARROWEST:
+        hint = "images[None] is one picture; images[..., None] are grey ones that are as narrow as that"
+        raise DataError(f"{found}, expected (N, H, W) or (N, H, W, C)", hint=hint)
 
 
 def find_idx(folder: Path) -> Path | None:
@@ -87,8 +101,9 @@ def read_idx(folder: Path, part: str | None) -> Arrays:
 def _idx_array(file: Path, axes: int) -> NDArray[np.uint8]:
     """Read an IDX file: 0, 0, 8 (unsigned bytes), number of axes, their lengths (big-endian), then the bytes."""
     try:
-        data = gzip.decompress(file.read_bytes()) if file.suffix == ".gz" else file.read_bytes()
-    except (OSError, EOFError, zlib.error) as error:
+        with open_file(file) as stored:
+            data = gzip.decompress(stored.read()) if file.suffix == ".gz" else stored.read()
+    except (OSError, EOFError, zlib.error, MemoryError) as error:
         raise DataError(f"{file}: cannot be read ({error})") from error
     start = 4 + 4 * axes
     shape = tuple(int(length) for length in np.frombuffer(data[4:start].ljust(4 * axes, b"\0"), ">u4"))

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
-import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -18,15 +16,22 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from dyce_runtime.class_lists import read_classes
 from dyce_runtime.dataset_files import find_idx, read_digits, read_idx, read_npz
-from dyce_runtime.errors import DataError
+from dyce_runtime.dataset_folders import PICTURES, files_below, top_level
+from dyce_runtime.decoding import check_array, check_scale, decode, open_file
+from dyce_runtime.errors import DataError, DyceError, RuntimeInputError
+from dyce_runtime.manifest import Preprocessing
 
 _log = logging.getLogger("dyce_runtime")
 
-PICTURES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".tif", ".tiff", ".pgm")
 MOST_SKIPPED = 0.01
+# Threads that wait for the disk; and those that decode, each of which may hold a large picture.
+_READERS, _DECODERS = 16, 4
+# Where nobody says what pictures are for.
+_RGB = Preprocessing(1, (1, 1), "nearest", (0.5,) * 3, (0.5,) * 3)
 
-_Scalar = TypeVar("_Scalar", bound=np.generic)
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,14 +40,15 @@ class Dataset:
 
     Attributes:
         source: where they come from, as in ``digits#test``.
-        items: N paths, or a uint8 array (N, H, W) or (N, H, W, C).
+        items: N paths, or an array (N, H, W) or (N, H, W, C) of uint8, or of floats as
+            :func:`dyce_runtime.preprocessing.preprocess` takes them.
         labels: (N,) int64 class indices, or None.
         class_names: names in index order, where known.
         skipped_files: files of the source that are no pictures, or that cannot be opened.
     """
 
     source: str
-    items: Sequence[Path] | NDArray[np.uint8]
+    items: Sequence[Path] | NDArray[np.uint8] | NDArray[np.floating[Any]]
     labels: NDArray[np.int64] | None = None
     class_names: tuple[str, ...] | None = None
     skipped_files: tuple[Path, ...] = ()
@@ -56,7 +62,7 @@ class Dataset:
         """Number of files that were left out."""
         return len(self.skipped_files)
 
-    def images(self, indices: Iterable[int]) -> list[Path | NDArray[np.uint8]]:
+    def images(self, indices: Iterable[int]) -> list[Path | NDArray[np.uint8] | NDArray[np.floating[Any]]]:
         """Pictures as :func:`dyce_runtime.preprocessing.preprocess` takes them; files are not opened yet."""
         return [self.items[int(index)] for index in indices]
 
@@ -66,29 +72,47 @@ class Dataset:
 
         Computed on first use. Raises DataError if a file cannot be read.
         """
-        return _map(_content_hash, self.items, np.uint64)
+        return np.array(_map(_content_hash, self.items, _READERS), np.uint64)
 
     def take(self, rows: NDArray[np.int64]) -> Dataset:
         """The data set with some of its samples."""
         items = self.items[rows] if isinstance(self.items, np.ndarray) else [self.items[row] for row in rows]
         return replace(self, items=items, labels=None if self.labels is None else self.labels[rows])
 
-    def check(self) -> Dataset:
-        """The data set without the files that cannot be opened as pictures; how many is logged.
+    def check(self, spec: Preprocessing | None = None) -> Dataset:
+        """The data set without the files that cannot be decoded; how many is logged. All of them are decoded for that.
 
-        Reads headers only, so a picture that breaks off in the middle is found when it is used.
+        What comes after it can rely on every sample.
+
+        Args:
+            spec: how pictures are prepared for the model; RGB pictures are expected without it.
 
         Raises:
-            DataError: more than 1 % of the files are unreadable or no pictures.
+            DataError: no picture fits the model, or more than 1 % of the files are unreadable or no pictures.
         """
         if isinstance(self.items, np.ndarray):
+            if spec is not None:
+                self._check_arrays(self.items, spec)
             return self
-        good = _map(_opens, self.items, np.bool_)
-        if good.all():
+        problems = _map(lambda path: _problem(path, spec or _RGB), self.items, _DECODERS)
+        bad = [problem for problem in problems if problem is not None]
+        if not bad:
             return self
-        bad = list(compress(self.items, ~good))
-        skipped = _skip(self.source, int(good.sum()), self.skipped_files, bad)
+        if len(bad) == len(self.items):
+            raise DataError(f"{self.source}: none of {len(bad)} pictures fits: {bad[0].message}", hint=bad[0].hint)
+        good = [problem is None for problem in problems]
+        broken = list(compress(self.items, np.logical_not(good)))
+        skipped = _skip(self.source, sum(good), self.skipped_files, broken, why=bad[0].message)
         return replace(self.take(np.flatnonzero(good)), skipped_files=skipped)
+
+    def _check_arrays(self, items: NDArray[Any], spec: Preprocessing) -> None:
+        try:
+            found = f"{self.source}: a picture"
+            check_array(items[0], spec, found)
+            if items.dtype != np.uint8:
+                check_scale(items, spec, f"{self.source}: found {items.dtype} of shape {items.shape}")
+        except RuntimeInputError as error:
+            raise DataError(error.message, hint=error.hint) from None
 
     def describe(self) -> str:
         """One line for people: source, number of pictures, classes."""
@@ -112,9 +136,10 @@ def open_dataset(
             - a folder of class folders. Their names are the model's class names (not all need be there), or class
               indices, or ``classes_file`` maps them; failing that there must be as many as the model has classes,
               and their sorted order is the index;
-            - a folder with pictures directly in it, or one picture: no labels;
-            - an ``.npz`` file with ``images`` or ``x``, uint8 (N, H, W) or (N, H, W, C), and if there are labels
-              ``labels`` or ``y``, integers (N,);
+            - a folder with pictures directly in it, or one picture: no labels. Here as in class folders an array
+              (H, W, C) in an ``.npy`` file is a picture;
+            - an ``.npz`` file with ``images`` or ``x``, (N, H, W) or (N, H, W, C), uint8 or floats from 0 to 1, and if
+              there are labels ``labels`` or ``y``, integers (N,);
             - a folder of MNIST-style IDX files, gzipped or not, also below ``raw`` or ``NAME/raw`` as torchvision
               stores them. ``FOLDER#train`` and ``FOLDER#test`` choose; without a choice it is the training part;
             - ``digits``: scikit-learn's handwritten digits; ``digits#train`` and ``digits#test`` are a fixed
@@ -197,12 +222,14 @@ def _check_labels(dataset: Dataset, classes: int | None) -> None:
 def _read_folder(
     folder: Path, names: tuple[str, ...] | None, classes: int | None, classes_file: Path | None
 ) -> Dataset:
-    folders = sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+    folders, loose = top_level(folder)
     if not folders:
-        pictures, others = _list(folder)
+        pictures, others = files_below(folder)
         return Dataset(str(folder), pictures, skipped_files=_skip(folder, len(pictures), others))
+    if loose:
+        _log.warning("%s: %d pictures beside the class folders are left out: %s", folder, len(loose), _first(loose))
     index = _class_indices(folder, folders, names, classes, classes_file)
-    listings = {name: _list(folder / name) for name in folders}
+    listings = {name: files_below(folder / name) for name in folders}
     pictures = [picture for found, _ in listings.values() for picture in found]
     labels = np.repeat([index[name] for name in folders], [len(found) for found, _ in listings.values()])
     # Loose files beside the class folders, such as a list of classes, are nobody's sample and not counted.
@@ -212,22 +239,12 @@ def _read_folder(
     return Dataset(str(folder), pictures, labels.astype(np.int64), ordered, skipped)
 
 
-def _list(folder: Path) -> tuple[list[Path], list[Path]]:
-    """Pictures and other files at any depth, sorted; what is hidden is left out of both."""
-    files: list[Path] = []
-    for root, folders, names in os.walk(folder, followlinks=True):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        files += [Path(root, name) for name in sorted(names) if not name.startswith(".")]
-    pictures = [file for file in files if file.suffix.lower() in PICTURES]
-    return pictures, [file for file in files if file.suffix.lower() not in PICTURES]
-
-
 def _class_indices(
     folder: Path, folders: list[str], names: tuple[str, ...] | None, classes: int | None, classes_file: Path | None
 ) -> dict[str, int]:
     """The class index of every class folder, by the first rule of :func:`open_dataset` that applies."""
     if classes_file is not None:
-        given = _read_classes(classes_file)
+        given = read_classes(classes_file, folders)
         if unknown := [name for name in folders if name not in given]:
             raise DataError(
                 f"{folder}: {len(unknown)} class folders are not in {classes_file}: {_first(unknown)}",
@@ -261,66 +278,52 @@ def _class_indices(
     return {name: index for index, name in enumerate(folders)}
 
 
-def _read_classes(file: Path) -> dict[str, int]:
-    try:
-        text = file.read_text(encoding="utf-8")
-        index = json.loads(text) if file.suffix.lower() == ".json" else _number(text.strip().splitlines())
-    except (OSError, ValueError) as error:
-        raise DataError(f"{file}: cannot be read as a list of classes ({error})") from error
-    if not isinstance(index, dict) or not all(type(value) is int for value in index.values()):
-        raise DataError(f"{file}: expected JSON that maps folder names to class indices", hint='as in {"cat": 0}')
-    return index
-
-
-def _number(lines: list[str]) -> dict[str, int]:
-    if twice := [name for name, times in Counter(lines).items() if times > 1]:
-        raise ValueError(f"found twice: {_first(twice)}")
-    return {line.strip(): index for index, line in enumerate(lines)}
-
-
 # --- many files at once ----------------------------------------------------------------------------------------------
 
 
-def _map(function: Callable[[Any], Any], items: Sequence[Any] | NDArray[Any], dtype: type[_Scalar]) -> NDArray[_Scalar]:
-    """Apply a function that mostly waits for the disk to all items, in order, on several threads."""
+def _map(function: Callable[[Any], _T], items: Sequence[Any] | NDArray[Any], workers: int) -> list[_T]:
+    """Apply a function to all items, in order, on several threads."""
     chunks = (items[start : start + 256] for start in range(0, len(items), 256))
-    with ThreadPoolExecutor(max_workers=16) as pool:
+    with ThreadPoolExecutor(max_workers=workers) as pool:
         parts = pool.map(lambda chunk: [function(item) for item in chunk], chunks)
-        return np.fromiter(chain.from_iterable(parts), dtype, len(items))
+        return list(chain.from_iterable(parts))
 
 
-def _content_hash(item: Path | NDArray[np.uint8]) -> int:
+def _content_hash(item: Path | NDArray[Any]) -> int:
     if isinstance(item, Path):
         try:
-            content = item.read_bytes()
-        except OSError as error:
-            raise DataError(f"{item}: cannot be read ({error.strerror})") from error
+            with open_file(item) as file:
+                content = file.read()
+        except (OSError, DataError) as error:
+            raise DataError(f"{item}: cannot be read ({error})") from error
     else:
         content = repr(item.shape).encode() + item.tobytes()
     return int.from_bytes(hashlib.sha256(content).digest()[:8], "little")
 
 
-def _opens(path: Path) -> bool:
-    from PIL import Image
-
+def _problem(path: Path, spec: Preprocessing) -> DyceError | None:
+    """Why a file cannot be prepared for a model; None if it can."""
     try:
-        with Image.open(path) as image:
-            image.verify()
-    except Exception:  # Pillow's decoders raise many kinds
-        return False
-    return True
+        decode(path, spec, str(path), reduced=True)
+    except DyceError as error:
+        return error
+    return None
 
 
-def _skip(source: str | Path, kept: int, others: Sequence[Path], unreadable: Sequence[Path] = ()) -> tuple[Path, ...]:
+def _skip(
+    source: str | Path, kept: int, others: Sequence[Path], unreadable: Sequence[Path] = (), *, why: str = ""
+) -> tuple[Path, ...]:
     """Log the files that are left out. Raises DataError if they are more than 1 % of all."""
     skipped = (*others, *unreadable)
     message = (
         f"{source}: {len(others)} of {kept + len(skipped)} files are no pictures, {len(unreadable)} cannot be opened"
     )
     if len(skipped) > MOST_SKIPPED * (kept + len(skipped)):
-        raise DataError(f"{message}: {_first(skipped)}", hint=f"remove them; up to {MOST_SKIPPED:.0%} would be skipped")
+        reason = f" The first: {why}" if why else ""
+        hint = f"remove them; up to {MOST_SKIPPED:.0%} would be skipped.{reason}"
+        raise DataError(f"{message}: {_first(skipped)}", hint=hint)
     if skipped:
-        _log.warning("%s; skipped: %s", message, _first(skipped))
+        _log.warning("%s; skipped: %s%s", message, _first(skipped), f" ({why})" if why else "")
     return skipped
 
 

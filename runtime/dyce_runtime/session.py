@@ -17,12 +17,13 @@ from dyce_runtime.artefacts import engine_folders
 from dyce_runtime.bundle import Bundle
 from dyce_runtime.configuration import FULL, Configuration
 from dyce_runtime.contracts import Device, TargetSpec
+from dyce_runtime.decoding import Picture
 from dyce_runtime.errors import ConfigurationError, PieceError, RuntimeInputError, TargetError
 from dyce_runtime.images import Images, Inputs, as_inputs, count_of, rows_of
 from dyce_runtime.manifest import Manifest
 from dyce_runtime.pictures import Pictures
 from dyce_runtime.plan import Plan, make_plan
-from dyce_runtime.preprocessing import Picture, listed, preprocess
+from dyce_runtime.preprocessing import listed, preprocess
 from dyce_runtime.routing import Result, route
 from dyce_runtime.stream import Stream
 
@@ -191,7 +192,7 @@ class Session:
         self._plan = msgspec.structs.replace(plan, budget=share)
 
     def preprocess(self, images: Picture | Iterable[Picture]) -> Images:
-        """Pictures (paths, PIL images or uint8 HWC arrays) to what a call takes.
+        """Pictures (paths, bytes, open files, PIL images or HWC arrays) to what a call takes.
 
         That is float32 (N, C, H, W); where savers prepare pictures in ways of their own these by the name of the
         input, for what runs first now, for the others when a picture gets there (see

@@ -6,23 +6,25 @@ import io
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from dyce_calibration.records import Records
 from dyce_runtime.configuration import Configuration
+from dyce_runtime.decoding import decode, is_array_file, read_array
 from dyce_runtime.errors import DataError
-from dyce_runtime.manifest import FINAL
+from dyce_runtime.manifest import FINAL, Preprocessing
 
 if TYPE_CHECKING:
     from PIL import Image
 
-    from dyce_runtime.preprocessing import Picture
+    from dyce_runtime.decoding import Picture
 
 EACH = 6
 LONGEST_EDGE = 96
+_RGB = Preprocessing(LONGEST_EDGE, (LONGEST_EDGE, LONGEST_EDGE), "bilinear", (0.5,) * 3, (0.5,) * 3)
 
 
 @dataclass(frozen=True)
@@ -54,8 +56,7 @@ def choose_examples(
     that go to the end that it is least sure of.
 
     Args:
-        picture: gives the picture of a row of ``records``: a path, a PIL image or a uint8 array (H, W), (H, W, 1) or
-            (H, W, 3). None if there are no pictures; the result is then empty.
+        picture: gives the picture of a row of ``records``. None if there are no pictures; the result is then empty.
 
     Returns:
         Nothing, too, if every exit is off.
@@ -99,21 +100,30 @@ def _leaving_columns(records: Records, configuration: Configuration) -> NDArray[
 
 def _to_png(picture: Picture, row: int) -> bytes:
     try:
-        image = _open(picture)
+        image = _open(picture).copy()
         image.thumbnail((LONGEST_EDGE, LONGEST_EDGE))
         file = io.BytesIO()
         image.save(file, "png", optimize=True)
-    except Exception as error:  # Pillow's decoders raise OSError, SyntaxError, ValueError, struct.error and more
+    except Exception as error:  # what Pillow and arrays of odd shapes raise
         raise DataError(f"the picture of sample {row} of the records cannot be read: {error}") from error
     return file.getvalue()
 
 
 def _open(picture: Picture) -> Image.Image:
+    """In RGB: of an array with other channels the first three, or the first."""
     from PIL import Image
 
-    if isinstance(picture, (str, Path)):
-        with Image.open(picture) as file:
-            return file.convert("RGB")
+    if isinstance(picture, (str, Path)) and is_array_file(picture):
+        picture = read_array(picture)
     if isinstance(picture, np.ndarray):
-        picture = Image.fromarray(picture[:, :, 0] if picture.shape[2:] == (1,) else picture)
-    return picture.convert("RGB")
+        return Image.fromarray(_as_bytes(picture)).convert("RGB")
+    return decode(picture, _RGB, "the picture")[0]
+
+
+def _as_bytes(array: NDArray[Any]) -> NDArray[np.uint8]:
+    """An array (H, W[, C]) as Pillow can show it; floats that leave 0 to 1 from the lowest to the highest."""
+    shown = array if array.ndim == 2 else array[..., :3] if array.shape[2] >= 3 else array[..., 0]
+    if shown.dtype == np.uint8:
+        return np.ascontiguousarray(shown)
+    low, high = min(0.0, float(shown.min())), max(1.0, float(shown.max()))
+    return ((shown - low) * (255 / (high - low))).astype(np.uint8)
