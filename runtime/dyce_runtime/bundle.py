@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Collection, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path, PurePosixPath
 from typing import TypeVar
 
 import msgspec
 
+from dyce_runtime.arguments import shown
 from dyce_runtime.atomic_write import write_atomically
 from dyce_runtime.configuration import FULL, Configuration, Configurations
 from dyce_runtime.contracts import PieceSpec
@@ -26,6 +28,8 @@ PRECISIONS = "precisions"
 
 # onnxruntime keeps weights in layouts of its own: pieces of four models took 1.8 to 3.2 times the size of their files.
 _MEMORY_PER_BYTE = 2.5
+# Characters of a path that a message repeats.
+_LONGEST_PATH = 300
 
 _Document = TypeVar("_Document", Manifest, Configurations)
 
@@ -111,9 +115,7 @@ def open_bundle(path: str | os.PathLike[str], *, check_hashes: bool = True) -> B
         BundleError: not a bundle, a missing or changed file, a newer schema, a path that leaves the folder,
             pieces that do not fit together, or a configuration that does not fit the manifest.
     """
-    folder = Path(path)
-    if not folder.is_dir():
-        raise BundleError(f"{folder} is not a folder; expected a bundle, the folder that `dyce-export` writes")
+    folder = _folder(path)
     manifest = _read_document(folder / MANIFEST, Manifest)
     configurations = _read_document(folder / CONFIGURATIONS, Configurations)
     for name, expected in manifest.files.items():
@@ -121,6 +123,16 @@ def open_bundle(path: str | os.PathLike[str], *, check_hashes: bool = True) -> B
     _check_pieces(manifest)
     _check_configurations(folder / CONFIGURATIONS, configurations, manifest)
     return Bundle(folder, manifest, configurations)
+
+
+def _folder(path: object) -> Path:
+    """The folder at a path. Raises BundleError if there is none, whatever else was given."""
+    with suppress(TypeError, ValueError, OSError):  # no path, with a NUL in it, or too long for the system
+        folder = Path(path)  # type: ignore[arg-type]
+        if folder.is_dir():
+            return folder
+    named = path if isinstance(path, (str, Path)) and len(str(path)) < _LONGEST_PATH else shown(path)
+    raise BundleError(f"{named} is not a folder; expected a bundle, the folder that `dyce-export` writes")
 
 
 def write_document(document: Manifest | Configurations, path: Path) -> None:

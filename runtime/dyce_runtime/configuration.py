@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import msgspec
 import numpy as np
 
+from dyce_runtime.arguments import number, shown
 from dyce_runtime.errors import ConfigurationError
 from dyce_runtime.manifest import FINAL, SCHEMA_VERSION, Manifest
 
 FULL = "full"
+# Names become labels of counters and lines of a log.
+_LONGEST_NAME = 200
 
 
 class ExitSetting(msgspec.Struct, frozen=True):
@@ -29,24 +31,39 @@ class Configuration(msgspec.Struct, frozen=True):
 
     def check(self, manifest: Manifest) -> None:
         """Raise ConfigurationError unless every exit, head and threshold exists in the bundle."""
+        if not isinstance(self.name, str) or len(self.name) > _LONGEST_NAME:
+            raise ConfigurationError(
+                f"the name of a configuration is {shown(self.name)}; expected text of at most {_LONGEST_NAME} "
+                "characters"
+            )
+        if not isinstance(self.exits, dict):
+            raise ConfigurationError(
+                f"configuration {self.name!r} has the exits {shown(self.exits)}; expected a dictionary"
+            )
         for id, setting in self.exits.items():
+            if not isinstance(setting, ExitSetting):
+                raise ConfigurationError(
+                    f"configuration {self.name!r} sets exit {shown(id)} to {shown(setting)}; expected an ExitSetting"
+                )
             exit = next((e for e in manifest.exits if e.id == id and e.id != FINAL), None)
             if exit is None:
                 known = ", ".join(e.id for e in manifest.exits if e.id != FINAL) or "none"
                 raise ConfigurationError(
-                    f"configuration {self.name!r} turns on exit {id!r}; this bundle has the exits {known}",
+                    f"configuration {self.name!r} turns on exit {shown(id)}; this bundle has the exits {known}",
                     hint="Use a configuration of this bundle; `dyce inspect BUNDLE` lists them.",
                 )
             if setting.head not in [head.type for head in exit.heads]:
                 known = ", ".join(head.type for head in exit.heads)
                 raise ConfigurationError(
-                    f"configuration {self.name!r} uses head {setting.head!r} at exit {id}; the bundle has: {known}"
+                    f"configuration {self.name!r} uses head {shown(setting.head)} at exit {id}; the bundle has: {known}"
                 )
-            if not (math.isfinite(setting.threshold) and 0 <= setting.threshold <= 1):
-                raise ConfigurationError(
-                    f"configuration {self.name!r}: the threshold of exit {id} is {setting.threshold}; "
-                    "expected a number from 0 to 1"
-                )
+            number(
+                f"configuration {self.name!r}: the threshold of exit {id}",
+                setting.threshold,
+                0,
+                1,
+                error=ConfigurationError,
+            )
 
 
 class Figures(msgspec.Struct, frozen=True):

@@ -6,20 +6,24 @@ constructor. Activations stay in the lanes of its device: the session sees confi
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, Protocol, TypeAlias
+from typing import Any, Literal, NamedTuple, Protocol, TypeAlias, get_args
 
 import numpy as np
 import numpy.typing as npt
 
+from dyce_runtime.arguments import one_of, whole
 from dyce_runtime.manifest import TensorSpec
 from dyce_runtime.plan import Step
 
 Handle: TypeAlias = Any
 Pool = Literal["private", "global"]
 Mode = Literal["latency", "throughput"]
+# Every piece may have a pool of its own: with a thousand threads each, opening a bundle takes minutes.
+_MOST_THREADS = 64
 
 
 @dataclass(frozen=True)
@@ -70,6 +74,14 @@ class TargetSpec:
     max_batch: int = 8
     workspace_mib: int | None = None
     engines: tuple[Path, ...] = ()
+
+    def __post_init__(self) -> None:
+        """Raise RuntimeInputError for what no engine can be asked for."""
+        if self.threads is not None:
+            whole("threads", self.threads, 1, max(_MOST_THREADS, os.cpu_count() or 1))
+        one_of("pool", self.pool, get_args(Pool))
+        one_of("mode", self.mode, get_args(Mode))
+        whole("max_batch", self.max_batch, 1)
 
 
 class Lane(Protocol):

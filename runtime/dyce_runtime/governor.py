@@ -14,15 +14,19 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from dyce_runtime.configuration import Configuration, Entry, ExitSetting, Figures
+from dyce_runtime.arguments import is_real
+from dyce_runtime.configuration import Configuration, Configurations, Entry, ExitSetting, Figures
 from dyce_runtime.errors import ConfigurationError, UsageError
 from dyce_runtime.manifest import Manifest
 from dyce_runtime.plan import path_macs
+from dyce_runtime.process_bound import ProcessBound
 from dyce_runtime.routing import Result
 from dyce_runtime.session import Session
 
 _log = logging.getLogger("dyce_runtime")
 
+# The configuration whose accuracy the governor does not go below, if nothing else is asked for.
+FLOOR = "fast"
 _QUANTILE = 0.95
 # Configurations whose expected costs are closer than that cannot be told apart by looking at latencies.
 _APART = 1.1
@@ -73,7 +77,7 @@ class _Trial(msgspec.Struct):
     until: int = 0
 
 
-class LatencyGovernor:
+class LatencyGovernor(ProcessBound):
     """Turns a session's knob so that 95 % of the calls stay under a limit, as accurately as that allows.
 
     It walks the configurations of the bundle that no other beats both in accuracy and in what 95 % of the calls cost,
@@ -89,7 +93,7 @@ class LatencyGovernor:
         self,
         session: Session,
         p95_ms: float,
-        min_accuracy: float | None = None,
+        min_accuracy: float | str | None = FLOOR,
         *,
         batch: int = 1,
         window: int = 400,
@@ -101,7 +105,9 @@ class LatencyGovernor:
         Args:
             session: an open session, whose knob nobody else has taken.
             p95_ms: the limit, in milliseconds of a call, preprocessing apart.
-            min_accuracy: no configuration with less, a fraction on the search split; None allows the whole front.
+            min_accuracy: no configuration with less: a fraction on the search split, or the name of a configuration
+                whose accuracy it is. By default that of ``fast``, or of the least accurate named configuration where
+                there is no ``fast``. None allows the whole front, down to where hardly an answer is right.
             batch: inputs per call that the application makes. Of one input the hard ones decide, of many the mean.
             window: calls that are judged together, at least 80. A quarter of them comes before any step up, ...
             dwell_s: ... and so many seconds, over 0.
@@ -109,17 +115,16 @@ class LatencyGovernor:
 
         Raises:
             UsageError: a number makes no sense.
-            ConfigurationError: the bundle has no searched configurations or none as accurate, the
+            ConfigurationError: the bundle has no searched configurations, none as accurate or none of that name, the
                 heads are untrained, or the knob is taken.
         """
-        if not (math.isfinite(p95_ms) and p95_ms > 0):
-            raise UsageError(f"the limit is {p95_ms:g} ms; expected a finite number over 0")
-        if not (batch >= 1 and window >= 80 and dwell_s > 0):
+        if not (is_real(p95_ms) and math.isfinite(p95_ms) and p95_ms > 0):
+            raise UsageError(f"the limit is {p95_ms} ms; expected a finite number over 0")
+        if not all(map(is_real, (batch, window, dwell_s))) or not (batch >= 1 and window >= 80 and dwell_s > 0):
             raise UsageError(
-                f"found batch {batch}, window {window}, dwell_s {dwell_s:g}; expected at least 1, at least 80 and "
-                "over 0"
+                f"found batch {batch}, window {window}, dwell_s {dwell_s}; expected at least 1, at least 80 and over 0"
             )
-        self._rungs = _ladder(session, min_accuracy, batch)
+        self._rungs = _ladder(session, _floor(session.bundle.configurations, min_accuracy), batch)
         self._limit = p95_ms / 1e3
         self._dwell = dwell_s
         self._clock = clock
@@ -248,6 +253,18 @@ class LatencyGovernor:
         self._said = True
 
 
+def _floor(configurations: Configurations, wanted: float | str | None) -> float | None:
+    """The accuracy that a floor stands for."""
+    if wanted is None or not isinstance(wanted, str):
+        return wanted
+    searched = {name: entry.search.accuracy for name, entry in configurations.named.items() if entry.search is not None}
+    if wanted not in searched and wanted != FLOOR:
+        raise ConfigurationError(
+            f"min_accuracy is {wanted!r}; the configurations that were searched are {', '.join(searched) or 'none'}"
+        )
+    return searched.get(wanted, min(searched.values(), default=None))
+
+
 def _ladder(session: Session, min_accuracy: float | None, batch: int) -> list[_Rung]:
     """What the governor walks, cheapest first; every step costs notably more and is more accurate."""
     configurations = session.bundle.configurations
@@ -260,9 +277,9 @@ def _ladder(session: Session, min_accuracy: float | None, batch: int) -> list[_R
             "this bundle has no searched configurations, so there is nothing to choose from", hint="Export with --data."
         )
     best = max(rung.accuracy for rung in known)
-    if min_accuracy is not None and not best >= min_accuracy:
+    if min_accuracy is not None and not (is_real(min_accuracy) and best >= min_accuracy):
         raise ConfigurationError(
-            f"min_accuracy is {min_accuracy:g}; the most accurate configuration of this bundle has {best:.4f}",
+            f"min_accuracy is {min_accuracy}; the most accurate configuration of this bundle has {best:.4f}",
             hint="Accuracies are fractions, on the search split.",
         )
     kept: list[_Rung] = []

@@ -77,7 +77,7 @@ def all_of(images: Images) -> Images:
 
 
 def check_images(images: npt.NDArray[np.float32], shape: tuple[int | str, ...]) -> None:
-    """Raise RuntimeInputError unless ``images`` is a float32 array (N, *shape), N at least 1, of numbers within 1e12."""
+    """Raise RuntimeInputError unless it is a float32 array (N, *shape), N at least 1, of numbers within 1e12."""
     fits = isinstance(images, np.ndarray) and images.dtype == _FLOAT32 and images.shape[1:] == shape
     if not fits or len(images) == 0 or (type(images) is not np.ndarray and np.ma.is_masked(images)):
         raise _misfit(images, shape)

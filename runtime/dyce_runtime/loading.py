@@ -5,10 +5,14 @@ from __future__ import annotations
 import os
 
 from dyce_runtime import targets
+from dyce_runtime.arguments import text
 from dyce_runtime.bundle import open_bundle
 from dyce_runtime.contracts import Mode, Pool, TargetSpec
 from dyce_runtime.fastest import Candidate, fastest
 from dyce_runtime.session import Session
+
+# Stands for the fastest precision.
+AUTO = "auto"
 
 
 def load(
@@ -20,7 +24,7 @@ def load(
     pool: Pool = "private",
     mode: Mode = "latency",
     max_batch: int | None = None,
-    max_memory: int | None = None,
+    max_memory: float | None = None,
     allow_untrained: bool = False,
 ) -> Session:
     """Open a bundle for running. The configuration is ``balanced`` if the bundle has one, otherwise ``full``.
@@ -30,8 +34,8 @@ def load(
         target: ``onnxruntime``, for example. None takes the one that the environment names (``DYCE_TARGET``), or
             measures, once per machine, which available one is fastest on the bundle's own test vectors: see
             :func:`dyce_runtime.fastest.fastest`.
-        precision: one that the bundle holds, such as ``uint8``. None takes the bundle's own if a target is named,
-            otherwise the fastest of those that it has records for.
+        precision: one that the bundle holds, such as ``uint8``; ``auto`` takes the fastest of them, each with its own
+            thresholds, so that answers may differ between machines. None takes the bundle's own.
         threads: per call; None lets the engine decide (one per physical core).
         pool: ``private`` leaves the application's own engine sessions alone; ``global`` is a little faster on small
             models and shares the engine's process-wide pool.
@@ -43,7 +47,11 @@ def load(
     Raises:
         BundleError: see :func:`dyce_runtime.bundle.open_bundle`; or there is no such precision.
         TargetError: no such target, it is not available here, or the pieces need more memory than allowed.
+        RuntimeInputError: an argument is out of range.
     """
+    for name, value in {"target": target, "precision": precision}.items():
+        if value is not None:
+            text(name, value)
     bundle = open_bundle(path)
     spec = TargetSpec(threads=threads, pool=pool, mode=mode)
 
@@ -59,9 +67,9 @@ def load(
 
     if target is None:
         target = targets.named()
-    if precision is not None or target is not None:
-        bundles = [bundle if precision in (None, bundle.manifest.precision) else bundle.precision(str(precision))]
-    else:
+    if precision == AUTO:
         bundles = [bundle, *map(bundle.precision, bundle.manifest.precisions)]
+    else:
+        bundles = [bundle if precision in (None, bundle.manifest.precision) else bundle.precision(precision)]
     names = [target] if target is not None else targets.working()
     return fastest(bundle, [Candidate(name, one) for one in bundles for name in names], spec, opened)

@@ -12,11 +12,13 @@ from typing import Any, TypeAlias
 import msgspec
 import numpy as np
 
+from dyce_runtime.arguments import is_real
 from dyce_runtime.bundle import RECORDS, Bundle
 from dyce_runtime.configuration import Configuration
 from dyce_runtime.drift import Comparison, DriftReport, Watched, compare_confidences, read_expected, replay
 from dyce_runtime.errors import UsageError
 from dyce_runtime.manifest import FINAL
+from dyce_runtime.process_bound import ProcessBound
 from dyce_runtime.prometheus import Line, drift_families, family
 from dyce_runtime.routing import Result
 from dyce_runtime.session import Session
@@ -31,7 +33,7 @@ _OTHER = "other"
 _log = logging.getLogger("dyce_runtime")
 
 
-class Observation:
+class Observation(ProcessBound):
     """Counts what a session does, and tells when its confidences are no longer those of the calibration.
 
     ``session.attach(Observation(session))`` starts it. Counters and a latency histogram count from then on. Drift is
@@ -79,6 +81,8 @@ class Observation:
         bins: int = 10,
     ) -> None:
         _check_options(buckets, threshold, minimum, bins)
+        if on_drift is not None and not callable(on_drift):
+            raise UsageError(f"on_drift is {on_drift!r}; expected a function")
         bundle = source if isinstance(source, Bundle) else source.bundle
         self._manifest = bundle.manifest
         self._records, self._reason = read_expected(bundle.file(RECORDS))
@@ -226,12 +230,12 @@ class _Snapshot(msgspec.Struct, frozen=True):
 
 
 def _check_options(buckets: Sequence[float], threshold: float, minimum: int, bins: int) -> None:
-    finite = all(math.isfinite(boundary) for boundary in buckets)
-    if not buckets or not finite or list(buckets) != sorted(set(buckets)):
-        raise UsageError(f"the buckets are {list(buckets)}; expected ascending numbers of seconds")
-    if not threshold > 0:
+    finite = isinstance(buckets, Sequence) and all(is_real(edge) and math.isfinite(edge) for edge in buckets)
+    if not finite or not buckets or list(buckets) != sorted(set(buckets)):
+        raise UsageError(f"the buckets are {buckets}; expected ascending numbers of seconds")
+    if not (is_real(threshold) and threshold > 0):
         raise UsageError(f"the threshold of drift is {threshold}; expected a number over 0")
-    if minimum < 1 or bins < 2:
+    if not (is_real(minimum) and is_real(bins)) or minimum < 1 or bins < 2:
         raise UsageError(f"minimum is {minimum} and bins is {bins}; expected at least 1 sample and 2 bins")
 
 

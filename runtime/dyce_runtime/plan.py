@@ -58,7 +58,9 @@ class Plan(msgspec.Struct, frozen=True):
     stages: tuple[tuple[str, tuple[Step, ...]], ...] = ()
 
     def __post_init__(self) -> None:
-        """Fill in ``stages``."""
+        """Fill in ``stages``, unless the plan is made from another one with the same steps."""
+        if self.stages:
+            return
         starts = [(index, step.image) for index, step in enumerate(self.steps) if step.image is not None]
         ends = [*(index for index, _ in starts[1:]), len(self.steps)]
         stages = tuple((name, self.steps[start:end]) for (start, name), end in zip(starts, ends, strict=True))

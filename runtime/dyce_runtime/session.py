@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import TypeAlias
 
-import msgspec
 import numpy as np
 import numpy.typing as npt
 
 from dyce_runtime import targets
+from dyce_runtime.arguments import is_real, number, shown, whole
 from dyce_runtime.artefacts import engine_folders
 from dyce_runtime.bundle import Bundle
 from dyce_runtime.configuration import FULL, Configuration
@@ -22,34 +21,27 @@ from dyce_runtime.errors import ConfigurationError, PieceError, RuntimeInputErro
 from dyce_runtime.images import Images, Inputs, as_inputs, count_of, rows_of
 from dyce_runtime.manifest import Manifest
 from dyce_runtime.pictures import Pictures
-from dyce_runtime.plan import Plan, make_plan
+from dyce_runtime.plan import Plan
+from dyce_runtime.plan_cache import PlanCache
 from dyce_runtime.preprocessing import listed, preprocess
+from dyce_runtime.process_bound import EngineOwner
 from dyce_runtime.routing import Result, route
 from dyce_runtime.stream import Stream
 
 # Called with what a call returned and the seconds that it took.
 Observer: TypeAlias = Callable[[Result, float], None]
+_FORKED = "forked"
 
-_CLOSED = -1
-# How often this process was forked off before, which costs a call less to look at than its number.
-_forks = 0
-
-
-def _count_fork() -> None:
-    global _forks
-    _forks += 1
+# Samples that run at once, at most: buffers of that size are made when so many come.
+_MOST_AT_ONCE = 1 << 16
+_MOST_IN_STREAM = 1 << 12
 
 
-os.register_at_fork(after_in_child=_count_fork)
-
-# Own configurations that are kept resolved; an application that makes more of them pays for each use.
-_MOST_KEPT = 1000
-
-
-class Session:
+class Session(EngineOwner):
     """An open bundle with an active configuration.
 
-    Every call reads the active configuration once: turning the knob from another thread affects the next call.
+    Every call reads the active configuration once: turning the knob from another thread affects the next call. A
+    session belongs to its process: a forked child, or a worker that would get it pickled, loads the bundle itself.
 
     Attributes:
         bundle: what is open.
@@ -68,13 +60,14 @@ class Session:
         spec: TargetSpec,
         *,
         max_batch: int | None = None,
-        max_memory: int | None = None,
+        max_memory: float | None = None,
         allow_untrained: bool = False,
     ) -> None:
-        if max_batch is not None and max_batch < 1:
-            raise RuntimeInputError(f"max_batch is {max_batch}; expected at least 1")
+        if max_batch is not None:
+            max_batch = whole("max_batch", max_batch, 1, _MOST_AT_ONCE)
+        if max_memory is not None:
+            max_memory = number("max_memory", max_memory, 0)
         self.bundle = bundle
-        self._allow_untrained = allow_untrained
         self.target = targets.find(target)
         if bundle.manifest.precision == "bfloat16":
             spec = replace(spec, precision="bfloat16")
@@ -87,17 +80,18 @@ class Session:
         self._max_batch = max_batch or best
         self.pieces = _fitting(bundle, self.target.spans, max_memory)
         self.device: Device = self.target.open(bundle.piece_specs(self.pieces), spec)
-        self._alive = _forks
+        # Why it cannot be used any more; empty while it can.
+        self._ended = ""
         networks = bundle.manifest.networks
         self._inputs = tuple({network.input.name: network.input for network in networks}.values())
         self._classes = bundle.manifest.model.num_classes
         self._uncut = bundle.manifest.uncut
-        self._named: dict[str, Plan] = {}
-        self._own: dict[str, Plan] = {}
+        self._plans = PlanCache(bundle, self.pieces, allow_untrained=allow_untrained)
         self._owner: str | None = None
         self._observers: tuple[Observer, ...] = ()
         usable = bundle.manifest.heads == "trained" and "balanced" in bundle.configurations.named
         self.use("balanced" if usable else FULL)
+        super().__init__()
 
     @property
     def manifest(self) -> Manifest:
@@ -121,7 +115,7 @@ class Session:
         """
         if self._owner is not None:
             raise self._owned()
-        if type(configuration) is str and (plan := self._named.get(configuration)) is not None:
+        if type(configuration) is str and (plan := self._plans.named.get(configuration)) is not None:
             self._plan = plan
         else:
             self._plan = self.plan(configuration)
@@ -132,18 +126,7 @@ class Session:
         Raises:
             ConfigurationError: as in :meth:`use`.
         """
-        if isinstance(configuration, str):
-            plan = self._named.get(configuration)
-            if plan is None:
-                plan = self._named[configuration] = self._resolve(self.bundle.configuration(configuration))
-            return plan
-        plan = self._own.get(configuration.name)
-        if plan is None or plan.configuration is not configuration:
-            plan = self._resolve(configuration)
-            if len(self._own) >= _MOST_KEPT:
-                self._own.clear()
-            self._own[configuration.name] = plan
-        return plan
+        return self._plans.of(configuration)
 
     def take_knob(self, owner: str) -> Callable[[Configuration], None]:
         """From now on only the returned function turns the knob; :meth:`use` and ``budget`` raise and name the owner.
@@ -165,7 +148,13 @@ class Session:
         self._owner = None
 
     def attach(self, observer: Observer) -> None:
-        """Call ``observer(result, seconds)`` after every call, in its thread. Without any, nothing is timed."""
+        """Call ``observer(result, seconds)`` after every call, in its thread. Without any, nothing is timed.
+
+        Raises:
+            RuntimeInputError: it cannot be called.
+        """
+        if not callable(observer):
+            raise RuntimeInputError(f"the observer is {shown(observer)}; expected a function")
         self._observers = (*self._observers, observer)
 
     def detach(self, observer: Observer) -> None:
@@ -180,7 +169,8 @@ class Session:
         split, in the unit of the search.
 
         Raises:
-            ConfigurationError: nothing costs as little as that, or the bundle has no searched configurations.
+            ConfigurationError: nothing costs as little as that, the bundle has no searched configurations, or it is
+                no number.
         """
         return self._plan.budget
 
@@ -188,8 +178,9 @@ class Session:
     def budget(self, share: float) -> None:
         if self._owner is not None:
             raise self._owned()
-        plan = self._resolve(self.bundle.configurations.within(share))
-        self._plan = msgspec.structs.replace(plan, budget=share)
+        if not is_real(share):
+            raise ConfigurationError(f"the budget is {shown(share)}; expected a share of the full model's cost")
+        self._plan = self._plans.within(share)
 
     def preprocess(self, images: Picture | Iterable[Picture]) -> Images:
         """Pictures (paths, bytes, open files, PIL images or HWC arrays) to what a call takes.
@@ -223,7 +214,7 @@ class Session:
             PieceError: a piece failed; the session stays usable.
         """
         plan = self._plan
-        if self._alive != _forks:
+        if self._ended:
             raise self._gone()
         inputs = as_inputs(images, self._inputs)
         count = len(images) if type(images) is np.ndarray else count_of(inputs)
@@ -248,13 +239,14 @@ class Session:
             one result (N = 1) for each sample, in the order of the input.
 
         Raises:
-            RuntimeInputError: a sample does not fit; those before it are yielded first.
+            RuntimeInputError: an argument is out of range; or a sample does not fit, then those before it are
+                yielded first.
             PieceError: a piece failed.
         """
 
         def admit(image: Images) -> tuple[Plan, Inputs]:
             plan = self._plan
-            if self._alive != _forks:
+            if self._ended:
                 raise self._gone()
             if isinstance(image, Mapping) and not isinstance(image, Pictures):
                 image = {name: np.asanyarray(one)[None] for name, one in image.items()}
@@ -268,8 +260,9 @@ class Session:
             for observer in self._observers:
                 observer(result, seconds)
 
-        if batch < 1 or in_flight < 1:
-            raise RuntimeInputError(f"batch is {batch} and in_flight {in_flight}; expected at least 1 of each")
+        batch, in_flight = whole("batch", batch, 1, _MOST_IN_STREAM), whole("in_flight", in_flight, 1)
+        if not isinstance(images, Iterable):
+            raise RuntimeInputError(f"found {shown(images)}; expected images, one after another")
         return Stream(self.device, admit, done, batch, in_flight).run(images)
 
     def run_uncut(self, images: Images) -> npt.NDArray[np.int64]:
@@ -281,7 +274,7 @@ class Session:
         """
         if self._uncut not in self.pieces:
             raise ConfigurationError("the uncut model is not loaded", hint="Load without max_memory.")
-        if self._alive != _forks:
+        if self._ended:
             raise self._gone()
         name = self.manifest.input.name
         own = as_inputs(images, self._inputs)[name]
@@ -297,24 +290,21 @@ class Session:
         return np.concatenate(parts) if len(parts) > 1 else parts[0]
 
     def close(self) -> None:
-        """Release the device; calls that are running end."""
-        self._alive = _CLOSED
-        self.device.close()
+        """Release the device; calls that are running end. In a forked child the parent's engine is left alone."""
+        ended, self._ended = self._ended, "closed"
+        if ended != _FORKED:
+            self.device.close()
+
+    def inherited(self) -> Device:
+        """See :class:`EngineOwner`."""
+        self._ended = self._ended or _FORKED
+        return self.device
 
     def __enter__(self) -> Session:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-    def _resolve(self, configuration: Configuration) -> Plan:
-        plan = make_plan(self.manifest, configuration, self.pieces, self.bundle.configurations.worth_moving)
-        if configuration.exits and self.manifest.heads == "untrained" and not self._allow_untrained:
-            raise ConfigurationError(
-                f"configuration {configuration.name!r} uses heads that were never trained: its answers mean nothing",
-                hint="Export with --data to train them, or load with allow_untrained=True to measure speed.",
-            )
-        return plan
 
     def _owned(self) -> ConfigurationError:
         return ConfigurationError(
@@ -337,7 +327,7 @@ class Session:
             return route(plan, lane, inputs, count, self._classes)
 
     def _gone(self) -> RuntimeInputError:
-        if self._alive == _CLOSED:
+        if self._ended != _FORKED:
             return RuntimeInputError("the session is closed", hint="Load the bundle again.")
         return RuntimeInputError(
             "the session was loaded before this process was forked, and an engine's threads are not copied",
@@ -345,7 +335,7 @@ class Session:
         )
 
 
-def _fitting(bundle: Bundle, spans: bool, max_memory: int | None) -> list[str]:
+def _fitting(bundle: Bundle, spans: bool, max_memory: float | None) -> list[str]:
     """Ids of the pieces to open: all but the spans that are of no use or too much, the uncut model first of these."""
     wanted = bundle.runnable(spans=spans)
     if max_memory is None:

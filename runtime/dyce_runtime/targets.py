@@ -46,8 +46,8 @@ def find(name: str | None = None) -> Target:
         TargetError: not installed, or not available; says why for each.
     """
     reasons = []
-    name = name or named()
-    for candidate in [name] if name else names():
+    name = named() if name is None else name
+    for candidate in names() if name is None else [name]:
         target = get(candidate)
         reason = target.available()
         if reason is None:

@@ -12,11 +12,13 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from dyce_runtime.arguments import is_real
 from dyce_runtime.bundle import Bundle
 from dyce_runtime.configuration import Configuration, ExitSetting
 from dyce_runtime.errors import ConfigurationError, UsageError
 from dyce_runtime.manifest import FINAL, Exit, Manifest
 from dyce_runtime.plan import Plan, head_macs, make_plan, path_macs
+from dyce_runtime.process_bound import ProcessBound
 from dyce_runtime.routing import Result
 from dyce_runtime.session import Session
 
@@ -32,7 +34,7 @@ class _Paths(msgspec.Struct, frozen=True):
     plans: dict[int, Plan]
 
 
-class WorkCap:
+class WorkCap(ProcessBound):
     """Bounds the work of every input of a session and, if asked to, of all its inputs per second.
 
     Work is in multiply-accumulates, relative to the full model. An input that reaches the last exit within the cap
@@ -66,10 +68,10 @@ class WorkCap:
             ConfigurationError: the active configuration, or one of the bundle, has no exit within ``max_share``; the
                 heads are untrained; or the session has a cap.
         """
-        if not max_share > 0:
-            raise UsageError(f"max_share is {max_share:g}; expected a number over 0")
-        if max_per_second is not None and not 0 < max_per_second < math.inf:
-            raise UsageError(f"max_per_second is {max_per_second:g}; expected a finite number over 0")
+        if not (is_real(max_share) and max_share > 0):
+            raise UsageError(f"max_share is {max_share}; expected a number over 0")
+        if max_per_second is not None and not (is_real(max_per_second) and 0 < max_per_second < math.inf):
+            raise UsageError(f"max_per_second is {max_per_second}; expected a finite number over 0")
         if session.cap is not None:
             raise ConfigurationError("the work of this session is capped already", hint="Close that cap first.")
         self._session = session
@@ -194,7 +196,7 @@ def _leaving(
     *before, end = (step for step in ending.steps if step.exit <= last)
     # Routing is strict: every confidence is above this one.
     forced = msgspec.structs.replace(end, threshold=np.float32(-np.inf))
-    return msgspec.structs.replace(plan, steps=(*before, forced))
+    return msgspec.structs.replace(plan, steps=(*before, forced), stages=())
 
 
 def _ending(manifest: Manifest, configuration: Configuration, last: int, heads: Mapping[str, str]) -> Configuration:

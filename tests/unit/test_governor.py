@@ -306,7 +306,13 @@ def test_a_floor_that_nothing_reaches_is_refused(simulation, floor):
 
 @pytest.mark.parametrize(
     ("p95_ms", "options"),
-    [(0, {}), (-1, {}), (math.nan, {}), (math.inf, {}), (5, {"batch": 0}), (5, {"window": 79}), (5, {"dwell_s": 0})],
+    [
+        *((limit, {}) for limit in (0, -1, math.nan, math.inf, None, "5", True)),
+        *(
+            (5, options)
+            for options in ({"batch": 0}, {"batch": None}, {"window": 79}, {"dwell_s": 0}, {"dwell_s": "1"})
+        ),
+    ],
 )
 def test_numbers_that_make_no_sense_are_refused(simulation, p95_ms, options):
     with pytest.raises(UsageError, match="expected"):
@@ -330,7 +336,21 @@ def test_it_walks_the_front_and_the_named_configurations(simulation):
         named={name: Entry(NAMED[name], search=figures(*FIGURES[name])) for name in ("full", "balanced")},
         front=tuple(Entry(NAMED[name], search=figures(*FIGURES[name])) for name in ("fast", "balanced", "accurate")),
     )
-    assert visited(simulation) == ["front 0.200", "balanced", "front 0.600", "full"]
+    assert visited(simulation, min_accuracy=None) == ["front 0.200", "balanced", "front 0.600", "full"]
+    assert visited(simulation) == ["balanced", "front 0.600", "full"], "not below what has a name"
+
+
+def test_without_a_word_it_does_not_go_below_fast(simulation):
+    known = {**FIGURES, "chosen": (0.5, 0.1)}
+    named = {name: Entry(NAMED.get(name, NAMED["fast"]), search=figures(*known[name])) for name in known}
+    front = (Entry(NAMED["fast"], search=figures(0.3, 0.05)),)
+    simulation.session.bundle.configurations = Configurations(named=named, front=front)
+    simulation.costs |= {"chosen": 0.1, "front 0.050": 0.05}
+    assert visited(simulation)[0] == "fast"
+    for floor, cheapest in ((None, "front 0.050"), (0, "front 0.050"), ("chosen", "chosen"), ("balanced", "balanced")):
+        assert visited(simulation, min_accuracy=floor)[0] == cheapest
+    with pytest.raises(ConfigurationError, match="min_accuracy is 'slow'; the configurations that were searched are"):
+        simulation.govern(5, min_accuracy="slow")
 
 
 def test_what_was_not_searched_is_left_out(simulation):

@@ -8,19 +8,21 @@ from types import SimpleNamespace
 
 import msgspec
 import numpy as np
+import onnx
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from onnx import numpy_helper
 
 import dyce_runtime.session
 from dyce_runtime import Configuration, Session, load, open_bundle, targets
 from dyce_runtime.configuration import Configurations, Entry, ExitSetting, Figures
-from dyce_runtime.errors import ConfigurationError, UsageError
+from dyce_runtime.errors import ConfigurationError, PieceError, UsageError
 from dyce_runtime.governor import LatencyGovernor
 from dyce_runtime.manifest import FINAL, UNCUT, Exit, Head, Manifest, Piece
 from dyce_runtime.plan import Plan, Step, make_plan, pieces_of
 from dyce_runtime.work_cap import WorkCap, capped, usual_heads
-from tests.bundles import DECISIONS, HEAD, IMAGE, NAMED, Spy, all_heads, expected, make_images, on
+from tests.bundles import DECISIONS, HEAD, IMAGE, NAMED, Spy, all_heads, expected, finish, make_images, on
 
 # Nobody leaves early with these, which is what an attacker aims at.
 NEVER = Configuration("never", on(exit3=1.0, exit7=1.0))
@@ -256,13 +258,17 @@ def test_a_configuration_is_told_from_another_of_the_same_name(session: Session)
 
 
 @pytest.mark.parametrize("count", [1, 3])
-def test_confidences_that_are_no_numbers_do_not_hold_an_input_up(session: Session, count):
-    """Finite pixels can overflow."""
-    session.use(NEVER)
-    with WorkCap(session, 0.6), np.errstate(all="ignore"):
-        result = session(np.full((count, 3, 4, 4), 3e38, np.float32) * np.float32([[[1]], [[-1]], [[1]]]))
-    np.testing.assert_array_equal(result.exit, 0)
-    assert np.isnan(result.confidence).all()
+def test_scores_that_are_not_numbers_do_not_hold_an_input_up(bundle_copy: Path, count):
+    head = bundle_copy / "heads/exit_03_linear.onnx"
+    model = onnx.load(head)
+    weight = next(tensor for tensor in model.graph.initializer if tensor.name == "linear0")
+    weight.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(weight) * np.float32(np.nan), weight.name))
+    onnx.save(model, head)
+    finish(bundle_copy)
+    with load(bundle_copy, threads=1) as session, WorkCap(session, 0.6):
+        session.use(NEVER)
+        with pytest.raises(PieceError, match="exit_03_linear gave scores for sample 0 that are not numbers"):
+            session(make_images(count))
 
 
 # --- work per second -------------------------------------------------------------------------------------------------
