@@ -1,4 +1,4 @@
-"""What happens to a session in a bad world: forks, closing in the middle of a call, huge batches, and 100,000 calls."""
+"""What happens to a session in a bad world: forks, closing in the middle of a call, huge batches, and thousands of calls."""
 
 from __future__ import annotations
 
@@ -199,19 +199,19 @@ with load(sys.argv[1], "onnxruntime", threads=1, max_batch=8) as session:
             session.use(random.choice([*NAMED, *own]))
             session(images[: random.randint(1, most)])
 
-    calls(10_000)
+    calls(5_000)
     before = resident()
-    calls(100_000)
+    calls(25_000)
     print(resident() - before)
 '''
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-def test_a_hundred_thousand_calls_need_no_more_memory_than_the_first(tiny_bundle: Path):
+def test_thousands_of_calls_need_no_more_memory_than_the_first(tiny_bundle: Path):
     """In a process of its own: what else ran in this one comes and goes."""
     done = subprocess.run([sys.executable, "-c", CALLS, str(tiny_bundle)], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert int(done.stdout) < 4 * MB
+    assert int(done.stdout) < MB
 
 
 @pytest.mark.parametrize("set_", ["budget", "own"])
