@@ -293,6 +293,7 @@ def _show_export(result: Export, json: bool) -> None:
                 "exits": [exit.id for exit in manifest.exits],
                 "heads": manifest.heads,
                 "weights": manifest.model.weights,
+                "suspicious": list(manifest.suspicious),
                 "verify": verify,
                 "seconds": result.seconds,
                 "configurations": msgspec.to_builtins(result.configurations.named),

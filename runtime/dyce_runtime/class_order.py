@@ -118,8 +118,13 @@ class Comparison:
         return float(shares[0] @ shares[1])
 
     def by_chance(self) -> bool:
-        """Whether the agreement is within three standard errors of chance or below, on at least 200 labels."""
+        """Whether the agreement is within three standard errors of chance or below, on at least 200 labels.
+
+        Labels of a single class say nothing: whatever the model answers agrees as often as by chance.
+        """
         chance, count = self.chance, len(self.labels)
+        if len(np.unique(self.labels)) < 2:
+            return False
         return count >= FEWEST_LABELS and self.agreement < chance + _SURE * sqrt(chance * (1 - chance) / count) + 1e-9
 
     def likeliest(self, rows: slice = slice(None)) -> dict[int, int]:
@@ -130,9 +135,11 @@ class Comparison:
         pairs, counts = np.unique(np.stack([self.labels[rows], self.answers[rows]], 1), axis=0, return_counts=True)
         other = pairs[:, 0] != pairs[:, 1]
         found: dict[int, int] = {}
+        taken: set[int] = set()
         for label, answer in pairs[np.lexsort((other, -counts))].tolist():
-            if label not in found and answer not in found.values():
+            if label not in found and answer not in taken:
                 found[label] = answer
+                taken.add(answer)
         return found
 
     def permuted(self) -> bool:
@@ -143,7 +150,9 @@ class Comparison:
         fits = np.zeros(len(self.labels), np.bool_)
         for known, judged in ((slice(0, None, 2), slice(1, None, 2)), (slice(1, None, 2), slice(0, None, 2))):
             meant = self.likeliest(known)
-            fits[judged] = [meant.get(label, label) == answer for label, answer in self._pairs(judged)]
+            # A label whose class was given away means none: two labels for one class are no order.
+            left = {label: label for label in range(self.classes) if label not in meant.values()} | meant
+            fits[judged] = [left.get(label) == answer for label, answer in self._pairs(judged)]
         return better(fits, self.right)
 
     def _pairs(self, rows: slice) -> list[tuple[int, int]]:
