@@ -23,6 +23,10 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 SIZE_HINT = "Give it with --input-size CHANNELS,HEIGHT,WIDTH, such as --input-size 3,224,224."
 INPUT_HINT = "Set it with --input-size, --mean, --std, --interpolation, --crop-pct and --crop-mode."
 
+# One picture has to fit into memory several times over.
+_MOST_VALUES = 1 << 28
+_LEAST_CROP = 0.01
+
 logger = logging.getLogger("dyce_export")
 
 
@@ -41,7 +45,7 @@ class InputOverrides:
         input_size: (channels, height, width), in pixels.
         mean, std: one number, or one per channel, on the scale 0 to 1.
         interpolation: one of :data:`INTERPOLATIONS`.
-        crop_pct: edge of the centre crop divided by the edge that pictures are resized to, over 0 and at most 1.
+        crop_pct: edge of the centre crop divided by the edge that pictures are resized to, from 0.01 to 1.
         crop_mode: one of :data:`CROP_MODES`, as timm calls them. ``center`` keeps a picture's shape and cuts off
             what is too long, ``squash`` changes its shape, ``border`` (letterbox) keeps it and fills up with the mean.
 
@@ -142,6 +146,10 @@ def _input_problem(given: Mapping[str, Any]) -> _Problem | None:
         return _Problem(
             f"the input size is {tuple(size)}; expected channels, height and width, three positive integers"
         )
+    if size is not None and math.prod(size) > _MOST_VALUES:
+        return _Problem(
+            f"the input size is {tuple(size)}; expected at most {_MOST_VALUES:,} values, which are 1 GB as float32"
+        )
     for name, values in (("mean", mean), ("std", std)):
         if values is not None and not _are_numbers(values):
             return _Problem(f"the {name} is {values!r}; expected numbers, one or one per channel, such as (0.5,)")
@@ -149,8 +157,11 @@ def _input_problem(given: Mapping[str, Any]) -> _Problem | None:
             return _Problem(f"the {name} has {len(values)} values; expected one, or one for each of {size[0]} channels")
     if std is not None and any(value <= 0 for value in std):
         return _Problem(f"the std is {tuple(std)}; expected positive numbers")
-    if not 0 < given.get("crop_pct", 1) <= 1:
-        return _Problem(f"crop_pct is {given['crop_pct']}; expected a number over 0 and at most 1")
+    if not _LEAST_CROP <= given.get("crop_pct", 1) <= 1:
+        return _Problem(
+            f"crop_pct is {given['crop_pct']}; expected a number from {_LEAST_CROP} to 1: a picture is resized to the "
+            "crop divided by it"
+        )
     for name, known in (("interpolation", INTERPOLATIONS), ("crop_mode", CROP_MODES)):
         if given.get(name, known[0]) not in known:
             return _Problem(f"the {name} is {given[name]!r}; expected one of {', '.join(known)}")

@@ -20,13 +20,18 @@ from dyce_runtime.errors import UsageError
 
 # A single bet risks at most this share of what can be lost at once, so that one sample cannot ruin it.
 _LARGEST_STAKE = 0.75
+# Ten million samples would be needed to promise less.
+_SMALLEST = 1e-6
 
 
 def check_promise(epsilon: float, delta: float) -> None:
     """Raise UsageError unless both are fractions that can be promised."""
     for name, value in (("epsilon", epsilon), ("delta", delta)):
-        if not 0 < value < 1:
-            raise UsageError(f"{name} is {value:g}; expected a fraction over 0 and under 1, such as 0.01 for a point")
+        if not _SMALLEST <= value < 1:
+            raise UsageError(
+                f"{name} is {value:g}; expected a fraction from {_SMALLEST:g} on and under 1, such as 0.01 for a point",
+                hint="What is smaller could only be shown with more samples than anybody has." if value > 0 else "",
+            )
 
 
 def certified(losses: Iterable[NDArray[np.int8]], epsilon: float, delta: float) -> int:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from dyce_export.cli.bounds import LARGEST_BATCH
 from dyce_export.cli.console import Json, Quiet, Threads, Verbose, out, print_json, print_table, progress_bar, set_up
-from dyce_runtime.errors import SuspiciousDataError, UsageError
+from dyce_runtime.errors import UsageError
 
 if TYPE_CHECKING:
     from dyce_calibration.costs import CostTable
@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from dyce_runtime.datasets import Dataset
     from dyce_runtime.session import Session
 
-log = logging.getLogger("dyce_export")
-
+# Python reads numbers of any size, up to some thousand digits.
+_DIGITS = 10
 HELP = "Measure every configuration next to the uncut model, on real pictures."
 
 
@@ -62,7 +62,7 @@ def command(
 
     import dyce_runtime
     from dyce_runtime import bench
-    from dyce_runtime.labelled import ModelFacts
+    from dyce_runtime.datasets import open_dataset
     from dyce_runtime.machine_state import memory
 
     own = dyce_runtime.open_bundle(bundle, check_hashes=False).manifest.precision
@@ -72,9 +72,9 @@ def command(
         held = memory(session)
         wanted = [] if baseline else bench.choose(session.bundle, config or list(session.bundle.configurations.named))
         model = session.manifest.model
-        dataset = _open(
-            session, ModelFacts(model.num_classes, session.manifest.preprocessing, model.class_names, classes), data
-        )
+        dataset = open_dataset(
+            data, class_names=model.class_names, num_classes=model.num_classes, classes_file=classes
+        ).check(session.manifest.preprocessing)
         if write_cost_table is not None:
             _write_cost_table(session, dataset, write_cost_table, unit, batch=sizes[0], limit=limit, json=json)
             return
@@ -86,34 +86,18 @@ def command(
         _show(bundle, dataset.source, document)
 
 
-def _open(session: Session, place: str, classes: Path | None) -> Dataset:
-    """The pictures, labelled in the classes of the bundle; what speaks against their labels is a warning.
-
-    Raises:
-        DataError: the data cannot be opened, or the classes seem to be in another order than those of the model.
-    """
-    from dyce_runtime.labelled import ModelFacts, answer_of, open_labelled
-
-    model = session.manifest.model
-    facts = ModelFacts(model.num_classes, session.manifest.preprocessing, model.class_names, classes)
-    (dataset,), doubts = open_labelled([place], facts, answer_of(session))
-    assert dataset is not None
-    if model.weights == "random":  # its answers mean nothing anyway
-        return dataset
-    for doubt in doubts:
-        if doubt.order:
-            raise SuspiciousDataError(doubt.message, hint=doubt.hint)
-        log.warning("%s. %s", doubt.message, doubt.hint)
-    return dataset
-
-
 def _batch_sizes(words: str) -> list[int]:
     """Sizes of batches from such as ``1,8,32``."""
     parts = [word.strip() for word in words.split(",")]
-    sizes = [int(part) for part in parts if part.isascii() and part.isdecimal()]
+    sizes = [int(part) for part in parts if part.isascii() and part.isdecimal() and len(part) < _DIGITS]
     if len(sizes) < len(parts) or min(sizes) < 1 or len(set(sizes)) < len(sizes):
         raise UsageError(
             f"--batch is {words!r}; expected a number of pictures, or several different ones with commas: 1,8,32"
+        )
+    if max(sizes) > LARGEST_BATCH:
+        raise UsageError(
+            f"--batch is {words!r}; expected at most {LARGEST_BATCH:,} pictures per call",
+            hint="A batch is in memory at once, with all that is computed from it.",
         )
     return sizes
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from dyce_export.cli import bounds
 from dyce_export.cli.console import Json, Quiet, Verbose, out, print_json, print_table, progress_bar, set_up
 from dyce_runtime.errors import TargetError, UsageError
 
@@ -32,7 +33,11 @@ def command(
     ],
     max_batch: Annotated[
         int | None,
-        typer.Option(min=1, help="The most samples in one call of an engine; the device's, or 8.", show_default=False),
+        typer.Option(
+            callback=bounds.batch,
+            help="The most samples in one call of an engine; the device's, or 8.",
+            show_default=False,
+        ),
     ] = None,
     json: Json = False,
     verbose: Verbose = False,

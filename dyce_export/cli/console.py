@@ -26,7 +26,7 @@ from rich.table import Table
 from rich.text import Text
 
 from dyce_calibration.launcher import is_main
-from dyce_export.cli import machine
+from dyce_export.cli import bounds, machine
 from dyce_export.cli.terminal import EscapedLines, Terminal, bold, escaped
 from dyce_export.progress import Progress
 from dyce_runtime.errors import DyceError, UsageError
@@ -44,13 +44,15 @@ _WrongWords: Any = typer.BadParameter.__bases__[0]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
 Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Say more: every step, and where an error arose.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress, no warnings.")]
-Threads = Annotated[int | None, typer.Option(min=1, help="Threads per call; the engine decides without it.")]
+Threads = Annotated[
+    int | None, typer.Option(callback=bounds.threads, help="Threads per call; the engine decides without it.")
+]
 MinAgreement = Annotated[
     float,
-    typer.Option(min=0, max=1, help="Share of samples that have to leave where they do in float32."),
+    typer.Option(callback=bounds.share, help="Share of samples that have to leave where they do in float32."),
 ]
 MaxPrecisionLoss = Annotated[
-    float, typer.Option(min=0, max=1, help="What a lower precision may take from the full model's accuracy.")
+    float, typer.Option(callback=bounds.share, help="What a lower precision may take from the full model's accuracy.")
 ]
 
 out = Terminal(soft_wrap=True)

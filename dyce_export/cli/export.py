@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from dyce_calibration.launcher import is_main
+from dyce_export.cli import bounds
 from dyce_export.cli.console import (
     Json,
     MaxPrecisionLoss,
@@ -23,7 +24,6 @@ from dyce_export.cli.console import (
 )
 from dyce_export.cli.inspect import show_configurations, verification_line
 from dyce_export.cli.options import (
-    AllowSuspicious,
     Arch,
     Classes,
     CropMode,
@@ -34,7 +34,6 @@ from dyce_export.cli.options import (
     Mean,
     SaverClasses,
     Std,
-    Task,
     TrustPickle,
     open_model,
     overrides_of,
@@ -99,7 +98,6 @@ def command(
     ] = None,
     arch: Arch = None,
     factory: Factory = None,
-    task: Task = "single-label",
     classes: Classes = None,
     input_size: InputSize = None,
     mean: Mean = None,
@@ -107,11 +105,15 @@ def command(
     interpolation: Interpolation = None,
     crop_pct: CropPct = None,
     crop_mode: CropMode = None,
-    epochs: Annotated[int | None, typer.Option(min=1, help="Epochs of head training.", show_default=False)] = None,
-    seed: Annotated[int, typer.Option(help="Of splits and head training.")] = 0,
+    epochs: Annotated[
+        int | None, typer.Option(callback=bounds.epochs, help="Epochs of head training.", show_default=False)
+    ] = None,
+    seed: Annotated[int, typer.Option(callback=bounds.seed, help="Of splits and head training.")] = 0,
     tolerance: Annotated[
         float | None,
-        typer.Option(min=0, help="Largest relative error against torch; 1e-4 without it.", show_default=False),
+        typer.Option(
+            callback=bounds.tolerance, help="Largest relative error against torch; 1e-4 without it.", show_default=False
+        ),
     ] = None,
     precision: Annotated[
         str | None,
@@ -123,7 +125,6 @@ def command(
     min_agreement: MinAgreement = 0.99,
     max_precision_loss: MaxPrecisionLoss = 0.01,
     trust_pickle: TrustPickle = False,
-    allow_suspicious: AllowSuspicious = False,
     force: Annotated[bool, typer.Option("--force", help="Replace the bundle if it exists.")] = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Check everything that can be checked at once, and stop.")
@@ -168,8 +169,6 @@ def command(
         sequence=DEFAULT_TYPE if esn else None,
         precisions=tuple(precision.split(",")) if precision else (),
         limits=Limits(min_agreement, max_precision_loss),
-        task=task,
-        allow_suspicious=allow_suspicious,
         **_given(epochs, tolerance),
     )
     with drawn_progress(quiet=quiet or not is_main()) as progress:
@@ -293,7 +292,6 @@ def _show_export(result: Export, json: bool) -> None:
                 "exits": [exit.id for exit in manifest.exits],
                 "heads": manifest.heads,
                 "weights": manifest.model.weights,
-                "suspicious": list(manifest.suspicious),
                 "verify": verify,
                 "seconds": result.seconds,
                 "configurations": msgspec.to_builtins(result.configurations.named),

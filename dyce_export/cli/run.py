@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from dyce_export.cli import bounds
 from dyce_export.cli.console import Json, Quiet, Threads, Verbose, print_json, print_table, progress_bar, set_up
 
 HELP = "Classify pictures with a bundle."
@@ -18,7 +19,7 @@ def command(
         list[str], typer.Argument(help="Pictures, folders of pictures or data sets.", show_default=False)
     ],
     config: Annotated[str | None, typer.Option(help="Configuration; `balanced` without it, or `full`.")] = None,
-    batch: Annotated[int, typer.Option(min=1, help="Pictures per call.")] = 8,
+    batch: Annotated[int, typer.Option(callback=bounds.batch, help="Pictures per call.")] = 8,
     limit: Annotated[int | None, typer.Option(min=1, help="At most that many pictures of each input.")] = None,
     target: Annotated[str | None, typer.Option(help="Target; the fastest one without it.")] = None,
     threads: Threads = None,

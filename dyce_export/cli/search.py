@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from dyce_export.cli import bounds
 from dyce_export.cli.console import Json, Quiet, Verbose, print_json, print_table, set_up
 from dyce_export.cli.inspect import show_configurations
 from dyce_runtime.errors import BundleError, DataError, UsageError
@@ -38,7 +39,9 @@ def command(
         Path | None, typer.Option(help="Further records, to report the result on.", show_default=False)
     ] = None,
     method: Annotated[str, typer.Option(help="exact, onepass, circular or samethres.")] = "exact",
-    points: Annotated[int, typer.Option(min=1, help="Weights of accuracy against cost to solve.")] = 500,
+    points: Annotated[
+        int, typer.Option(callback=bounds.points, help="Weights of accuracy against cost to solve.")
+    ] = 500,
     epsilon: Annotated[float, typer.Option(help="Loss of accuracy that a certificate promises.")] = 0.01,
     delta: Annotated[float, typer.Option(help="Probability that the promise may fail.")] = 0.05,
     max_loss: Annotated[
@@ -137,13 +140,7 @@ def _renew_report(opened: Bundle, records: Records, costs: CostTable, configurat
     path, model = opened.file(REPORT), opened.manifest.model
     try:
         contents = make_contents(
-            model.name,
-            model.class_names,
-            records,
-            costs,
-            configurations,
-            splits=opened.manifest.splits,
-            suspicious=opened.manifest.suspicious,
+            model.name, model.class_names, records, costs, configurations, splits=opened.manifest.splits
         )
         write_report(path, contents)
     except UsageError as error:

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from dyce_calibration.launcher import process_count
+from dyce_export.cli import bounds
 from dyce_export.cli.console import Json, Quiet, Threads, Verbose, drawn_progress, out, print_json, print_table, set_up
 from dyce_export.cli.inspect import show_configurations
 from dyce_export.cli.options import (
-    AllowSuspicious,
     Arch,
     Classes,
     CropMode,
@@ -65,7 +65,9 @@ def command(
         typer.Option("-o", "--output", help="A bundle with the best one before the base.", show_default=False),
     ] = None,
     by: Annotated[Unit, typer.Option(help="What the best one saves most of.")] = Unit.ms,
-    max_loss: Annotated[float, typer.Option(min=0, max=1, help="Of accuracy, for the search beside it.")] = 0.005,
+    max_loss: Annotated[
+        float, typer.Option(callback=bounds.share, help="Of accuracy, for the search beside it.")
+    ] = 0.005,
     arch: Arch = None,
     factory: Factory = None,
     classes: Classes = None,
@@ -78,12 +80,11 @@ def command(
     crop_mode: CropMode = None,
     target: Annotated[str | None, typer.Option(help="What is measured.", show_default=False)] = None,
     threads: Threads = None,
-    seed: Annotated[int, typer.Option(help="Of splits.")] = 0,
+    seed: Annotated[int, typer.Option(callback=bounds.seed, help="Of splits.")] = 0,
     cache: Annotated[
         Path | None, typer.Option(help="Keeps what was recorded; the user's cache without it.", show_default=False)
     ] = None,
     trust_pickle: TrustPickle = False,
-    allow_suspicious: AllowSuspicious = False,
     force: Annotated[bool, typer.Option("--force", help="Replace the bundle at --output.")] = False,
     json: Json = False,
     verbose: Verbose = False,
@@ -113,7 +114,7 @@ def command(
     made = None
     with drawn_progress(quiet=quiet) as progress:
         found = open_model(model, arch, factory, overrides, progress, bundle=True, trust_pickle=trust_pickle)
-        options = Options(classes_file=classes, seed=seed, allow_suspicious=allow_suspicious)
+        options = Options(classes_file=classes, seed=seed)
         kept = Pool(cache or user_cache() / "pool", str(data), val, options, progress)
         base = kept.base(found)
         how = Question(mapping, max_loss, by, target, threads, trust_pickle=trust_pickle)
