@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import stat
 import zipfile
 from collections.abc import Callable
 from enum import Enum
@@ -13,6 +12,7 @@ from typing import NamedTuple
 
 from dyce_runtime.bundle import is_bundle
 from dyce_runtime.errors import ModelError
+from dyce_runtime.json_files import check_regular
 
 
 class Kind(Enum):
@@ -138,8 +138,7 @@ def kind_of(path: Path) -> Kind:
 
 def _head_of(path: Path) -> bytes:
     try:
-        if not stat.S_ISREG(path.stat().st_mode):  # reading might never end
-            raise ModelError(f"{path} is a device, a pipe or a socket; expected a file", hint="Save it to a file.")
+        check_regular(path)
         with path.open("rb") as stream:
             head = stream.read(_HEAD)
     except FileNotFoundError as error:

@@ -11,6 +11,7 @@ from typing import Literal
 import msgspec
 
 from dyce_runtime.errors import DataError, DestinationError
+from dyce_runtime.json_files import read_json
 from dyce_runtime.manifest import FINAL, SCHEMA_VERSION, Manifest
 from dyce_runtime.piece_costs import IMAGE, PieceCosts
 from dyce_runtime.plan import head_macs, needs
@@ -156,8 +157,8 @@ def write_costs(costs: CostTable, path: Path) -> None:
 def read_costs(path: Path) -> CostTable:
     """Read a cost table. Raises DataError if the file is not one or its numbers cannot be costs."""
     try:
-        return msgspec.json.decode(path.read_bytes(), type=CostTable).check()
-    except (OSError, msgspec.DecodeError, UnicodeDecodeError) as error:
+        return read_json(path, CostTable).check()
+    except (OSError, msgspec.DecodeError) as error:
         raise DataError(
             f"{path} does not hold a cost table: {error}",
             hint="`dyce bench BUNDLE --data PICTURES --write-cost-table FILE` makes one.",

@@ -11,6 +11,7 @@ from dyce_calibration.costs import CostTable
 from dyce_calibration.records import Records
 from dyce_runtime.bundle_arrays import read_arrays
 from dyce_runtime.errors import DataError
+from dyce_runtime.json_files import read_json
 from dyce_runtime.manifest import FINAL
 
 
@@ -38,8 +39,8 @@ def read_released_costs(path: Path) -> CostTable:
         DataError: another format, or numbers that cannot be costs.
     """
     try:
-        found = msgspec.json.decode(path.read_bytes(), type=_ReleasedCosts)
-    except (OSError, msgspec.DecodeError, UnicodeDecodeError) as error:
+        found = read_json(path, _ReleasedCosts)
+    except (OSError, msgspec.DecodeError) as error:
         raise DataError(f"{path} does not hold costs of the DyCE release: {error}") from error
     if not found.backbone.macs:
         raise DataError(f"{path} gives no costs of the backbone; expected one for each position and the whole model")

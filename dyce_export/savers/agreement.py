@@ -11,6 +11,7 @@ import msgspec
 from dyce_export.pipeline import Prepared
 from dyce_runtime.bundle import Bundle
 from dyce_runtime.errors import UsageError
+from dyce_runtime.json_files import read_json
 from dyce_runtime.manifest import Model
 
 NAMES = "names"
@@ -77,8 +78,8 @@ def read_mapping(text: str | None) -> Mapped | None:
     if text is None or text == NAMES:
         return None if text is None else {}
     try:
-        return msgspec.json.decode(Path(text).read_bytes(), type=dict[str, str | int])
-    except (OSError, msgspec.DecodeError, UnicodeDecodeError) as error:
+        return read_json(Path(text), dict[str, str | int])
+    except (OSError, msgspec.DecodeError) as error:
         raise UsageError(
             f"--saver-classes {text} cannot be read: {error}",
             hint='Expected a JSON file such as {"cat": "Cat", "0": 3}: the class of the base for each of the saver.',

@@ -15,6 +15,7 @@ from dyce_runtime.atomic_write import write_atomically
 from dyce_runtime.configuration import FULL, Configuration, Configurations
 from dyce_runtime.contracts import PieceSpec
 from dyce_runtime.errors import BundleError, ConfigurationError, DestinationError
+from dyce_runtime.json_files import decoded
 from dyce_runtime.manifest import DECISION, FINAL, SCHEMA_VERSION, UNCUT, Manifest, Piece
 
 MANIFEST = "manifest.json"
@@ -182,10 +183,10 @@ def _read_document(path: Path, type: type[_Document]) -> _Document:
         raise BundleError(f"{path} is missing; expected a bundle, the folder that `dyce-export` writes")
     try:
         content = path.read_bytes()
-        head = msgspec.json.decode(content)
+        head = decoded(content, object)
         _check_schema(path, head.get("schema_version") if isinstance(head, dict) else None)
-        return msgspec.json.decode(content, type=type)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        return decoded(content, type)
+    except (OSError, msgspec.DecodeError) as error:
         raise BundleError(f"{path} cannot be read: {error}", hint="Export the bundle again.") from error
 
 

@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from dyce_runtime.bundle import SPLITS, Bundle
 from dyce_runtime.errors import BundleError, DyceError
+from dyce_runtime.json_files import check_regular
 
 
 def read_arrays(path: Path, what: str, *, error: type[DyceError] = BundleError) -> dict[str, npt.NDArray[Any]]:
@@ -20,6 +21,7 @@ def read_arrays(path: Path, what: str, *, error: type[DyceError] = BundleError) 
         error: what is raised if the file is missing, damaged, something else, or holds pickled objects.
     """
     try:
+        check_regular(path)
         with np.load(path, allow_pickle=False) as file:
             if not isinstance(file, np.lib.npyio.NpzFile):
                 raise ValueError("it is a single array")

@@ -10,6 +10,7 @@ from typing import Any
 from unicodedata import normalize
 
 from dyce_runtime.errors import DataError
+from dyce_runtime.json_files import check_regular
 
 
 def read_classes(file: Path, folders: Iterable[str]) -> dict[str, int]:
@@ -25,6 +26,7 @@ def read_classes(file: Path, folders: Iterable[str]) -> dict[str, int]:
         DataError: the file cannot be read, or holds something else.
     """
     try:
+        check_regular(file)
         text = file.read_text(encoding="utf-8-sig")
         if file.suffix.lower() == ".json":
             index = json.loads(text, object_pairs_hook=_without_repeats)

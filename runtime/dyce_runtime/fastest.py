@@ -19,6 +19,7 @@ from dyce_runtime.bundle import TEST_VECTORS, Bundle
 from dyce_runtime.contracts import TargetSpec
 from dyce_runtime.errors import BundleError, PieceError, TargetError
 from dyce_runtime.images import rows_of
+from dyce_runtime.json_files import read_json
 from dyce_runtime.session import Session
 from dyce_runtime.vectors import Vectors, answered, read_vectors, relative_error
 
@@ -147,7 +148,7 @@ def _key(candidates: Sequence[Candidate], spec: TargetSpec) -> str:
 def _read(bundle: Bundle) -> dict[str, str]:
     """What was chosen before; nothing if that cannot be read."""
     with suppress(OSError, msgspec.DecodeError):
-        return msgspec.json.decode((cache_of(bundle) / FILE).read_bytes(), type=dict[str, str])
+        return read_json(cache_of(bundle) / FILE, dict[str, str])
     return {}
 
 

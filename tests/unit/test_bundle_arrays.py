@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 import zipfile
 from collections.abc import Callable
@@ -78,7 +79,7 @@ def encrypted(path: Path) -> None:
 
 
 KINDS: list[Callable[[Path], None]] = [objects, bare_pickle, one_array, cut, too_large, no_header, encrypted]
-KINDS += [Path.touch, Path.mkdir, lambda path: path.unlink(missing_ok=True)]
+KINDS += [Path.touch, Path.mkdir, os.mkfifo, lambda path: path.unlink(missing_ok=True)]
 READERS: dict[str, Callable[[Path], object]] = {
     RECORDS: lambda path: Records.load(path / RECORDS),
     f"{RECORDS} as expected": lambda path: read_expected(path / RECORDS),

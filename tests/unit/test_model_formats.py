@@ -116,7 +116,7 @@ def test_weights_are_read_whatever_their_file_is_called(
 
 def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "model.pt")
-    with pytest.raises(ModelError, match="is a device, a pipe or a socket"):
+    with pytest.raises(ModelError, match="cannot be read: it is a device, a pipe or a socket"):
         load_source(str(tmp_path / "model.pt"))
 
 

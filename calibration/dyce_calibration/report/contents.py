@@ -53,7 +53,6 @@ class Contents:
         uncut: the model as it was.
         reliability: of every head on the split ``test``, the final head last.
         splits: where the samples come from; None if that is not known.
-        suspicious: what speaks against the results, a sentence each.
     """
 
     model_name: str
@@ -67,7 +66,6 @@ class Contents:
     reliability: tuple[Reliability, ...]
     examples: tuple[Example, ...]
     splits: Splits | None = None
-    suspicious: tuple[str, ...] = ()
 
 
 def make_contents(
@@ -78,7 +76,6 @@ def make_contents(
     configurations: Configurations,
     examples: Sequence[Example] = (),
     splits: Splits | None = None,
-    suspicious: Sequence[str] = (),
 ) -> Contents:
     """Compute what a report shows.
 
@@ -88,7 +85,7 @@ def make_contents(
         costs: those that the configurations were searched with.
         configurations: as ``choose`` returns them. Those without figures on both splits are left out.
         examples: as ``choose_examples`` returns them; may be empty.
-        splits, suspicious: of the manifest.
+        splits: of the manifest; says where the samples and their labels come from.
 
     Raises:
         DataError: a split has no samples, a head has no cost, or the configurations were searched in another unit or
@@ -116,7 +113,6 @@ def make_contents(
         reliability=reliability(records.of_split("test")),
         examples=tuple(examples),
         splits=splits,
-        suspicious=tuple(suspicious),
     )
 
 

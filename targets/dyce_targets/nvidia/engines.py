@@ -11,6 +11,7 @@ import msgspec
 from dyce_runtime.atomic_write import write_atomically
 from dyce_runtime.contracts import PieceSpec, TargetSpec
 from dyce_runtime.errors import DestinationError
+from dyce_runtime.json_files import read_json
 
 
 class Fingerprint(msgspec.Struct, frozen=True):
@@ -48,7 +49,7 @@ def notes(folder: Path) -> dict[str, Note]:
     found = {}
     for path in sorted(folder.glob("*.json")):
         with suppress(OSError, msgspec.DecodeError):
-            found[path.stem] = msgspec.json.decode(path.read_bytes(), type=Note)
+            found[path.stem] = read_json(path, Note)
     return found
 
 
@@ -56,7 +57,7 @@ def find(folder: Path, piece: str, wanted: Fingerprint) -> Path | None:
     """The engine of a piece; None if there is none, it was built otherwise, or it is damaged."""
     engine, note = _paths(folder, piece)
     try:
-        known = msgspec.json.decode(note.read_bytes(), type=Note)
+        known = read_json(note, Note)
         content = engine.read_bytes()
     except (OSError, msgspec.DecodeError):
         return None
