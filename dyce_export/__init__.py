@@ -26,6 +26,9 @@ def export(
     force: bool = False,
     tolerance: float = 1e-4,
     esn: str | None = None,
+    classes: str | Path | None = None,
+    task: str = "single-label",
+    allow_suspicious: bool = False,
     **input_description: Any,
 ) -> Export:
     """Split any ``nn.Module`` at the given exits and write a verified bundle.
@@ -41,6 +44,9 @@ def export(
         force: replace an existing bundle.
         tolerance: largest relative error against torch that verification accepts.
         esn: type of an exit sequence network behind the savers, ``esn<layers>x<width>``, such as ``esn1x64``.
+        classes: file that maps class folders to the model's classes, where their names do not.
+        task: what the outputs mean; ``single-label`` is the only task so far.
+        allow_suspicious: go on where labels and answers do not go together; the bundle says so.
         **input_description: ``name``, ``mean``, ``std``, ``interpolation``, ``crop_pct``, ``crop_mode``,
             ``class_names``; see :func:`dyce_export.sources.from_module`.
 
@@ -59,5 +65,12 @@ def export(
         savers=savers,
         data=data,
         val=val,
-        options=Options(force=force, tolerance=tolerance, sequence=esn),
+        options=Options(
+            force=force,
+            classes_file=None if classes is None else Path(classes),
+            tolerance=tolerance,
+            sequence=esn,
+            task=task,
+            allow_suspicious=allow_suspicious,
+        ),
     )

@@ -131,7 +131,6 @@ def calibrate(
     members = {"heads": np.empty(0, np.uint64) if fit is None else processes.gather(fit.hashes)}
     members |= {name: records.hashes[records.split == name] for name in VAL_SHARES}
     _warn_about_overlap(records, members["heads"])
-    _warn_about_chance(records)
     counts = {name: len(of_split) for name, of_split in members.items()}
     splits = Splits(seed=seed, samples=counts, labels=held_out.label_source, unseen=unseen)  # type: ignore[arg-type]
     return Calibration(heads, final_temperature, records, splits, members)
@@ -195,16 +194,4 @@ def _warn_about_overlap(records: Records, fitted_on: NDArray[np.uint64]) -> None
     if shared:
         log.warning(
             "%d of the %d validation pictures are also in --data; the heads have seen them", shared, len(records)
-        )
-
-
-def _warn_about_chance(records: Records) -> None:
-    accuracy = float((records.predictions[:, -1] == records.labels).mean())
-    chance = np.bincount(records.labels).max() / len(records)
-    if accuracy < 1.5 * chance:
-        log.warning(
-            "the model itself is right on %.1f %% of the validation samples, hardly more than always naming the most "
-            "frequent class (%.1f %%); check the class order (--classes) and the preprocessing (`dyce inspect`)",
-            100 * accuracy,
-            100 * chance,
         )

@@ -24,13 +24,14 @@ from dyce_export.pipeline import (
 from dyce_export.precision.lower import add
 from dyce_export.progress import Progress
 from dyce_export.savers.agreement import Mapped, Member, Ready, check_members
+from dyce_export.savers.classes import open_for, prepare_saver, with_pictures_of
 from dyce_export.savers.compose import compose
 from dyce_export.savers.named import Savers
 from dyce_export.savers.sequence import Training, add_sequence, check_sequence
 from dyce_export.sources import Source
 from dyce_export.staging import check_destination, kept_work
 from dyce_runtime.bundle import RECORDS, Bundle, open_bundle
-from dyce_runtime.datasets import Dataset, open_dataset
+from dyce_runtime.datasets import Dataset
 from dyce_runtime.errors import BundleError, ExitPointError
 from dyce_runtime.manifest import Manifest
 from dyce_runtime.vectors import Vectors
@@ -78,6 +79,7 @@ class Cascade:
         mapping: of classes; see :func:`dyce_export.savers.agreement.read_mapping`.
         data: sets the ranges of integers.
         pictures: hold those of the base's records.
+        suspicious: what speaks against the labels of pictures for a base that is a bundle, and was allowed.
     """
 
     base: Ready
@@ -85,6 +87,7 @@ class Cascade:
     mapping: Mapped | None
     data: Dataset | None
     pictures: Dataset | None
+    suspicious: tuple[str, ...] = ()
 
 
 def prepare_cascade(
@@ -110,19 +113,21 @@ def prepare_cascade(
         if (options.precisions or options.sequence) and not base.file(RECORDS).is_file():
             wanted = f"compare {', '.join(options.precisions)}" if options.precisions else "judge new heads"
             raise BundleError(f"{base.path} has no records to {wanted} by", hint="Export it with --data.")
-        first, opened = base, {"data": _pictures(base, data), "val": _pictures(base, val)}
+        first = base
+        opened, suspicious = open_for(base, (data, val), options)
     else:
         first = prepare(base, exits, data=data, val=val, options=options)
-        opened = {"data": first.data, "val": first.val}
-    models = (model if isinstance(model, Bundle) else capture_source(model, progress) for model in savers.models)
-    before = tuple(
-        model if isinstance(model, Bundle) else prepare(model, [], **opened, options=options) for model in models
-    )
-    check_members(Member.of(first), list(map(Member.of, before)), savers.mapping)
+        opened, suspicious = (first.data, first.val), ()
+    bare = [
+        model if isinstance(model, Bundle) else prepare_saver(capture_source(model, progress), options)
+        for model in savers.models
+    ]
+    check_members(Member.of(first), list(map(Member.of, bare)), savers.mapping)
+    before = tuple(with_pictures_of(model, first, savers.mapping, opened, options) for model in bare)
     if options.sequence is not None:
         exits_there = len(first.manifest.exits) > 1 if isinstance(first, Bundle) else bool(first.backbone.points)
-        check_sequence(savers=bool(before), exits=exits_there, data=opened["data"] is not None)
-    return Cascade(first, before, savers.mapping, opened["data"], opened["val"] or opened["data"])
+        check_sequence(savers=bool(before), exits=exits_there, data=opened[0] is not None)
+    return Cascade(first, before, savers.mapping, opened[0], opened[1] or opened[0], suspicious)
 
 
 def export_cascade(cascade: Cascade, output: Path, *, options: Options, progress: Progress) -> Export:
@@ -172,13 +177,9 @@ def export_cascade(cascade: Cascade, output: Path, *, options: Options, progress
                 lower=lower if options.precisions else None,
                 progress=progress,
                 force=options.force,
+                suspicious=cascade.suspicious,
+                allow_suspicious=options.allow_suspicious,
             )
             return Export(output, whole.manifest, whole.configurations, progress.seconds)
 
         return processes.from_main(write)
-
-
-def _pictures(base: Bundle, place: str | Path | None) -> Dataset | None:
-    if place is None:
-        return None
-    return open_dataset(place, num_classes=base.manifest.model.num_classes).check(base.manifest.preprocessing)

@@ -7,17 +7,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import TypeAlias
 
 import msgspec
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.export import ExportedProgram
 
 from dyce_calibration.choose import choose
 from dyce_calibration.costs import macs_of
 from dyce_calibration.heads import DEFAULT_TYPE, Recipe, TrainedHead, parse_type, untrained_heads
+from dyce_calibration.plausible import doubts_of
 from dyce_calibration.processes import connect
 from dyce_calibration.resume import fingerprint
 from dyce_calibration.select import select_exits, used_heads
@@ -25,6 +26,7 @@ from dyce_calibration.sequence import parse_sequence
 from dyce_export.backbone import Backbone
 from dyce_export.calibrate import Calibration, calibrate, content_of, macs_of_heads
 from dyce_export.capture import capture, functionalise, output_nodes
+from dyce_export.doubts import accept
 from dyce_export.exit_points import ExitPoints, find_exit_points
 from dyce_export.onnx_graphs import to_onnx
 from dyce_export.pieces import image_spec, node_names, write_backbone, write_heads
@@ -37,6 +39,7 @@ from dyce_export.rounding import SAMPLES, rounding_errors
 from dyce_export.sources import Source
 from dyce_export.spans import write_spans
 from dyce_export.staging import kept_work, staged
+from dyce_export.task import SINGLE_LABEL, as_single_label, check_declared, check_task
 from dyce_export.verdict import refusal
 from dyce_export.verify import TOLERANCE, Reference, compute_reference, probe_configuration, verify
 from dyce_runtime.bundle import (
@@ -50,17 +53,16 @@ from dyce_runtime.bundle import (
     write_document,
 )
 from dyce_runtime.configuration import FULL, Configuration, Configurations, Entry
-from dyce_runtime.datasets import Dataset, open_dataset
+from dyce_runtime.datasets import Dataset
 from dyce_runtime.errors import ExitPointError, UsageError
+from dyce_runtime.labelled import ModelFacts, Pictures, open_labelled
 from dyce_runtime.manifest import SCHEMA_VERSION, Manifest, Model
-from dyce_runtime.preprocessing import preprocess
+from dyce_runtime.preprocessing import Picture, preprocess
 from dyce_runtime.vectors import Vectors, write_vectors
 
 log = logging.getLogger("dyce_export")
 
 AUTO = "auto"
-# Where pictures are, or these themselves.
-Pictures: TypeAlias = "str | Path | Dataset"
 _TEST_VECTORS = 8
 _PACKAGES = ("dyce-export", "torch", "timm", "onnx", "onnx-ir", "onnxscript", "onnxruntime")
 
@@ -79,6 +81,8 @@ class Options:
         precisions: lower ones that the bundle holds beside float32.
         limits: what these may change.
         sequence: type of the exit sequence network behind savers, such as ``esn1x64``; None for none.
+        task: what the outputs of the model mean; see :func:`dyce_export.task.check_task`.
+        allow_suspicious: go on where labels and answers do not go together, and say so in the bundle.
     """
 
     force: bool = False
@@ -91,6 +95,8 @@ class Options:
     precisions: tuple[str, ...] = ()
     limits: Limits = field(default_factory=Limits)
     sequence: str | None = None
+    task: str = SINGLE_LABEL
+    allow_suspicious: bool = False
 
     def __post_init__(self) -> None:
         """Check what can be checked without a model."""
@@ -99,6 +105,7 @@ class Options:
         if self.sequence is not None:
             parse_sequence(self.sequence)
         check_precisions(self.precisions)
+        check_task(self.task)
         if not self.types or len(set(self.types)) < len(self.types):
             raise UsageError(f"the head types are {list(self.types)}; expected at least one, each once")
         if self.max_exits < 1:
@@ -130,6 +137,7 @@ class Prepared:
 
     Attributes:
         backbone: cut at the chosen exits; at all candidates if these are still to be chosen (``auto``).
+        suspicious: what speaks against the labels and was allowed.
     """
 
     source: Source
@@ -138,12 +146,14 @@ class Prepared:
     auto: bool
     total_macs: int
     classes: int
-    data: Dataset | None
-    val: Dataset | None
+    data: Dataset | None = None
+    val: Dataset | None = None
+    suspicious: tuple[str, ...] = ()
 
     @property
     def model(self) -> Model:
-        """As the manifest describes it."""
+        """As the manifest describes it; class folders name the classes that have no other names."""
+        known = (part.class_names for part in (self.source, self.data, self.val) if part is not None)
         return Model(
             name=self.source.name,
             source=self.source.origin,
@@ -152,8 +162,18 @@ class Prepared:
             macs=self.total_macs,
             parameters=sum(tensor.numel() for tensor in self.program.parameters()),
             sha256=self.source.sha256,
-            class_names=self.source.class_names,
+            class_names=next(filter(None, known), None),
         )
+
+    def logits(self, images: Tensor) -> Tensor:
+        """(N, classes) of the model as it was handed over, if it was a module; in inference mode."""
+        with torch.inference_mode():
+            found: Tensor = self.backbone(images)[0] if self.source.module is None else self.source.module(images)
+        return found
+
+    def answer(self, pictures: Sequence[Picture]) -> NDArray[np.int64]:
+        """The class (N,) that the model answers for pictures."""
+        return self.logits(torch.from_numpy(preprocess(pictures, self.source.preprocessing))).argmax(dim=1).numpy()
 
 
 def capture_source(source: Source, progress: Progress) -> Captured:
@@ -161,15 +181,20 @@ def capture_source(source: Source, progress: Progress) -> Captured:
 
     Raises:
         CaptureError: the model cannot be captured.
+        TaskError: its outputs are no logits of one label per picture.
     """
     with progress.stage("capture"):
+        images = synthetic_images(16, source.input_size, seed=1)
         if source.module is None:
             assert source.program is not None
             program = functionalise(source.program)
         else:
+            check_declared(source.module)
             if source.weights == "random":
-                condition(source.module, synthetic_images(16, source.input_size, seed=1))
+                condition(source.module, images)
             program = capture(source.module, source.input_size)
+        if as_single_label(program, source.module or program.module(check_guards=False), images):
+            source = replace(source, module=None)
         return Captured(source, program, find_exit_points(program))
 
 
@@ -197,19 +222,24 @@ def prepare(
     classes = int(output_nodes(program)[0].meta["val"].shape[1])
     backbone = Backbone(program, points.require() if auto else points.select(exits) if exits else ())
 
-    def opened(place: Pictures | None) -> Dataset | None:
-        if place is None or isinstance(place, Dataset):
-            return place
-        names = source.class_names
-        opened = open_dataset(place, class_names=names, num_classes=classes, classes_file=options.classes_file)
-        return opened.check(source.preprocessing)
+    return with_pictures(Prepared(source, program, backbone, auto, points.total_macs, classes), data, val, options)
 
-    return Prepared(source, program, backbone, auto, points.total_macs, classes, opened(data), opened(val))
+
+def with_pictures(prepared: Prepared, data: Pictures | None, val: Pictures | None, options: Options) -> Prepared:
+    """A model with its pictures, whose labels are compared with what it answers.
+
+    Raises:
+        DataError: the data cannot be opened, or its labels do not go together with the answers.
+    """
+    source = prepared.source
+    model = ModelFacts(prepared.classes, source.preprocessing, source.class_names, options.classes_file)
+    (fit, unseen), doubts = open_labelled((data, val), model, prepared.answer)
+    return replace(prepared, data=fit, val=unseen, suspicious=accept(doubts, allowed=options.allow_suspicious))
 
 
 def fingerprint_of(prepared: Prepared, options: Options) -> str:
     """Of everything that its bundle will depend on."""
-    how = replace(options, force=False, classes_file=None)
+    how = replace(options, force=False, classes_file=None, allow_suspicious=False)
     pictures = [(part.hashes, part.labels) for part in (prepared.data, prepared.val) if part is not None]
     arrays = [array for both in pictures for array in both]
     return fingerprint([how, prepared.auto, prepared.source.preprocessing, *arrays, *content_of(prepared.backbone)])
@@ -250,7 +280,8 @@ def write_bundle(prepared: Prepared, output: Path, *, options: Options, progress
         )
 
         def write() -> Export:
-            return _write(*_selected(prepared, calibration, options, progress), output, options, progress)
+            judged = _judged(prepared, calibration, options)
+            return _write(*_selected(judged, calibration, options, progress), output, options, progress)
 
         return processes.from_main(write)
 
@@ -267,8 +298,7 @@ def _write(
     else:
         heads = calibration.heads
     with progress.stage("reference"):
-        model = source.module or (lambda images: backbone(images)[0])
-        reference = compute_reference(model, backbone, heads, probes)
+        reference = compute_reference(prepared.logits, backbone, heads, probes)
     with staged(output, force=options.force) as folder:
         with progress.stage("onnx"):
             manifest = _write_pieces(prepared, heads, calibration, folder)
@@ -302,6 +332,14 @@ def _write(
         manifest = msgspec.structs.replace(manifest, verification=verification, files=hashes)
         write_document(manifest, folder / MANIFEST)
     return Export(output, manifest, configurations, progress.seconds)
+
+
+def _judged(prepared: Prepared, calibration: Calibration, options: Options) -> Prepared:
+    """The model with what speaks against its records and is allowed. Raises SuspiciousDataError."""
+    if calibration.splits.labels != "data":
+        return prepared
+    found = accept(doubts_of(calibration.records, prepared.source.claimed), allowed=options.allow_suspicious)
+    return replace(prepared, suspicious=(*prepared.suspicious, *found))
 
 
 def _selected(
@@ -370,6 +408,7 @@ def _write_pieces(
         heads="untrained" if calibration is None else "trained",
         files={},
         splits=calibration.splits if calibration else None,
+        suspicious=prepared.suspicious,
     )
 
 

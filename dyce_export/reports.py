@@ -39,6 +39,7 @@ def report_bundle(bundle: Bundle, records: Records, data: Dataset | None) -> Non
         configurations,
         examples,
         bundle.manifest.splits,
+        bundle.manifest.suspicious,
     )
     try:
         write_report(bundle.file(REPORT), contents)

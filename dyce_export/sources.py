@@ -50,6 +50,7 @@ class Source:
         input_size: (C, H, W), in pixels.
         sha256: of the file with the weights, if there was one.
         class_names: in the order of the logits, if known.
+        claimed: the accuracy in [0, 1] that a checkpoint says the model has.
     """
 
     name: str
@@ -61,6 +62,7 @@ class Source:
     preprocessing: Preprocessing
     sha256: str | None = None
     class_names: tuple[str, ...] | None = None
+    claimed: float | None = None
 
 
 def load_source(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -9,13 +10,15 @@ import typer
 
 from dyce_export.cli.bounds import LARGEST_BATCH
 from dyce_export.cli.console import Json, Quiet, Threads, Verbose, out, print_json, print_table, progress_bar, set_up
-from dyce_runtime.errors import UsageError
+from dyce_runtime.errors import SuspiciousDataError, UsageError
 
 if TYPE_CHECKING:
     from dyce_calibration.costs import CostTable
     from dyce_runtime.configuration import Configuration
     from dyce_runtime.datasets import Dataset
     from dyce_runtime.session import Session
+
+log = logging.getLogger("dyce_export")
 
 # Python reads numbers of any size, up to some thousand digits.
 _DIGITS = 10
@@ -62,7 +65,7 @@ def command(
 
     import dyce_runtime
     from dyce_runtime import bench
-    from dyce_runtime.datasets import open_dataset
+    from dyce_runtime.labelled import ModelFacts
     from dyce_runtime.machine_state import memory
 
     own = dyce_runtime.open_bundle(bundle, check_hashes=False).manifest.precision
@@ -72,9 +75,9 @@ def command(
         held = memory(session)
         wanted = [] if baseline else bench.choose(session.bundle, config or list(session.bundle.configurations.named))
         model = session.manifest.model
-        dataset = open_dataset(
-            data, class_names=model.class_names, num_classes=model.num_classes, classes_file=classes
-        ).check(session.manifest.preprocessing)
+        dataset = _open(
+            session, ModelFacts(model.num_classes, session.manifest.preprocessing, model.class_names, classes), data
+        )
         if write_cost_table is not None:
             _write_cost_table(session, dataset, write_cost_table, unit, batch=sizes[0], limit=limit, json=json)
             return
@@ -84,6 +87,27 @@ def command(
         print_json("bench", {"bundle": str(bundle), "data": dataset.source, **document})
     else:
         _show(bundle, dataset.source, document)
+
+
+def _open(session: Session, place: str, classes: Path | None) -> Dataset:
+    """The pictures, labelled in the classes of the bundle; what speaks against their labels is a warning.
+
+    Raises:
+        DataError: the data cannot be opened, or the classes seem to be in another order than those of the model.
+    """
+    from dyce_runtime.labelled import ModelFacts, answer_of, open_labelled
+
+    model = session.manifest.model
+    facts = ModelFacts(model.num_classes, session.manifest.preprocessing, model.class_names, classes)
+    (dataset,), doubts = open_labelled([place], facts, answer_of(session))
+    assert dataset is not None
+    if model.weights == "random":  # its answers mean nothing anyway
+        return dataset
+    for doubt in doubts:
+        if doubt.order:
+            raise SuspiciousDataError(doubt.message, hint=doubt.hint)
+        log.warning("%s. %s", doubt.message, doubt.hint)
+    return dataset
 
 
 def _batch_sizes(words: str) -> list[int]:

@@ -24,6 +24,7 @@ from dyce_export.cli.console import (
 )
 from dyce_export.cli.inspect import show_configurations, verification_line
 from dyce_export.cli.options import (
+    AllowSuspicious,
     Arch,
     Classes,
     CropMode,
@@ -34,6 +35,7 @@ from dyce_export.cli.options import (
     Mean,
     SaverClasses,
     Std,
+    Task,
     TrustPickle,
     open_model,
     overrides_of,
@@ -98,6 +100,7 @@ def command(
     ] = None,
     arch: Arch = None,
     factory: Factory = None,
+    task: Task = "single-label",
     classes: Classes = None,
     input_size: InputSize = None,
     mean: Mean = None,
@@ -125,6 +128,7 @@ def command(
     min_agreement: MinAgreement = 0.99,
     max_precision_loss: MaxPrecisionLoss = 0.01,
     trust_pickle: TrustPickle = False,
+    allow_suspicious: AllowSuspicious = False,
     force: Annotated[bool, typer.Option("--force", help="Replace the bundle if it exists.")] = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Check everything that can be checked at once, and stop.")
@@ -169,6 +173,8 @@ def command(
         sequence=DEFAULT_TYPE if esn else None,
         precisions=tuple(precision.split(",")) if precision else (),
         limits=Limits(min_agreement, max_precision_loss),
+        task=task,
+        allow_suspicious=allow_suspicious,
         **_given(epochs, tolerance),
     )
     with drawn_progress(quiet=quiet or not is_main()) as progress:
@@ -292,6 +298,7 @@ def _show_export(result: Export, json: bool) -> None:
                 "exits": [exit.id for exit in manifest.exits],
                 "heads": manifest.heads,
                 "weights": manifest.model.weights,
+                "suspicious": list(manifest.suspicious),
                 "verify": verify,
                 "seconds": result.seconds,
                 "configurations": msgspec.to_builtins(result.configurations.named),

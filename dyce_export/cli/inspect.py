@@ -61,6 +61,8 @@ def _show(bundle: Any) -> None:
     ]
     for name, value in facts:
         out.print(bold(f"{name:>14}"), f" {value}")
+    for doubt in manifest.suspicious:
+        out.print(bold(f"{'suspicious':>14}"), f" {doubt}")
     _show_savers(manifest)
     rows = []
     for network in manifest.networks:

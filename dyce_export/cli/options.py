@@ -41,6 +41,13 @@ SaverClasses = Annotated[
         show_default=False,
     ),
 ]
+Task = Annotated[str, typer.Option(help="What the outputs mean; so far single-label alone.")]
+AllowSuspicious = Annotated[
+    bool,
+    typer.Option(
+        "--allow-suspicious", help="Go on where labels and answers do not go together; the bundle and report say so."
+    ),
+]
 TrustPickle = Annotated[bool, typer.Option("--trust-pickle", help="Allow a checkpoint or .pt2 file to run code.")]
 
 

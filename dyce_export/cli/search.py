@@ -140,7 +140,13 @@ def _renew_report(opened: Bundle, records: Records, costs: CostTable, configurat
     path, model = opened.file(REPORT), opened.manifest.model
     try:
         contents = make_contents(
-            model.name, model.class_names, records, costs, configurations, splits=opened.manifest.splits
+            model.name,
+            model.class_names,
+            records,
+            costs,
+            configurations,
+            splits=opened.manifest.splits,
+            suspicious=opened.manifest.suspicious,
         )
         write_report(path, contents)
     except UsageError as error:

@@ -13,6 +13,7 @@ from dyce_export.cli import bounds
 from dyce_export.cli.console import Json, Quiet, Threads, Verbose, drawn_progress, out, print_json, print_table, set_up
 from dyce_export.cli.inspect import show_configurations
 from dyce_export.cli.options import (
+    AllowSuspicious,
     Arch,
     Classes,
     CropMode,
@@ -85,6 +86,7 @@ def command(
         Path | None, typer.Option(help="Keeps what was recorded; the user's cache without it.", show_default=False)
     ] = None,
     trust_pickle: TrustPickle = False,
+    allow_suspicious: AllowSuspicious = False,
     force: Annotated[bool, typer.Option("--force", help="Replace the bundle at --output.")] = False,
     json: Json = False,
     verbose: Verbose = False,
@@ -114,7 +116,7 @@ def command(
     made = None
     with drawn_progress(quiet=quiet) as progress:
         found = open_model(model, arch, factory, overrides, progress, bundle=True, trust_pickle=trust_pickle)
-        options = Options(classes_file=classes, seed=seed)
+        options = Options(classes_file=classes, seed=seed, allow_suspicious=allow_suspicious)
         kept = Pool(cache or user_cache() / "pool", str(data), val, options, progress)
         base = kept.base(found)
         how = Question(mapping, max_loss, by, target, threads, trust_pickle=trust_pickle)

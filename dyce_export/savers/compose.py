@@ -12,11 +12,13 @@ from dyce_calibration.choose import choose
 from dyce_calibration.costs import macs_of
 from dyce_calibration.recorder import write_records
 from dyce_calibration.records import Records
+from dyce_export.doubts import accept
 from dyce_export.progress import Progress
 from dyce_export.reports import report_bundle
 from dyce_export.rewrite import check_spans, copy_files
 from dyce_export.savers.agreement import Mapped, Member, check_members, class_order
 from dyce_export.savers.check import check_parts, probe_of
+from dyce_export.savers.classes import doubts_of_saver
 from dyce_export.savers.parts import Part, write_part
 from dyce_export.savers.together import join_records, join_vectors, recorded_like
 from dyce_export.spans import write_spans
@@ -32,6 +34,7 @@ from dyce_runtime.bundle import (
     sha256_of,
     write_document,
 )
+from dyce_runtime.class_order import Doubt
 from dyce_runtime.configuration import FULL, Configurations, Entry
 from dyce_runtime.datasets import Dataset
 from dyce_runtime.manifest import UNCUT, Manifest, TensorSpec, Verification
@@ -52,6 +55,8 @@ def compose(
     lower: Callable[[Bundle], Manifest] | None = None,
     progress: Progress,
     force: bool = False,
+    suspicious: Sequence[str] = (),
+    allow_suspicious: bool = False,
 ) -> Bundle:
     """Write a bundle in which the savers run before the base, the cheapest first, and choose its configurations.
 
@@ -61,11 +66,14 @@ def compose(
         val: holds the pictures of the base's records, for savers that were not recorded on them.
         mapping: of classes; see :func:`dyce_export.savers.agreement.read_mapping`.
         sequence: adds the steps of an exit sequence network, of which the last saver leaves what they read.
+        suspicious: what speaks against the results and was allowed so far.
+        allow_suspicious: go on if the classes of a saver seem to be others than those of the base.
         lower: adds other precisions to the bundle when all else is done; returns the manifest that names them.
 
     Raises:
         UsageError: the models do not go together.
-        DataError: savers have to be recorded and there are no pictures for it.
+        DataError: savers have to be recorded and there are no pictures for it, or the answers of one do not go
+            together with the labels.
         VerificationError: the pieces do not compute what they computed in the bundles that they come from.
     """
     savers = sorted(savers, key=lambda saver: saver.manifest.model.macs)
@@ -78,7 +86,13 @@ def compose(
             parts = _write_parts(base, savers, orders, folder, expose=sequence is not None)
             manifest = _joined(base.manifest, [saver.manifest for saver in savers], parts)
             vectors = join_vectors(base, savers, manifest.savers)
-            records = _records(base, savers, [part.network.id for part in parts], orders, val, progress)
+            recorded = _recorded(base, savers, val, progress)
+            found = _doubts(base, savers, recorded, orders)
+            doubts = (*suspicious, *accept(found, allowed=allow_suspicious))
+            manifest = msgspec.structs.replace(
+                manifest, suspicious=tuple(dict.fromkeys((*manifest.suspicious, *doubts)))
+            )
+            records = _joined_records(base, [part.network.id for part in parts], recorded, orders)
         if sequence is not None:
             with progress.stage("sequence"):
                 bare = Bundle(folder, manifest, Configurations(named={FULL: Entry({})}))
@@ -107,19 +121,34 @@ def compose(
     return open_bundle(output)
 
 
-def _records(
-    base: Bundle,
-    savers: Sequence[Bundle],
-    ids: Sequence[str],
-    orders: Sequence[Sequence[int] | None],
-    val: Dataset | None,
-    progress: Progress,
+def _recorded(base: Bundle, savers: Sequence[Bundle], val: Dataset | None, progress: Progress) -> list[Records]:
+    """Of every saver on the pictures of the base's records; of none if it has none."""
+    if not base.file(RECORDS).is_file():
+        return []
+    like = Records.load(base.file(RECORDS))
+    return [recorded_like(like, saver, val, progress) for saver in savers]
+
+
+def _doubts(
+    base: Bundle, savers: Sequence[Bundle], recorded: Sequence[Records], orders: Sequence[Sequence[int] | None]
+) -> list[Doubt]:
+    """What speaks against the classes of the savers."""
+    if not recorded:
+        return []
+    like = Records.load(base.file(RECORDS))
+    pairs = zip(savers, recorded, orders, strict=True)
+    return [
+        doubt
+        for saver, records, order in pairs
+        for doubt in doubts_of_saver(saver.manifest.model.name, records, order, like)
+    ]
+
+
+def _joined_records(
+    base: Bundle, ids: Sequence[str], recorded: Sequence[Records], orders: Sequence[Sequence[int] | None]
 ) -> Records | None:
     """Of all heads on the pictures of the base's records; None if it has none."""
-    if not base.file(RECORDS).is_file():
-        return None
-    like = Records.load(base.file(RECORDS))
-    return join_records(like, ids, [recorded_like(like, saver, val, progress) for saver in savers], orders)
+    return join_records(Records.load(base.file(RECORDS)), ids, recorded, orders) if recorded else None
 
 
 def _copy(base: Bundle, folder: Path) -> None:
@@ -159,6 +188,7 @@ def _joined(base: Manifest, savers: Sequence[Manifest], parts: Sequence[Part]) -
         pieces=(*(piece for part in parts for piece in part.pieces), *pieces),
         heads="trained" if all(head.trained for exit in exits for head in exit.heads) else "untrained",
         savers=tuple(part.network for part in parts),
+        suspicious=tuple(doubt for manifest in (base, *savers) for doubt in manifest.suspicious),
         verification=_verified(base, savers, parts),
         precisions=(),
         files={},

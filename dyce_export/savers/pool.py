@@ -7,15 +7,15 @@ from pathlib import Path
 from dyce_calibration.records import Records
 from dyce_calibration.resume import fingerprint
 from dyce_export.inputs import Input
-from dyce_export.pipeline import Captured, Options, Prepared, capture_source, fingerprint_of, prepare, write_bundle
+from dyce_export.pipeline import Captured, Options, capture_source, fingerprint_of, prepare, write_bundle
 from dyce_export.progress import Progress
-from dyce_export.savers.agreement import Ready
+from dyce_export.savers.agreement import Mapped, Ready
+from dyce_export.savers.classes import open_for, prepare_saver, with_pictures_of
 from dyce_export.savers.named import load_named
 from dyce_export.savers.together import own_records, recorded_like
 from dyce_runtime.bundle import RECORDS, Bundle, open_bundle
-from dyce_runtime.datasets import Dataset, open_dataset
+from dyce_runtime.datasets import Dataset
 from dyce_runtime.errors import BundleError
-from dyce_runtime.manifest import Model
 
 
 class Pool:
@@ -30,6 +30,7 @@ class Pool:
         self, folder: Path, data: str | Path, val: str | Path | None, options: Options, progress: Progress
     ) -> None:
         self.folder, self._places, self._options, self.progress = folder, (data, val), options, progress
+        self._base: Ready | None = None
         self._data: Dataset | None = None
         self._val: Dataset | None = None
 
@@ -42,32 +43,27 @@ class Pool:
 
     def base(self, model: Captured | Bundle) -> Bundle:
         """The base as a bundle with records, with whose classes the pictures are opened. Raises DyceError."""
-        known = model.manifest.model if isinstance(model, Bundle) else model.source
-        way = (model.manifest if isinstance(model, Bundle) else model.source).preprocessing
-        classes = known.num_classes if isinstance(known, Model) else None
-        data, val = (
-            None
-            if place is None
-            else open_dataset(
-                place, class_names=known.class_names, num_classes=classes, classes_file=self._options.classes_file
-            ).check(way)
-            for place in self._places
-        )
-        self._data, self._val = data, val
         if not isinstance(model, Bundle):
-            return self.recorded(self.prepared(model))
+            base = prepare(model, [], data=self._places[0], val=self._places[1], options=self._options)
+            self._base, self._data, self._val = base, base.data, base.val
+            return self.recorded(base)
+        (self._data, self._val), _ = open_for(model, self._places, self._options)
+        self._base = model
         if not model.file(RECORDS).is_file():
             raise BundleError(f"{model.path} has no records to judge by", hint="Export with --data, or name the model.")
         return model
 
     def ready(self, name: str, like: Input, *, trust_pickle: bool) -> Ready:
-        """A model of the pool, nothing of it recorded yet. Raises DyceError: it cannot be read or captured."""
+        """A model of the pool, without pictures yet. Raises DyceError: it cannot be read or captured."""
         model = load_named(name, like, trust_pickle=trust_pickle)
-        return model if isinstance(model, Bundle) else self.prepared(capture_source(model, self.progress))
+        return (
+            model if isinstance(model, Bundle) else prepare_saver(capture_source(model, self.progress), self._options)
+        )
 
-    def prepared(self, model: Captured) -> Prepared:
-        """A model without exits, with the pictures. Raises DyceError."""
-        return prepare(model, [], data=self._data, val=self._val, options=self._options)
+    def with_pictures(self, model: Ready, mapping: Mapped | None) -> Ready:
+        """A model of the pool with the pictures, labelled in its classes. Raises DyceError: these do not fit."""
+        assert self._base is not None
+        return with_pictures_of(model, self._base, mapping, (self._data, self._val), self._options)
 
     def recorded(self, model: Ready) -> Bundle:
         """A model as a bundle, written with its records, or found. Raises DyceError."""

@@ -13,7 +13,9 @@ from dyce_calibration.records import Records
 from dyce_calibration.savers import Taken, pair, saver_costs, take_over
 from dyce_calibration.search.problem import make_problem
 from dyce_calibration.search.run import Search, run
+from dyce_export.doubts import accept
 from dyce_export.savers.agreement import Mapped, Member, check_members, class_order
+from dyce_export.savers.classes import doubts_of_saver
 from dyce_export.savers.named import input_of
 from dyce_export.savers.pool import Pool
 from dyce_runtime import targets
@@ -111,8 +113,11 @@ def judge(base: Bundle, names: Sequence[str], pool: Pool, how: Question) -> Judg
             model = pool.ready(name, input_of(base), trust_pickle=how.trust_pickle)
             others = [Member.of(other) for other, _ in found.values()]
             check_members(behind, [*others, Member.of(model)], how.mapping)
-            bundle = pool.recorded(model)
-            found[name] = bundle, pool.records(bundle, like)
+            bundle = pool.recorded(pool.with_pictures(model, how.mapping))
+            records = pool.records(bundle, like)
+            order = class_order(bundle.manifest.model, base.manifest.model, how.mapping)
+            accept(doubts_of_saver(bundle.manifest.model.name, records, order, like), allowed=False)
+            found[name] = bundle, records
         except DyceError as error:
             skipped[name] = error.message
             log.warning("%s is skipped: %s", name, error)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -16,7 +15,8 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from dyce_runtime.class_lists import read_classes
+from dyce_runtime.class_folders import class_folders, in_order
+from dyce_runtime.class_order import Numbering
 from dyce_runtime.dataset_files import find_idx, read_digits, read_idx, read_npz
 from dyce_runtime.dataset_folders import PICTURES, files_below, top_level
 from dyce_runtime.decoding import check_array, check_scale, decode, open_file
@@ -45,6 +45,8 @@ class Dataset:
         labels: (N,) int64 class indices, or None.
         class_names: names in index order, where known.
         skipped_files: files of the source that are no pictures, or that cannot be opened.
+        numberings: the ways in which the class folders may be numbered where nothing says which is the model's; the
+            labels follow the first one. Empty where the labels are known. See :mod:`dyce_runtime.labelled`.
     """
 
     source: str
@@ -52,6 +54,7 @@ class Dataset:
     labels: NDArray[np.int64] | None = None
     class_names: tuple[str, ...] | None = None
     skipped_files: tuple[Path, ...] = ()
+    numberings: tuple[Numbering, ...] = ()
 
     def __len__(self) -> int:
         """Number of samples."""
@@ -78,6 +81,25 @@ class Dataset:
         """The data set with some of its samples."""
         items = self.items[rows] if isinstance(self.items, np.ndarray) else [self.items[row] for row in rows]
         return replace(self, items=items, labels=None if self.labels is None else self.labels[rows])
+
+    def numbered(self, way: Numbering, classes: int) -> Dataset:
+        """The data set with the labels of one of its numberings, which are then taken for known.
+
+        Args:
+            classes: of the model; where each has a folder, the folders are the names of the classes.
+        """
+        assert self.labels is not None
+        first = self.numberings[0].index
+        other = np.zeros(max(first.values()) + 1, np.int64)
+        other[list(first.values())] = [way.index[folder] for folder in first]
+        names = self.class_names or in_order(way.index, classes)
+        return replace(self, labels=other[self.labels], class_names=names, numberings=())
+
+    def relabelled(self, order: Sequence[int]) -> Dataset:
+        """The data set in the classes of another model, whose index for class k is ``order[k]``."""
+        indices = np.asarray(order, np.int64)
+        names = None if self.class_names is None else tuple(self.class_names[k] for k in np.argsort(indices))
+        return replace(self, labels=None if self.labels is None else indices[self.labels], class_names=names)
 
     def check(self, spec: Preprocessing | None = None) -> Dataset:
         """The data set without the files that cannot be decoded; how many is logged. All of them are decoded for that.
@@ -133,9 +155,9 @@ def open_dataset(
     Args:
         source: one of
 
-            - a folder of class folders. Their names are the model's class names (not all need be there), or class
-              indices, or ``classes_file`` maps them; failing that there must be as many as the model has classes,
-              and their sorted order is the index;
+            - a folder of class folders. ``classes_file`` maps them, or their names are the model's class names (not all
+              need be there). Failing that they are numbers, or as many as the model has classes: which order is the
+              model's is then open, see :attr:`Dataset.numberings`;
             - a folder with pictures directly in it, or one picture: no labels. Here as in class folders an array
               (H, W, C) in an ``.npy`` file is a picture;
             - an ``.npz`` file with ``images`` or ``x``, (N, H, W) or (N, H, W, C), uint8 or floats from 0 to 1, and if
@@ -228,54 +250,15 @@ def _read_folder(
         return Dataset(str(folder), pictures, skipped_files=_skip(folder, len(pictures), others))
     if loose:
         _log.warning("%s: %d pictures beside the class folders are left out: %s", folder, len(loose), _first(loose))
-    index = _class_indices(folder, folders, names, classes, classes_file)
+    known, ways = class_folders(folder, folders, names, classes, classes_file)
+    index = known or ways[0].index
     listings = {name: files_below(folder / name) for name in folders}
     pictures = [picture for found, _ in listings.values() for picture in found]
     labels = np.repeat([index[name] for name in folders], [len(found) for found, _ in listings.values()])
     # Loose files beside the class folders, such as a list of classes, are nobody's sample and not counted.
     skipped = _skip(folder, len(pictures), [other for _, others in listings.values() for other in others])
-    complete = sorted(index.values()) == list(range(classes or len(index)))
-    ordered = tuple(sorted(index, key=index.__getitem__)) if complete else None
-    return Dataset(str(folder), pictures, labels.astype(np.int64), ordered, skipped)
-
-
-def _class_indices(
-    folder: Path, folders: list[str], names: tuple[str, ...] | None, classes: int | None, classes_file: Path | None
-) -> dict[str, int]:
-    """The class index of every class folder, by the first rule of :func:`open_dataset` that applies."""
-    if classes_file is not None:
-        given = read_classes(classes_file, folders)
-        if unknown := [name for name in folders if name not in given]:
-            raise DataError(
-                f"{folder}: {len(unknown)} class folders are not in {classes_file}: {_first(unknown)}",
-                hint="list every folder's name in index order, or as JSON {folder: index}",
-            )
-        return given
-    # A name that the model has twice says nothing ("crane" of ImageNet).
-    times = Counter(names or ())
-    position = {name: index for index, name in enumerate(names or ()) if times[name] == 1}
-    unknown = [name for name in folders if name not in position]
-    if not unknown:
-        return {name: position[name] for name in folders}
-    if len(unknown) < len(folders):
-        raise DataError(
-            f"{folder}: {len(unknown)} of {len(folders)} class folders are not the name of one class of the model: "
-            f"{_first(unknown)}",
-            hint="rename them, or map all with --classes FILE",
-        )
-    if all(name.isascii() and name.isdecimal() for name in folders):
-        return {name: int(name) for name in folders}
-    if {name.lower() for name in folders} <= {"train", "training", "val", "valid", "validation", "test"}:
-        raise DataError(
-            f"{folder}: found the folders {_first(folders)}, expected class folders", hint="name one of them"
-        )
-    if classes is not None and classes != len(folders):
-        raise DataError(
-            f"{folder}: found {len(folders)} class folders ({_first(folders)}), model has {classes} classes",
-            hint="rename the folders to the model's class names, or to class indices, or map them with --classes FILE",
-        )
-    _log.warning("%s: folder names match no class names; taking their sorted order as class index", folder)
-    return {name: index for index, name in enumerate(folders)}
+    ordered = None if known is None else in_order(known, classes)
+    return Dataset(str(folder), pictures, labels.astype(np.int64), ordered, skipped, ways)
 
 
 # --- many files at once ----------------------------------------------------------------------------------------------

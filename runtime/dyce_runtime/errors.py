@@ -38,6 +38,12 @@ class ModelError(DyceError):
     code = "model"
 
 
+class TaskError(ModelError):
+    """The outputs of a model mean something else than one label per picture."""
+
+    code = "task"
+
+
 class CaptureError(DyceError):
     """A model cannot be captured as a graph or written as ONNX."""
 
@@ -54,6 +60,12 @@ class DataError(DyceError):
     """A data set is empty, unreadable or does not fit the model."""
 
     code = "data"
+
+
+class SuspiciousDataError(DataError):
+    """Labels and answers do not go together as they should: what would be made from them cannot be trusted."""
+
+    code = "suspicious"
 
 
 class DestinationError(DyceError):

@@ -215,6 +215,7 @@ class Manifest(msgspec.Struct, frozen=True):
             records, thresholds and certificates of its own.
         model, input, preprocessing: of the base.
         savers: the networks that run before it, cheapest first.
+        suspicious: what speaks against the results and was allowed (``--allow-suspicious``), a sentence each.
     """
 
     schema_version: str
@@ -232,6 +233,7 @@ class Manifest(msgspec.Struct, frozen=True):
     lowering: Lowering | None = None
     precisions: tuple[str, ...] = ()
     savers: tuple[Network, ...] = ()
+    suspicious: tuple[str, ...] = ()
 
     @property
     def base(self) -> Network:

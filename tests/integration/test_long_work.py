@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,15 +18,14 @@ from dyce_calibration.records import Records
 from dyce_export import calibrate as calibrate_module
 from dyce_export import pipeline
 from dyce_export.cascade import export_source
-from dyce_export.pipeline import Options
 from dyce_export.sources import from_module
 from dyce_runtime import load
 from dyce_runtime.bundle import RECORDS
 from dyce_runtime.errors import VerificationError
-from tests.integration.small import labelled, tiny
+from tests.integration.small import ANY_LABELS, labelled, tiny
 from tests.models import INPUT_SIZE, Convolutions, build
 
-OPTIONS = Options(recipe=Recipe(epochs=3))
+OPTIONS = replace(ANY_LABELS, recipe=Recipe(epochs=3))
 
 
 def records_of(bundle: Path) -> Records:
@@ -89,7 +89,7 @@ def test_two_processes_end_with_what_one_computes(tmp_path: Path):
     command = [
         *("-m", "dyce_export", tmp_path / "model.pt", "--model", "benchmarks.digits:make_model", "--exits", "2,4"),
         *("--data", "digits#train", "--val", "digits#test", "--input-size", "1,16,16", "--mean", ".5", "--std", ".5"),
-        *("--heads", "mlp1x1000,mlp3x500", "--epochs", "4", "--json"),
+        *("--heads", "mlp1x1000,mlp3x500", "--epochs", "4", "--json", "--allow-suspicious"),
     ]
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     documents = {}

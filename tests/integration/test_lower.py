@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import replace
 from io import StringIO
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -33,7 +34,7 @@ from dyce_runtime.vectors import relative_error
 from dyce_targets.nvidia.products import RTX
 from dyce_targets.nvidia.targets import TensorRtRtx
 from tests.integration.digits import Digits
-from tests.integration.small import labelled, tiny
+from tests.integration.small import ANY_LABELS, labelled, tiny
 
 PRECISIONS = ("float16", "int8", "uint8")
 LOOSE = ("--min-agreement", 0.9, "--json")
@@ -294,7 +295,7 @@ def test_mistakes_are_told(digits: Digits, untrained: Any, lowered: Path, tmp_pa
 def test_an_export_holds_the_precisions_it_was_asked_for(tmp_path: Path) -> None:
     """Without --val, too: what was recorded is found in the data."""
     data = labelled(tmp_path / "noise.npz", count=600)
-    options = Options(precisions=("uint8",), limits=Limits(0.0, 1.0))
+    options = replace(ANY_LABELS, precisions=("uint8",), limits=Limits(0.0, 1.0))
     export = export_source(tiny(), ["1", "b3"], tmp_path / "both.dyce", data=data, options=options)
     assert export.manifest.precisions == ("uint8",)
     with load(tmp_path / "both.dyce/precisions/uint8", "onnxruntime") as session:
@@ -307,7 +308,7 @@ def test_an_export_holds_the_precisions_it_was_asked_for(tmp_path: Path) -> None
 
 def test_an_export_that_changes_too_much_fails_and_keeps_its_work(tmp_path: Path) -> None:
     data = labelled(tmp_path / "noise.npz", count=600)
-    options = Options(precisions=("int8",), limits=Limits(1.1, 0.0))
+    options = replace(ANY_LABELS, precisions=("int8",), limits=Limits(1.1, 0.0))
     with pytest.raises(VerificationError, match="leave at the same exit as in float32"):
         export_source(tiny(), ["1", "b3"], tmp_path / "both.dyce", data=data, options=options)
     assert {path.name for path in tmp_path.iterdir()} == {"noise.npz", "both.dyce.work"}

@@ -29,7 +29,7 @@ from dyce_runtime.errors import (
     UsageError,
     VerificationError,
 )
-from tests.integration.small import labelled, tiny
+from tests.integration.small import ANY_LABELS, labelled, tiny
 from tests.models import INPUT_SIZE, Convolutions, Wrapped, build
 
 
@@ -81,6 +81,7 @@ FAILURES = {
         DestinationError,
         "features of this data set need about",
         data=lambda path: labelled(path / "data.npz"),
+        options=ANY_LABELS,
         arrange=no_space_for_features,
     ),
     "a full disk": Failure(DestinationError, "the disk of .* is full; nothing was written", arrange=fail_to_write),

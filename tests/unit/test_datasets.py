@@ -81,12 +81,17 @@ def test_a_classes_file_maps_folders(tmp_path, name, text):
     assert dataset.class_names == ("cat", "dog", "ant")
 
 
-def test_sorted_order_is_the_last_resort_and_warns(tmp_path, caplog):
-    with caplog.at_level(logging.WARNING, "dyce_runtime"):
-        dataset = open_dataset(class_folders(tmp_path, b=1, a=1, c=1), num_classes=3)
+def test_the_order_of_class_folders_that_nothing_names_stays_open(tmp_path):
+    dataset = open_dataset(class_folders(tmp_path, **{"10": 1, "9": 1, "a": 1}), num_classes=3)
     assert dataset.labels.tolist() == [0, 1, 2]
-    assert dataset.class_names == ("a", "b", "c")
-    assert "sorted order" in caplog.text
+    assert dataset.class_names is None
+    by_strings, natural = dataset.numberings
+    assert dict(by_strings.index) == {"10": 0, "9": 1, "a": 2}
+    assert dict(natural.index) == {"9": 0, "10": 1, "a": 2}
+    settled = dataset.numbered(natural, 3)
+    assert settled.labels.tolist() == [1, 0, 2]
+    assert settled.class_names == ("9", "10", "a")
+    assert settled.numberings == ()
 
 
 def test_another_number_of_classes_is_refused_with_three_ways_out(tmp_path):
@@ -110,7 +115,7 @@ def test_the_folder_above_train_and_val_is_refused(tmp_path):
 
 
 def test_folder_indices_beyond_the_model_are_refused(tmp_path):
-    with refused("found label 12, model has 10 classes", "start at 0"):
+    with refused("found 2 class folders .0, 12., model has 10 classes", "class indices"):
         open_dataset(class_folders(tmp_path, **{"0": 1, "12": 1}), num_classes=10)
 
 

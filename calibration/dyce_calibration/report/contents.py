@@ -53,6 +53,7 @@ class Contents:
         uncut: the model as it was.
         reliability: of every head on the split ``test``, the final head last.
         splits: where the samples come from; None if that is not known.
+        suspicious: what speaks against the results, a sentence each.
     """
 
     model_name: str
@@ -66,6 +67,7 @@ class Contents:
     reliability: tuple[Reliability, ...]
     examples: tuple[Example, ...]
     splits: Splits | None = None
+    suspicious: tuple[str, ...] = ()
 
 
 def make_contents(
@@ -76,6 +78,7 @@ def make_contents(
     configurations: Configurations,
     examples: Sequence[Example] = (),
     splits: Splits | None = None,
+    suspicious: Sequence[str] = (),
 ) -> Contents:
     """Compute what a report shows.
 
@@ -85,7 +88,7 @@ def make_contents(
         costs: those that the configurations were searched with.
         configurations: as ``choose`` returns them. Those without figures on both splits are left out.
         examples: as ``choose_examples`` returns them; may be empty.
-        splits: of the manifest; says where the samples and their labels come from.
+        splits, suspicious: of the manifest.
 
     Raises:
         DataError: a split has no samples, a head has no cost, or the configurations were searched in another unit or
@@ -113,6 +116,7 @@ def make_contents(
         reliability=reliability(records.of_split("test")),
         examples=tuple(examples),
         splits=splits,
+        suspicious=tuple(suspicious),
     )
 
 

@@ -1,0 +1,81 @@
+"""Pictures for models that run together: labels in the classes of each, compared with what each answers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from dyce_calibration.records import Records
+from dyce_export.doubts import accept
+from dyce_export.pipeline import Captured, Options, Prepared, prepare, with_pictures
+from dyce_export.savers.agreement import Mapped, Member, Ready, class_order
+from dyce_runtime import targets
+from dyce_runtime.bundle import Bundle
+from dyce_runtime.class_order import Comparison, Doubt, doubt_of
+from dyce_runtime.contracts import TargetSpec
+from dyce_runtime.datasets import Dataset
+from dyce_runtime.labelled import ModelFacts, Pictures, answer_of, open_labelled
+from dyce_runtime.session import Session
+
+_HINT = "Say which class of the saver is which of the base with --saver-classes: `names`, or a file."
+
+
+def open_for(
+    base: Bundle, places: Sequence[Pictures | None], options: Options
+) -> tuple[tuple[Dataset | None, ...], tuple[str, ...]]:
+    """Pictures for a base that is a bundle, and what speaks against their labels and is allowed.
+
+    Raises:
+        DataError: the data cannot be opened, or its labels do not go together with the answers of the base.
+    """
+    model, way = base.manifest.model, base.manifest.preprocessing
+    with Session(base, targets.find().name, TargetSpec(), allow_untrained=True) as session:
+        facts = ModelFacts(model.num_classes, way, model.class_names, options.classes_file)
+        opened, doubts = open_labelled(places, facts, answer_of(session))
+    return tuple(opened), accept(doubts, allowed=options.allow_suspicious)
+
+
+def prepare_saver(model: Captured, options: Options) -> Prepared:
+    """A model without exits and without pictures yet."""
+    return prepare(model, [], data=None, val=None, options=replace(options, precisions=(), sequence=None))
+
+
+def with_pictures_of(
+    model: Ready, base: Ready, mapping: Mapped | None, pictures: Sequence[Dataset | None], options: Options
+) -> Ready:
+    """A saver with the pictures of its base, labelled in its own classes; a bundle stays as it is.
+
+    Args:
+        mapping: see :func:`dyce_export.savers.agreement.class_order`.
+
+    Raises:
+        DataError: its answers do not go together with the labels.
+    """
+    if isinstance(model, Bundle):
+        return model
+    order = class_order(Member.of(model).model, Member.of(base).model, mapping)
+    own = (part if part is None or order is None else part.relabelled(order) for part in pictures)
+    return with_pictures(model, *own, options)
+
+
+def doubts_of_saver(name: str, records: Records, order: Sequence[int] | None, like: Records) -> tuple[Doubt, ...]:
+    """What speaks against the classes of a saver, from its records on the pictures of the base.
+
+    Looks at the split ``search`` alone.
+
+    Args:
+        name: of the saver.
+        order: for every class of the base its index among those of the saver; None if they are the same.
+        like: records of the base, with labels in its classes.
+    """
+    rows = like.split == "search"
+    answers = records.predictions[rows, -1]
+    answers = answers if order is None else np.argsort(order)[answers]
+    labels = like.labels[rows]
+    if not len(labels):
+        return ()
+    comparison = Comparison(labels, answers, int(max(labels.max(), answers.max())) + 1)
+    doubt = doubt_of(comparison, f"saver {name}")
+    return () if doubt is None else (doubt._replace(hint=_HINT),)

@@ -1,0 +1,122 @@
+"""Pictures whose labels are known to mean what a model means by them: the one way to open data for a model."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from dyce_runtime.class_order import Answer, Comparison, Doubt, Labels, choose, doubt_of, doubt_of_folders, sample_rows
+from dyce_runtime.datasets import Dataset, open_dataset
+from dyce_runtime.manifest import Preprocessing
+from dyce_runtime.session import Session
+
+_log = logging.getLogger("dyce_runtime")
+
+_BATCH = 32
+
+# Where pictures are, or these themselves.
+Pictures: TypeAlias = "str | Path | Dataset"
+
+
+class ModelFacts(NamedTuple):
+    """What of a model matters for its data.
+
+    Attributes:
+        classes: how many it tells apart.
+        preprocessing: how pictures are prepared for it.
+        class_names: in index order, if known.
+        classes_file: what the user says about class folders, see :func:`dyce_runtime.datasets.open_dataset`.
+    """
+
+    classes: int
+    preprocessing: Preprocessing
+    class_names: tuple[str, ...] | None = None
+    classes_file: Path | None = None
+
+
+def open_labelled(
+    places: Sequence[Pictures | None], model: ModelFacts, answer: Answer
+) -> tuple[list[Dataset | None], tuple[Doubt, ...]]:
+    """Open pictures for a model and compare their labels with what it answers.
+
+    Class folders of which nothing says which class they are get the numbering that the model's answers confirm; further
+    places follow it.
+
+    Args:
+        places: as in :func:`dyce_runtime.datasets.open_dataset`, or opened already; None stays None.
+        answer: the class (N,) that the model answers for pictures.
+
+    Returns:
+        the data sets, without files that cannot be decoded, and what speaks against their labels.
+
+    Raises:
+        DataError: the data is missing, empty or unreadable, or does not fit the model.
+    """
+    found: list[Dataset | None] = []
+    doubts: list[Doubt] = []
+    for place in places:
+        if place is None:
+            found.append(None)
+            continue
+        dataset, doubt = settle(_opened(place, model), answer, model.classes)
+        doubts += [doubt] if doubt else []
+        model = model._replace(class_names=model.class_names or dataset.class_names)
+        found.append(dataset)
+    return found, tuple(doubts)
+
+
+def _opened(place: Pictures, model: ModelFacts) -> Dataset:
+    if isinstance(place, Dataset):
+        return place
+    opened = open_dataset(
+        place, class_names=model.class_names, num_classes=model.classes, classes_file=model.classes_file
+    )
+    return opened.check(model.preprocessing)
+
+
+def answer_of(session: Session) -> Answer:
+    """What the uncut model of a session answers."""
+    return lambda pictures: session.run_uncut(session.preprocess(pictures))
+
+
+def settle(dataset: Dataset, answer: Answer, classes: int) -> tuple[Dataset, Doubt | None]:
+    """Number the class folders of a data set as the model does, and say what speaks against its labels.
+
+    Runs the model on up to 1,024 of its pictures. What has no labels stays as it is.
+    """
+    if dataset.labels is None:
+        return dataset, None
+    ways = dataset.numberings
+    options = [dataset.numbered(way, classes) for way in ways] or [dataset]
+    rows, answers = _ask(dataset, answer, classes)
+    found = [Comparison(_labels(option)[rows], answers, classes) for option in options]
+    if not ways:
+        return dataset, doubt_of(found[0], dataset.source, dataset.class_names)
+    best, sure = choose(found)
+    doubt = doubt_of_folders(ways, found, best, sure=sure, source=dataset.source)
+    if doubt is None:
+        _log.info(
+            "%s: the class folders are numbered %s; the model's answer is the label of %.1f %% of %d pictures",
+            dataset.source,
+            ways[best].name,
+            100 * found[best].agreement,
+            len(rows),
+        )
+    return options[best], doubt
+
+
+def _labels(dataset: Dataset) -> Labels:
+    assert dataset.labels is not None
+    return dataset.labels
+
+
+def _ask(dataset: Dataset, answer: Answer, classes: int) -> tuple[npt.NDArray[np.intp], Labels]:
+    """Rows, and what the model answers there."""
+    rows = sample_rows(len(dataset), classes)
+    batches = np.array_split(rows, -(-len(rows) // _BATCH))
+    return rows, np.concatenate([answer(dataset.images(batch)) for batch in batches])
