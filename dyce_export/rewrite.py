@@ -114,7 +114,7 @@ def check_spans(bundle: Bundle, spans: tuple[Piece, ...], old: Collection[str] =
 def _span_errors(bundle: Bundle, spans: tuple[Piece, ...]) -> dict[str, float]:
     """The relative error of every span against the chain of its segments."""
     inputs, manifest = read_vectors(bundle).inputs, bundle.manifest
-    device = targets.find().open(
+    device = targets.reference().open(
         bundle.piece_specs([p.id for p in bundle.manifest.pieces if p.kind != "head"]), TargetSpec()
     )
 

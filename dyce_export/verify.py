@@ -107,7 +107,7 @@ def verify(bundle: Bundle, reference: Reference, probe: Configuration, tolerance
     Args:
         probe: see :func:`probe_configuration`. An exit where nothing leaves is tried by itself, with all samples.
     """
-    target, spec = targets.find(), TargetSpec()
+    target, spec = targets.reference(), TargetSpec()
     device = target.open(bundle.piece_specs([piece.id for piece in bundle.manifest.pieces]), spec)
     errors: dict[str, float] = {}
     for batch in _BATCHES:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Mapping
 from itertools import accumulate
@@ -10,13 +11,17 @@ from typing import Literal
 
 import msgspec
 
+from dyce_runtime.configuration import Configurations
 from dyce_runtime.errors import DataError, DestinationError
 from dyce_runtime.json_files import read_json
 from dyce_runtime.manifest import FINAL, SCHEMA_VERSION, Manifest
 from dyce_runtime.piece_costs import IMAGE, PieceCosts
 from dyce_runtime.plan import head_macs, needs
 
+log = logging.getLogger("dyce_calibration")
+
 Unit = Literal["macs", "ms", "joules"]
+MACS: Unit = "macs"
 
 
 class CostTable(msgspec.Struct, frozen=True):
@@ -122,6 +127,17 @@ def macs_of(manifest: Manifest) -> CostTable:
     heads = {e.id: {h.type: float(head_macs(manifest, e, h.type)) for h in e.heads} for e in manifest.exits if e.heads}
     full, savers = float(sum(segments[manifest.base.first :])), tuple(saver.id for saver in manifest.savers)
     return CostTable("macs", backbone, heads, full, savers=savers, needs=needs(manifest))
+
+
+def macs_again(manifest: Manifest, before: Configurations) -> CostTable:
+    """The same, for pieces that nothing was measured of yet; says so where the search before was by another unit."""
+    if before.unit != MACS:
+        log.warning(
+            "the configurations were chosen by %s; those of the new pieces are chosen by multiply-accumulates, until "
+            "`dyce search --costs` chooses them by a cost table",
+            before.unit,
+        )
+    return macs_of(manifest)
 
 
 def costs_of(pieces: PieceCosts, unit: Unit, model: str, measured: Mapping[str, str]) -> CostTable:

@@ -56,12 +56,12 @@ def _states() -> list[dict[str, Any]]:
 
     found = []
     for name in targets.names():
-        target = targets.get(name)
-        reason, installed = target.available(), target.compiles() is None
-        state = {"name": name, "available": reason is None, "reason": reason}
-        found.append(
-            {**state, "version": target.version() if installed else None, "builds": installed and target.engines}
-        )
+        reason = targets.unavailable(name)
+        state = {"name": name, "available": reason is None, "reason": reason, "version": None, "builds": False}
+        if targets.unable_to_compile(name) is None:
+            target = targets.get(name)
+            state |= {"version": target.version(), "builds": target.engines}
+        found.append(state)
     return found
 
 

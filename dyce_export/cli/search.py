@@ -30,7 +30,11 @@ HELP = "Choose configurations again from the records in a bundle, such as with c
 def command(
     bundle: Annotated[Path | None, typer.Argument(help="The bundle; it gets the result.", show_default=False)] = None,
     costs: Annotated[
-        Path | None, typer.Option(help="Cost table; multiply-accumulates without it.", show_default=False)
+        Path | None,
+        typer.Option(
+            help="Cost table, or `macs` for multiply-accumulates, which a bundle is searched with at first.",
+            show_default=False,
+        ),
     ] = None,
     records: Annotated[
         Path | None, typer.Option(help="Records (.npz) instead of a bundle; needs --costs.", show_default=False)
@@ -156,9 +160,16 @@ def _renew_report(opened: Bundle, records: Records, costs: CostTable, configurat
 
 
 def _costs_of(opened: Bundle, path: Path | None) -> CostTable:
-    from dyce_calibration.costs import macs_of, read_costs
+    from dyce_calibration.costs import MACS, macs_of, read_costs
 
-    if path is None:
+    unit = opened.configurations.unit
+    if path is None and unit != MACS:
+        raise UsageError(
+            f"the configurations of {opened.path} were chosen by {unit}; without a cost table they would be chosen by "
+            "multiply-accumulates",
+            hint=f"--costs FILE, from `dyce bench --write-cost-table FILE`, or --costs {MACS} to go back to these.",
+        )
+    if path is None or str(path) == MACS:
         return macs_of(opened.manifest)
     costs = read_costs(path)
     if costs.model and costs.model != opened.fingerprint:

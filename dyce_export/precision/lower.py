@@ -14,7 +14,7 @@ import numpy as np
 
 from dyce_calibration.agreement import exit_agreement
 from dyce_calibration.choose import choose
-from dyce_calibration.costs import macs_of
+from dyce_calibration.costs import macs_again
 from dyce_calibration.recorder import record, recorded_pictures, write_records
 from dyce_calibration.records import Records
 from dyce_export.joining import Network, assemble
@@ -109,7 +109,7 @@ def _lower(
 ) -> None:
     bench = Bench(bundle, method, known, pictures, folder)
     trial = best_trial(bench, len(known), limits, progress)
-    configurations = choose(trial.records, macs_of(trial.manifest))
+    configurations = choose(trial.records, macs_again(trial.manifest, bundle.configurations))
     manifest = msgspec.structs.replace(
         trial.manifest, pieces=(*trial.manifest.pieces, *write_spans(trial.manifest, configurations, folder))
     )

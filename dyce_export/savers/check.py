@@ -49,7 +49,7 @@ def check_parts(
     Raises:
         VerificationError: a number differs.
     """
-    target, spec = targets.find().name, TargetSpec()
+    target, spec = targets.reference().name, TargetSpec()
     manifest, probe = made.manifest, probe_of(made.manifest, vectors)
     samples = [rows_of(vectors.inputs, slice(row, row + 1)) for row in range(len(vectors.logits))]
     by_hand: list[list[list[_Decision]]] = [[] for _ in samples]

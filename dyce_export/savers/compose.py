@@ -9,7 +9,7 @@ from typing import TypeAlias
 import msgspec
 
 from dyce_calibration.choose import choose
-from dyce_calibration.costs import macs_of
+from dyce_calibration.costs import macs_again
 from dyce_calibration.recorder import write_records
 from dyce_calibration.records import Records
 from dyce_export.doubts import accept
@@ -100,7 +100,7 @@ def compose(
         with progress.stage("search"):
             probe = Entry(probe_of(manifest, vectors).exits)
             found = Configurations(named={FULL: Entry({}), PROBE: probe})
-            configurations = found if records is None else choose(records, macs_of(manifest))
+            configurations = found if records is None else choose(records, macs_again(manifest, base.configurations))
         with progress.stage("spans"):
             spans = write_spans(manifest, configurations, folder)
             manifest = msgspec.structs.replace(manifest, pieces=(*manifest.pieces, *spans))

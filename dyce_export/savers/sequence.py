@@ -91,7 +91,7 @@ def add_sequence(
     assert records is not None
     fitted_on, recorded_on = _fitted(parts[-1], how.data), recorded_pictures(how.val, records)
     key = [how.type, how.recipe, how.seed, *(part.fingerprint for part in parts)]
-    with Session(made, targets.find().name, TargetSpec(), allow_untrained=True) as session:
+    with Session(made, targets.reference().name, TargetSpec(), allow_untrained=True) as session:
         seen = Seen(session)
 
         def features(part: Dataset, name: str) -> Features:
@@ -204,7 +204,7 @@ def _checked(made: Bundle, network: ExitSequence, type: str, vectors: Vectors) -
     """The manifest with the errors of the steps against torch. Raises VerificationError if one is too large."""
     manifest = made.manifest
     steps = {index: head.piece for index, exit in enumerate(manifest.exits) for head in exit.heads if head.type == type}
-    with Session(made, targets.find().name, TargetSpec(), allow_untrained=True) as session:
+    with Session(made, targets.reference().name, TargetSpec(), allow_untrained=True) as session:
         seen, found = Seen(session), []
         with session.device.lane(len(vectors.logits)) as lane:
             for index, _ in walk(manifest, lane, vectors.inputs):

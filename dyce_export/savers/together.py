@@ -56,7 +56,7 @@ def recorded_like(like: Records, saver: Bundle, val: Dataset | None, progress: P
             f"saver {saver.manifest.model.name} was not recorded on the pictures from which configurations are chosen",
             hint="Give --val, the pictures that the base was exported with.",
         )
-    with Session(saver, targets.find().name, TargetSpec(), allow_untrained=True) as session:
+    with Session(saver, targets.reference().name, TargetSpec(), allow_untrained=True) as session:
         pictures = recorded_pictures(val, like)
         return record(
             session, pictures, like.split, lambda starts: progress.track(starts, f"running {saver.path.name}")
@@ -98,7 +98,7 @@ def join_vectors(base: Bundle, savers: Sequence[Bundle], networks: Sequence[Netw
         own = read_vectors(saver).inputs[saver.manifest.input.name]
         # Pictures may repeat: another export may have kept fewer.
         images = inputs.setdefault(network.input.name, own[np.arange(count) % len(own)])
-        with Session(saver, targets.find().name, TargetSpec(), allow_untrained=True) as session:
+        with Session(saver, targets.reference().name, TargetSpec(), allow_untrained=True) as session:
             manifest = saver.manifest
             with session.device.lane(count) as lane:
                 for index, _ in walk(manifest, lane, {manifest.input.name: images}):

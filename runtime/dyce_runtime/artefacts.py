@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import stat
+from contextlib import suppress
+from functools import cache
 from pathlib import Path
 
 from dyce_runtime.bundle import ENGINES, Bundle
@@ -41,4 +44,18 @@ def _cache() -> Path:
         return Path(named) if named else Path(home) / ".cache"
     import tempfile  # slow to import, and seldom needed: a container whose user has no home
 
-    return Path(tempfile.gettempdir())
+    own = Path(tempfile.gettempdir()) / f"dyce-export-{os.getuid()}"
+    # Everybody may write there. What another user has prepared, such as a link, is not used.
+    with suppress(OSError):
+        own.mkdir(mode=0o700, exist_ok=True)
+        found = own.lstat()
+        if stat.S_ISDIR(found.st_mode) and found.st_uid == os.getuid():
+            return own
+    return _fresh()
+
+
+@cache
+def _fresh() -> Path:
+    import tempfile
+
+    return Path(tempfile.mkdtemp(prefix="dyce-export-"))

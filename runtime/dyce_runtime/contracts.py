@@ -179,10 +179,14 @@ class Target(Protocol):
     engines: bool
 
     def available(self) -> str | None:
-        """None if it works on this machine, otherwise the reason and what to install."""
+        """None if it works on this machine, otherwise the reason and what to install.
+
+        It is asked of targets that will not run: a target that has to import an engine or start a device to know has
+        another method, ``installed``, for a first look without that.
+        """
 
     def version(self) -> str:
-        """Of the engine, where it is available."""
+        """Of the engine, without importing it; ``unknown`` where nothing says so."""
 
     def best_batch(self, spec: TargetSpec, macs: int) -> int:
         """How many samples should run at once where there are more; larger calls are cut into chunks of so many.

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import logging
 import platform
-import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from typing import NamedTuple
+from typing import Any
 
 import msgspec
-import numpy as np
 
 from dyce_runtime import targets
 from dyce_runtime.artefacts import cache_of
@@ -18,124 +16,86 @@ from dyce_runtime.atomic_write import write_atomically
 from dyce_runtime.bundle import TEST_VECTORS, Bundle
 from dyce_runtime.contracts import TargetSpec
 from dyce_runtime.errors import BundleError, PieceError, TargetError
-from dyce_runtime.images import rows_of
 from dyce_runtime.json_files import read_json
 from dyce_runtime.session import Session
-from dyce_runtime.vectors import Vectors, answered, read_vectors, relative_error
+from dyce_runtime.trial import Candidate, milliseconds_apart, milliseconds_here
 
 log = logging.getLogger("dyce_runtime")
 
 FILE = "fastest.json"
-# Largest error of logits that another engine may make in float32, relative to what depends on the input.
-TOLERANCE = 1e-3
-# Share of samples that may leave elsewhere than the records of a lower precision say, where that was measured.
-MOST_ELSEWHERE = 0.01
-# Confidences nearer to a threshold may fall on either side of it.
-_NEAR = 1e-4
-_SECONDS = 0.3
-# A pool that spins leaves the cores alone after that.
-_PAUSE = 0.05
 
 
-class Candidate(NamedTuple):
-    """A target, and the bundle in one precision."""
-
-    target: str
-    bundle: Bundle
-
-    @property
-    def name(self) -> str:
-        """As it is stored."""
-        return f"{self.target} {self.bundle.manifest.precision}"
-
-
-def fastest(
-    bundle: Bundle, candidates: Sequence[Candidate], spec: TargetSpec, opened: Callable[[Candidate], Session]
-) -> Session:
+def fastest(bundle: Bundle, candidates: Sequence[Candidate], spec: TargetSpec, options: dict[str, Any]) -> Session:
     """Open the candidate that answers a sample soonest of those that compute what the bundle's test vectors say.
 
-    Nothing is measured where there is one candidate; or no test vectors, then the first available target runs it.
+    Nothing is measured where there is one candidate; or no test vectors, then the first that opens runs it.
+
+    Args:
+        options: of the session.
 
     Raises:
         TargetError: none is available, or none passes; says why for each.
     """
+
+    def opened(candidate: Candidate) -> Session:
+        return Session(candidate.bundle, candidate.target, spec, **options)
+
     if len(candidates) == 1:
         return opened(candidates[0])
-    if not candidates or not bundle.file(TEST_VECTORS).is_file():
-        return opened(Candidate(targets.find().name, bundle))
+    if not candidates:
+        targets.find()  # says why for each
+    if not bundle.file(TEST_VECTORS).is_file():
+        own = [candidate for candidate in candidates if candidate.bundle is bundle] or candidates
+        return _first_that_opens(own, opened, [])
     known = _read(bundle)
     key = _key(candidates, spec)
-    chosen = next((one for one in candidates if one.name == known.get(key)), None)
-    if chosen is None:
-        chosen = _measure(candidates, opened)
-        _write(bundle, {**known, key: chosen.name})
-    return opened(chosen)
+    remembered = next((one for one in candidates if one.name == known.get(key)), None)
+    if remembered is not None:
+        with suppress(TargetError):  # it may have broken since
+            return opened(remembered)
+    ranked, refused = _ranked(candidates, spec, options, opened)
+    session = _first_that_opens(ranked, opened, refused)
+    _write(bundle, {**known, key: Candidate(session.target.name, session.bundle).name})
+    return session
 
 
-def _measure(candidates: Sequence[Candidate], opened: Callable[[Candidate], Session]) -> Candidate:
+def _ranked(
+    candidates: Sequence[Candidate],
+    spec: TargetSpec,
+    options: dict[str, Any],
+    opened: Callable[[Candidate], Session],
+) -> tuple[list[Candidate], list[str]]:
+    """Those that compute what they should, the fastest first, and why others do not."""
     times: dict[Candidate, float] = {}
     refused = []
     for candidate in candidates:
         try:
-            with opened(candidate) as session:
-                _check(session)
-                times[candidate] = _milliseconds(session)
+            # What only this process knows, another one cannot open.
+            found = milliseconds_apart(candidate, spec, options) if targets.is_installed(candidate.target) else None
+            times[candidate] = milliseconds_here(lambda one=candidate: opened(one)) if found is None else found  # type: ignore[misc]
         except (BundleError, PieceError, TargetError) as error:
             refused.append(f"{candidate.name}: {error.message}")
-        time.sleep(_PAUSE)
-    if not times:
-        raise TargetError(
-            f"no target runs this bundle as it should; {'; '.join(refused)}",
-            hint="`dyce inspect` shows what is installed; an explicit target is not checked.",
-        )
-    chosen = min(times, key=times.__getitem__)
-    figures = ", ".join(f"{candidate.name} {ms:.2f} ms" for candidate, ms in times.items())
-    log.info("fastest here: %s (%s); remembered for this machine", chosen.name, figures)
+    ranked = sorted(times, key=times.__getitem__)
+    if ranked:
+        figures = ", ".join(f"{candidate.name} {ms:.2f} ms" for candidate, ms in times.items())
+        log.info("fastest here: %s (%s); remembered for this machine", ranked[0].name, figures)
     for line in refused:
         log.info("left out: %s", line)
-    return chosen
+    return ranked, refused
 
 
-def _check(session: Session) -> None:
-    """Compare with the test vectors of its precision. Raises TargetError."""
-    manifest = session.manifest
-    if manifest.lowering is not None and manifest.lowering.elsewhere.get(session.target.name, 0.0) > MOST_ELSEWHERE:
-        share = manifest.lowering.elsewhere[session.target.name]
-        raise TargetError(f"{share:.1%} of the samples leave elsewhere there than recorded")
-    expected = read_vectors(session.bundle)
-    found = answered(expected, session)
-    error = relative_error(expected.logits, found.logits, expected.logits)
-    allowed = TOLERANCE
-    if manifest.lowering is not None:  # engines round on the way as that precision does
-        allowed = max(allowed, 2 * manifest.lowering.logits_error)
-    elsewhere = _elsewhere(found, expected) if manifest.lowering is None else 0
-    if not error <= allowed or elsewhere:
-        raise TargetError(
-            f"its logits are {error:.1e} from those of the bundle's test vectors, and {elsewhere} of "
-            f"{len(expected.logits)} leave elsewhere; expected at most {allowed:.0e} and none"
-        )
-
-
-def _elsewhere(found: Vectors, expected: Vectors) -> int:
-    """Samples on another side of a probe threshold, unless they are next to it."""
-    sides = [vectors.confidences > expected.probe for vectors in (found, expected)]
-    far = np.abs(expected.confidences - expected.probe) > _NEAR
-    return int(((sides[0] != sides[1]) & far).any(axis=1).sum())
-
-
-def _milliseconds(session: Session) -> float:
-    """Median of a call with one sample, over the test vectors and all rounds."""
-    vectors = read_vectors(session.bundle)
-    samples = [rows_of(vectors.inputs, slice(row, row + 1)) for row in range(len(vectors.logits))]
-    rounds: list[float] = []
-    end = 0.0
-    while not rounds or time.perf_counter() < end:
-        start = time.perf_counter()
-        for sample in samples:
-            session(sample)
-        rounds.append(time.perf_counter() - start)
-        end = end or time.perf_counter() + _SECONDS  # the first round warms up
-    return 1e3 * float(np.median(rounds[1:] or rounds)) / len(samples)
+def _first_that_opens(
+    candidates: Sequence[Candidate], opened: Callable[[Candidate], Session], refused: list[str]
+) -> Session:
+    for candidate in candidates:
+        try:
+            return opened(candidate)
+        except TargetError as error:
+            refused.append(f"{candidate.name}: {error.message}")
+    raise TargetError(
+        f"no target runs this bundle as it should; {'; '.join(refused)}",
+        hint="`dyce inspect` shows what is installed; an explicit target is not checked.",
+    )
 
 
 def _key(candidates: Sequence[Candidate], spec: TargetSpec) -> str:

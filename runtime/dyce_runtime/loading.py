@@ -8,8 +8,9 @@ from dyce_runtime import targets
 from dyce_runtime.arguments import text
 from dyce_runtime.bundle import open_bundle
 from dyce_runtime.contracts import Mode, Pool, TargetSpec
-from dyce_runtime.fastest import Candidate, fastest
+from dyce_runtime.fastest import fastest
 from dyce_runtime.session import Session
+from dyce_runtime.trial import Candidate
 
 # Stands for the fastest precision.
 AUTO = "auto"
@@ -32,8 +33,8 @@ def load(
     Args:
         path: the bundle's folder.
         target: ``onnxruntime``, for example. None takes the one that the environment names (``DYCE_TARGET``), or
-            measures, once per machine, which available one is fastest on the bundle's own test vectors: see
-            :func:`dyce_runtime.fastest.fastest`.
+            measures, once per machine and in processes of their own, which installed one is fastest on the bundle's
+            own test vectors: see :func:`dyce_runtime.fastest.fastest`.
         precision: one that the bundle holds, such as ``uint8``; ``auto`` takes the fastest of them, each with its own
             thresholds, so that answers may differ between machines. None takes the bundle's own.
         threads: per call; None lets the engine decide (one per physical core).
@@ -54,22 +55,12 @@ def load(
             text(name, value)
     bundle = open_bundle(path)
     spec = TargetSpec(threads=threads, pool=pool, mode=mode)
-
-    def opened(candidate: Candidate) -> Session:
-        return Session(
-            candidate.bundle,
-            candidate.target,
-            spec,
-            max_batch=max_batch,
-            max_memory=max_memory,
-            allow_untrained=allow_untrained,
-        )
-
+    options = {"max_batch": max_batch, "max_memory": max_memory, "allow_untrained": allow_untrained}
     if target is None:
         target = targets.named()
     if precision == AUTO:
         bundles = [bundle, *map(bundle.precision, bundle.manifest.precisions)]
     else:
         bundles = [bundle if precision in (None, bundle.manifest.precision) else bundle.precision(precision)]
-    names = [target] if target is not None else targets.working()
-    return fastest(bundle, [Candidate(name, one) for one in bundles for name in names], spec, opened)
+    names = [target] if target is not None else targets.candidates()
+    return fastest(bundle, [Candidate(name, one) for one in bundles for name in names], spec, options)

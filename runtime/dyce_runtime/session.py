@@ -17,7 +17,7 @@ from dyce_runtime.bundle import Bundle
 from dyce_runtime.configuration import FULL, Configuration
 from dyce_runtime.contracts import Device, TargetSpec
 from dyce_runtime.decoding import Picture
-from dyce_runtime.errors import ConfigurationError, PieceError, RuntimeInputError, TargetError
+from dyce_runtime.errors import ConfigurationError, DyceError, PieceError, RuntimeInputError, TargetError
 from dyce_runtime.images import Images, Inputs, as_inputs, count_of, rows_of
 from dyce_runtime.manifest import Manifest
 from dyce_runtime.pictures import Pictures
@@ -79,7 +79,7 @@ class Session(EngineOwner):
         best = bundle.configurations.best_batch or self.target.best_batch(spec, bundle.manifest.model.macs)
         self._max_batch = max_batch or best
         self.pieces = _fitting(bundle, self.target.spans, max_memory)
-        self.device: Device = self.target.open(bundle.piece_specs(self.pieces), spec)
+        self.device = self._opened()
         # Why it cannot be used any more; empty while it can.
         self._ended = ""
         networks = bundle.manifest.networks
@@ -305,6 +305,17 @@ class Session(EngineOwner):
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    def _opened(self) -> Device:
+        try:
+            return self.target.open(self.bundle.piece_specs(self.pieces), self.spec)
+        except (DyceError, MemoryError):
+            raise
+        except Exception as error:  # engines' exceptions share no base class
+            raise TargetError(
+                f"{self.target.name} could not open {self.bundle.path}: {type(error).__name__}: {error}",
+                hint="`dyce inspect` shows which targets work here.",
+            ) from error
 
     def _owned(self) -> ConfigurationError:
         return ConfigurationError(

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from importlib.metadata import PackageNotFoundError, packages_distributions, version
 from pathlib import Path
+from types import ModuleType
 
 from dyce_runtime.contracts import Artefact, PieceSpec, TargetSpec
 from dyce_runtime.errors import TargetError
+from dyce_targets import installation
 from dyce_targets.host_lane import HostDevice
 
 
@@ -28,18 +28,12 @@ class CpuTarget(ABC):
     engines = False
 
     def available(self) -> str | None:
-        """None, or that the module is not installed."""
-        if importlib.util.find_spec(self.name) is None:
-            return f"{self.name} is not installed; pip install 'dyce-export[{self.extra}]'"
-        return None
+        """None, or that the module is not installed. It is not imported."""
+        return installation.missing(self.name, self.install)
 
     def version(self) -> str:
         """Of the module."""
-        try:
-            return version(self.name)
-        except PackageNotFoundError:  # it may come with a distribution of another name, such as onnxruntime-gpu
-            distributions = packages_distributions().get(self.name)
-            return version(distributions[0]) if distributions else "unknown"
+        return installation.version_of(self.name)
 
     def best_batch(self, spec: TargetSpec, macs: int) -> int:
         """About 2 GMACs per thread: of a small model many are worth a call, of a large one they leave the caches.
@@ -49,8 +43,12 @@ class CpuTarget(ABC):
         return min(max(1, 2_000_000_000 // max(macs, 1)), 64) * (spec.threads or os.cpu_count() or 1)
 
     def compiles(self) -> str | None:
-        """As :meth:`available`."""
-        return self.available()
+        """As :meth:`available`; or that the module is broken, which shows when it is imported."""
+        try:
+            self.load()
+        except TargetError as error:
+            return error.message
+        return None
 
     def compile(self, piece: PieceSpec, spec: TargetSpec, folder: Path) -> Artefact:
         """The ONNX file itself."""
@@ -62,6 +60,15 @@ class CpuTarget(ABC):
         if reason:
             raise TargetError(f"{self.name}: {reason}")
         return self._open(pieces, spec)
+
+    @property
+    def install(self) -> str:
+        """How the module is had."""
+        return f"pip install 'dyce-export[{self.extra}]'"
+
+    @abstractmethod
+    def load(self) -> ModuleType:
+        """Import the module. Raises TargetError if it is not installed or broken."""
 
     @abstractmethod
     def _open(self, pieces: Sequence[PieceSpec], spec: TargetSpec) -> HostDevice:

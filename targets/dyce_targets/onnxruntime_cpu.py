@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,6 +12,7 @@ import numpy.typing as npt
 
 from dyce_runtime.contracts import PieceSpec, TargetSpec
 from dyce_runtime.errors import BundleError, TargetError
+from dyce_targets import installation
 from dyce_targets.cpu import CpuTarget
 from dyce_targets.host_lane import HostBinding, HostDevice
 
@@ -27,11 +29,16 @@ class OnnxRuntimeCpu(CpuTarget):
     name = "onnxruntime"
     extra = "cpu"
 
+    def load(self) -> ModuleType:
+        """onnxruntime."""
+        return installation.load("onnxruntime", "InferenceSession", self.install)
+
     def _open(self, pieces: Sequence[PieceSpec], spec: TargetSpec) -> HostDevice:
         if spec.precision != "float32":
             raise TargetError(
                 f"{self.name} computes in the precision of the graphs; found a request for {spec.precision}"
             )
+        self.load()
         options = session_options(spec)
         sessions = {piece.id: _open(piece, options) for piece in pieces}
         return HostDevice(self.name, pieces, lambda piece, _: _Binding(piece, sessions[piece.id]))

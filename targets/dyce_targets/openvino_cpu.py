@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import partial
 from threading import Lock
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,6 +13,7 @@ import numpy.typing as npt
 
 from dyce_runtime.contracts import PieceSpec, TargetSpec
 from dyce_runtime.errors import BundleError, TargetError
+from dyce_targets import installation
 from dyce_targets.cpu import CpuTarget
 from dyce_targets.host_lane import HostBinding, HostDevice
 
@@ -29,10 +31,12 @@ class OpenVinoCpu(CpuTarget):
     name = "openvino"
     extra = "openvino"
 
-    def _open(self, pieces: Sequence[PieceSpec], spec: TargetSpec) -> HostDevice:
-        import openvino
+    def load(self) -> ModuleType:
+        """openvino."""
+        return installation.load("openvino", "Core", self.install)
 
-        core, options = openvino.Core(), _options(spec)
+    def _open(self, pieces: Sequence[PieceSpec], spec: TargetSpec) -> HostDevice:
+        core, options = self.load().Core(), _options(spec)
         if spec.precision == "bfloat16" and "BF16" not in core.get_property(DEVICE, "OPTIMIZATION_CAPABILITIES"):
             raise TargetError(
                 f"{self.name}: this processor does not compute in bfloat16",

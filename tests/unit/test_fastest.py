@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -163,17 +164,57 @@ def test_without_targets_it_says_how_to_get_one(installed: dict[str, Engine], bu
     assert "pip install" in str(caught.value.hint)
 
 
-@pytest.mark.parametrize("damage", [b"{", b"[]", b'{"machine": "gone"}'])
+def in_its_place(make: Callable[[Path], object]) -> Callable[[Path], None]:
+    def damage(file: Path) -> None:
+        file.unlink()
+        make(file)
+
+    return damage
+
+
+DAMAGES = {
+    "half": lambda file: file.write_bytes(b"{"),
+    "a list": lambda file: file.write_bytes(b"[]"),
+    "of another machine": lambda file: file.write_bytes(b'{"machine": "gone"}'),
+    "deep": lambda file: file.write_bytes(b'{"a":' * 100_000),
+    "binary": lambda file: file.write_bytes(bytes(range(256))),
+    "a FIFO": in_its_place(os.mkfifo),
+    "a device": in_its_place(lambda file: file.symlink_to("/dev/zero")),
+    "a broken link": in_its_place(lambda file: file.symlink_to("nowhere")),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
 def test_a_cache_that_cannot_be_read_is_measured_again(
-    installed: dict[str, Engine], bundle: Path, tmp_path: Path, damage: bytes
+    installed: dict[str, Engine], bundle: Path, tmp_path: Path, damage: str
 ) -> None:
     installed |= {"a": Engine("a", 0.005), "b": Engine("b")}
     load(bundle).close()
     (file,) = (tmp_path / "cache").rglob("fastest.json")
-    file.write_bytes(damage)
+    DAMAGES[damage](file)
     with load(bundle) as session:
         assert session.target.name == "b"
     assert "b float32" in json.loads(file.read_text()).values()
+
+
+def test_a_folder_in_place_of_the_cache_costs_a_measurement_only(
+    installed: dict[str, Engine], bundle: Path, tmp_path: Path
+) -> None:
+    installed |= {"a": Engine("a", 0.005), "b": Engine("b")}
+    load(bundle).close()
+    (file,) = (tmp_path / "cache").rglob("fastest.json")
+    file.unlink()
+    (file / "inside").mkdir(parents=True)
+    with load(bundle) as session:
+        assert session.target.name == "b"
+
+
+def test_what_was_remembered_and_broke_since_is_measured_again(installed: dict[str, Engine], bundle: Path) -> None:
+    installed |= {"a": Engine("a", 0.005), "b": Engine("b")}
+    load(bundle).close()
+    installed["b"] = Broken("b")
+    with load(bundle) as session:
+        assert session.target.name == "a"
 
 
 def test_a_cache_that_cannot_be_written_costs_a_measurement_only(
@@ -210,7 +251,7 @@ def test_an_engine_in_which_samples_leave_elsewhere_than_recorded_is_left_out(
             assert session.target.name == chosen
 
 
-def test_precisions_with_records_take_part(
+def test_precisions_take_part_where_that_is_asked_for(
     installed: dict[str, Engine], two_precisions: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     engine = installed["a"] = Engine("a")
@@ -221,8 +262,12 @@ def test_precisions_with_records_take_part(
         return usual(pieces, spec)
 
     monkeypatch.setattr(engine, "_open", slower_in_float32)
-    with load(two_precisions) as session:
+    with load(two_precisions, precision="auto") as session:
         assert session.manifest.precision == "uint8"
+    with load(two_precisions, "a", precision="auto") as session:
+        assert session.manifest.precision == "uint8"
+    with load(two_precisions) as session:
+        assert session.manifest.precision == "float32", "never changed without being asked"
     with load(two_precisions, "a") as session:
         assert session.manifest.precision == "float32"
     with load(two_precisions, precision="float32") as session:

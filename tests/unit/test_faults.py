@@ -1,4 +1,4 @@
-"""What happens to a session in a bad world: forks, closing in the middle of a call, huge batches, and thousands of calls."""
+"""What happens to a session in a bad world: forks, closing in the middle of a call, huge batches."""
 
 from __future__ import annotations
 

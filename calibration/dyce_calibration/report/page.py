@@ -65,15 +65,16 @@ def _write(path: Path, text: str) -> None:
 
 
 def render(contents: Contents) -> str:
-    """The page. Raises UsageError if Bokeh is not installed."""
+    """The page. Raises UsageError if Bokeh is not installed or broken."""
     try:
         from bokeh.resources import Resources
         from jinja2 import Environment, StrictUndefined
 
         from dyce_calibration.report import figures
-    except ImportError as error:
+    except Exception as error:  # a broken installation raises anything
         raise UsageError(
-            f"the report needs Bokeh, which is not installed ({error})", hint="pip install 'dyce-export[report]'"
+            f"the report needs Bokeh, which is not installed or does not load ({type(error).__name__}: {error})",
+            hint="pip install 'dyce-export[report]'",
         ) from None
     front = front_views(contents)
     scripts = [Resources(mode="inline", components=["bokeh"], minified=True).js_raw[0], _file("report.js")]

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from dyce_runtime.atomic_write import write_atomically
 from dyce_runtime.contracts import PieceSpec, TargetSpec
 from dyce_runtime.errors import BundleError, TargetError
+from dyce_runtime.json_files import check_regular
 from dyce_targets.nvidia.products import Product
 
 if TYPE_CHECKING:
@@ -65,6 +66,7 @@ def build(product: Product, piece: PieceSpec, spec: TargetSpec, folder: Path) ->
 def _timing_cache(config: tensorrt.IBuilderConfig, path: Path) -> tensorrt.ITimingCache:
     """The timings in a file; none if there is none, it is damaged, or another version or GPU made it."""
     with suppress(OSError):
+        check_regular(path)
         stored = config.create_timing_cache(path.read_bytes())
         if stored is not None and config.set_timing_cache(stored, ignore_mismatch=False):
             return stored

@@ -14,14 +14,25 @@ import numpy.typing as npt
 
 from dyce_runtime.errors import TargetError
 
+_DRIVER = "libcuda.so.1"
+
+
+def driver_missing() -> str | None:
+    """None if NVIDIA's driver is installed, otherwise that it is not. Neither CUDA nor a GPU is asked for anything."""
+    try:
+        ctypes.CDLL(_DRIVER)
+    except OSError:
+        return f"there is no driver for an NVIDIA GPU here ({_DRIVER})"
+    return None
+
 
 def missing() -> str | None:
     """None if there is a GPU to run on, otherwise why not."""
     try:
         count = _call("cudaGetDeviceCount")
-    except ImportError:
+    except ModuleNotFoundError:
         return "cuda-python is not installed; pip install cuda-python"
-    except Exception as error:  # ours, or cuda-python's own if there is no library of CUDA
+    except (Exception, SystemExit) as error:  # ours, or cuda-python's own if there is no library of CUDA
         return f"no GPU can be used: {error}; is its driver installed, and new enough?"
     return None if count else "there is no NVIDIA GPU in this machine"
 
@@ -118,6 +129,8 @@ def destroy(graph: Any) -> None:
 
 
 def _runtime() -> Any:
+    if reason := driver_missing():
+        raise TargetError(reason)
     from cuda.bindings import runtime
 
     return runtime

@@ -11,7 +11,7 @@ import msgspec
 from dyce_runtime.atomic_write import write_atomically
 from dyce_runtime.contracts import PieceSpec, TargetSpec
 from dyce_runtime.errors import DestinationError
-from dyce_runtime.json_files import read_json
+from dyce_runtime.json_files import check_regular, read_json
 
 
 class Fingerprint(msgspec.Struct, frozen=True):
@@ -58,6 +58,7 @@ def find(folder: Path, piece: str, wanted: Fingerprint) -> Path | None:
     engine, note = _paths(folder, piece)
     try:
         known = read_json(note, Note)
+        check_regular(engine)
         content = engine.read_bytes()
     except (OSError, msgspec.DecodeError):
         return None

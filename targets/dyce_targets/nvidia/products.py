@@ -39,10 +39,10 @@ class Product:
         """
         try:
             found = hasattr(importlib.import_module(self.module), "Builder")
-        except ImportError as error:
+        except ModuleNotFoundError:
             found = False
-            if not isinstance(error, ModuleNotFoundError):
-                return f"{self.title} does not load: {error}"
+        except (Exception, SystemExit) as error:  # an installation may be broken in any way
+            return f"{self.title} does not load: {type(error).__name__}: {error}"
         return None if found else f"{self.title} is not installed; {self.install}"
 
     def load(self) -> Any:

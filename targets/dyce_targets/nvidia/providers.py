@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Sequence
 from pathlib import Path
 from typing import ClassVar
 
 from dyce_runtime.contracts import Artefact, Device, PieceSpec, TargetSpec
 from dyce_runtime.errors import TargetError
+from dyce_targets import installation
 from dyce_targets.nvidia import cuda
 from dyce_targets.nvidia.device import GpuDevice
 from dyce_targets.nvidia.onnxruntime_executor import OnnxRuntimeExecutor, Provider
@@ -23,22 +23,24 @@ class _OnnxRuntimeGpu:
     spans = False
     engines = False
 
+    def installed(self) -> str | None:
+        """None, or that onnxruntime or the driver of a GPU is missing."""
+        return installation.missing("onnxruntime", self.install) or cuda.driver_missing()
+
     def available(self) -> str | None:
         """None, or what is missing: onnxruntime with this provider, or a GPU."""
         return self.compiles() or cuda.missing()
 
     def version(self) -> str:
         """Of onnxruntime."""
-        import onnxruntime as ort
-
-        return str(ort.__version__)
+        return installation.version_of("onnxruntime")
 
     def compiles(self) -> str | None:
         """None, or that the provider is not installed."""
-        if importlib.util.find_spec("onnxruntime") is None:
-            return f"onnxruntime is not installed; {self.install}"
-        import onnxruntime as ort
-
+        try:
+            ort = installation.load("onnxruntime", "InferenceSession", self.install)
+        except TargetError as error:
+            return error.message
         if self.provider.name not in ort.get_available_providers():
             return f"this onnxruntime has no {self.provider.name}; {self.install}"
         return None

@@ -10,6 +10,7 @@ from typing import ClassVar
 
 from dyce_runtime.contracts import Artefact, Device, PieceSpec, TargetSpec
 from dyce_runtime.errors import TargetError
+from dyce_targets import installation
 from dyce_targets.nvidia import cuda, engines
 from dyce_targets.nvidia.builder import build
 from dyce_targets.nvidia.device import GpuDevice
@@ -32,6 +33,10 @@ class _Nvidia:
         """Name of the target."""
         return self.product.name
 
+    def installed(self) -> str | None:
+        """None, or that the product or the driver of a GPU is missing."""
+        return installation.missing(self.product.module, self.product.install) or cuda.driver_missing()
+
     def available(self) -> str | None:
         """None, or what is missing: the product, or a GPU."""
         return self.compiles() or cuda.missing()
@@ -42,7 +47,7 @@ class _Nvidia:
 
     def version(self) -> str:
         """Of the product."""
-        return str(self.product.load().__version__)
+        return installation.version_of(self.product.module)
 
     def best_batch(self, spec: TargetSpec, macs: int) -> int:
         """As many as the engines were built for."""
@@ -81,6 +86,11 @@ class _Nvidia:
             found = engines.find_for(folder, piece.id, wanted, device)
             if found is not None:
                 return found
+        if not spec.engines:
+            raise TargetError(
+                f"{self.name} runs engines that are built from a bundle; found no folder for that of {piece.id}",
+                hint="Open the bundle with dyce_runtime.load.",
+            )
         log.warning("%s: building %s for this GPU, once", self.name, piece.id)
         profile = profiles()[here() or "server-gpu"]
         own = replace(spec, devices=(), workspace_mib=profile.workspace_mib)

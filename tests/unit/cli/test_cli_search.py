@@ -37,6 +37,20 @@ def test_costs_of_another_bundle_are_refused_and_nothing_changes(searchable: Pat
     assert (searchable / "configurations.json").read_bytes() == before
 
 
+def test_a_bundle_searched_by_time_goes_back_to_macs_only_when_told_to(searchable: Path) -> None:
+    path = searchable / "configurations.json"
+    document = {**json.loads(path.read_bytes()), "unit": "ms"}
+    path.write_text(json.dumps(document))
+    done = dyce("search", str(searchable))
+    assert done.returncode == 2
+    assert "were chosen by ms; without a cost table they would be chosen by multiply-accumulates" in done.stderr
+    assert "--costs macs" in done.stderr
+    assert json.loads(path.read_bytes()) == document
+    assert dyce("search", str(searchable), "--costs", "macs").returncode == 0
+    assert open_bundle(searchable).configurations.unit == "macs"
+    assert dyce("search", str(searchable)).returncode == 0
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
