@@ -73,7 +73,7 @@ def find(name: str | None = None) -> Target:
     """
     wanted = named() if name is None else name
     if wanted is not None:
-        return _named(wanted, "" if name is not None else f", which {VARIABLE} names,")
+        return _named(wanted, "" if name is not None else f" ({VARIABLE} names this target)")
     reasons = []
     for candidate in names():
         reason = _reason(candidate, "installed") or _reason(candidate, "available")
@@ -97,7 +97,7 @@ def _named(name: str, origin: str) -> Target:
     if reason is not None:
         others = ", ".join(other for other in candidates() if other != name)
         raise TargetError(
-            f"the target {name}{origin} is not available on this machine: {reason}",
+            f"this machine does not run the target {name}: {reason}{origin}",
             hint=f"Installed here: {others}." if others else "On a CPU: pip install 'dyce-export[cpu]'.",
         )
     return target
