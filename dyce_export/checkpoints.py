@@ -36,6 +36,20 @@ WEIGHT_KEYS = (
     "weights",
 )
 ARCH_KEYS = ("arch", "architecture", "model_name", "model")
+# Accuracies on samples that were held out. What is called "acc" alone may be that of the training.
+ACCURACY_KEYS = (
+    "best_acc1",
+    "best_acc",
+    "best_top1",
+    "best_accuracy",
+    "best_val_acc",
+    "val_acc",
+    "val_acc1",
+    "val_accuracy",
+    "val_top1",
+    "test_acc",
+    "test_accuracy",
+)
 HINT_TYPES: dict[str, type | tuple[type, ...]] = {
     "input_size": (list, tuple),  # of numbers, as the next two
     "mean": (list, tuple),
@@ -81,6 +95,7 @@ class Checkpoint:
         hints: what the file says about its input, any of ``input_size`` (C, H, W), ``mean``, ``std``,
             ``interpolation``, ``crop_pct``, ``crop_mode``, ``num_classes``.
         class_names: in the order of the logits.
+        claimed: the accuracy in [0, 1] that the file names, on samples that the model was not trained on.
     """
 
     file: str
@@ -91,6 +106,7 @@ class Checkpoint:
     arch: str | None = None
     hints: dict[str, Any] = field(default_factory=dict)
     class_names: tuple[str, ...] | None = None
+    claimed: float | None = None
 
 
 def read_checkpoint(path: str | Path, *, trust_pickle: bool = False) -> Checkpoint:
@@ -117,10 +133,12 @@ def read_checkpoint(path: str | Path, *, trust_pickle: bool = False) -> Checkpoi
             f"{path} holds no model weights, only: {_contents(content)}; expected a state dict",
             hint="Save the weights with torch.save(model.state_dict(), FILE).",
         )
-    arch, hints, class_names = _describe({**_config_beside(path), **(content if isinstance(content, Mapping) else {})})
+    facts = {**_config_beside(path), **(content if isinstance(content, Mapping) else {})}
+    arch, hints, class_names = _describe(facts)
     module = _unwrap(weights) if isinstance(weights, nn.Module) else None
     state_dict = {} if isinstance(weights, nn.Module) else strip_prefixes(weights)
-    return Checkpoint(path.name, _sha256_of(files), state_dict, tensors, module, arch, hints, class_names)
+    described = (arch, hints, class_names, _claimed(facts))
+    return Checkpoint(path.name, _sha256_of(files), state_dict, tensors, module, *described)
 
 
 def without_wrappers(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -302,10 +320,30 @@ def _unwrap(module: nn.Module) -> nn.Module:
     return module
 
 
+def _claimed(facts: Mapping[Any, Any]) -> float | None:
+    """The accuracy that a training script stored, as a share or in percent; the best one if there are several."""
+    found = [facts.get(key) for key in ACCURACY_KEYS]
+    if _arguments(facts).get("eval_metric", "top1") == "top1":
+        found.append(facts.get("metric"))  # timm's
+    numbers = [float(value) for value in found if _is_number(value)]  # type: ignore[arg-type]
+    shares = [value if value <= 1 else value / 100 for value in numbers if 0 < value <= 100]
+    return max(shares, default=None)
+
+
+def _is_number(value: Any) -> bool:
+    scalar = isinstance(value, Tensor | np.generic) and value.ndim == 0 and not np.iscomplexobj(value)
+    return scalar or isinstance(value, int | float)
+
+
+def _arguments(facts: Mapping[Any, Any]) -> Mapping[Any, Any]:
+    """The arguments of the training script, if they were stored."""
+    args = facts.get("args")
+    return vars(args) if isinstance(args, argparse.Namespace) else args if isinstance(args, Mapping) else {}
+
+
 def _describe(facts: Mapping[Any, Any]) -> tuple[str | None, dict[str, Any], tuple[str, ...] | None]:
     """Architecture, hints and class names from what timm and others store beside the weights."""
-    args, config = facts.get("args"), facts.get("pretrained_cfg")
-    args = vars(args) if isinstance(args, argparse.Namespace) else args if isinstance(args, Mapping) else {}
+    args, config = _arguments(facts), facts.get("pretrained_cfg")
     config = config if isinstance(config, Mapping) else {}
     named = [source.get(key) for source in (facts, args, config) for key in ARCH_KEYS]
     arch = next((name for name in named if isinstance(name, str) and name), None)

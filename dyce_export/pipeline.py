@@ -54,10 +54,11 @@ from dyce_runtime.bundle import (
 )
 from dyce_runtime.configuration import FULL, Configuration, Configurations, Entry
 from dyce_runtime.datasets import Dataset
+from dyce_runtime.decoding import Picture
 from dyce_runtime.errors import ExitPointError, UsageError
 from dyce_runtime.labelled import ModelFacts, Pictures, open_labelled
 from dyce_runtime.manifest import SCHEMA_VERSION, Manifest, Model
-from dyce_runtime.preprocessing import Picture, preprocess
+from dyce_runtime.preprocessing import preprocess
 from dyce_runtime.vectors import Vectors, write_vectors
 
 log = logging.getLogger("dyce_export")

@@ -163,6 +163,7 @@ def _source(
     hints: Mapping[str, Any] | None = None,
     sha256: str | None = None,
     class_names: tuple[str, ...] | None = None,
+    claimed: float | None = None,
     like: Input | None = None,
 ) -> Source:
     said, config = {**(hints or {}), **overrides.given()}, timm_input(module)
@@ -173,7 +174,7 @@ def _source(
         logger.warning("%s names %d classes, the model has %d: ignoring the names", origin, len(class_names), classes)
         class_names = None
     module = module.to("cpu", torch.float32).eval().requires_grad_(False)
-    return Source(name, origin, weights, module, None, size, preprocessing, sha256, class_names)
+    return Source(name, origin, weights, module, None, size, preprocessing, sha256, class_names, claimed)
 
 
 # timm
@@ -217,6 +218,7 @@ def _from_checkpoint(
         hints=checkpoint.hints,
         sha256=checkpoint.sha256,
         class_names=checkpoint.class_names,
+        claimed=checkpoint.claimed,
         like=like,
     )
 

@@ -65,7 +65,6 @@ def command(
 
     import dyce_runtime
     from dyce_runtime import bench
-    from dyce_runtime.labelled import ModelFacts
     from dyce_runtime.machine_state import memory
 
     own = dyce_runtime.open_bundle(bundle, check_hashes=False).manifest.precision
@@ -74,10 +73,7 @@ def command(
     ) as session:
         held = memory(session)
         wanted = [] if baseline else bench.choose(session.bundle, config or list(session.bundle.configurations.named))
-        model = session.manifest.model
-        dataset = _open(
-            session, ModelFacts(model.num_classes, session.manifest.preprocessing, model.class_names, classes), data
-        )
+        dataset = _open(session, data, classes)
         if write_cost_table is not None:
             _write_cost_table(session, dataset, write_cost_table, unit, batch=sizes[0], limit=limit, json=json)
             return

@@ -56,8 +56,8 @@ def with_pictures_of(
     if isinstance(model, Bundle):
         return model
     order = class_order(Member.of(model).model, Member.of(base).model, mapping)
-    own = (part if part is None or order is None else part.relabelled(order) for part in pictures)
-    return with_pictures(model, *own, options)
+    data, val = (part if part is None or order is None else part.relabelled(order) for part in pictures)
+    return with_pictures(model, data, val, options)
 
 
 def doubts_of_saver(name: str, records: Records, order: Sequence[int] | None, like: Records) -> tuple[Doubt, ...]:

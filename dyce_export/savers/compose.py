@@ -87,10 +87,9 @@ def compose(
             manifest = _joined(base.manifest, [saver.manifest for saver in savers], parts)
             vectors = join_vectors(base, savers, manifest.savers)
             recorded = _recorded(base, savers, val, progress)
-            found = _doubts(base, savers, recorded, orders)
-            doubts = (*suspicious, *accept(found, allowed=allow_suspicious))
+            doubts = accept(_doubts(base, savers, recorded, orders), allowed=allow_suspicious)
             manifest = msgspec.structs.replace(
-                manifest, suspicious=tuple(dict.fromkeys((*manifest.suspicious, *doubts)))
+                manifest, suspicious=tuple(dict.fromkeys((*manifest.suspicious, *suspicious, *doubts)))
             )
             records = _joined_records(base, [part.network.id for part in parts], recorded, orders)
         if sequence is not None:

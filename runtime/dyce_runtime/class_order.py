@@ -36,11 +36,11 @@ class Numbering(NamedTuple):
 
     Attributes:
         name: completes the sentence "the class folders are numbered ...".
-        index: the class index of each folder.
+        indices: the class index of each folder.
     """
 
     name: str
-    index: Mapping[str, int]
+    indices: Mapping[str, int]
 
 
 class Doubt(NamedTuple):
@@ -72,7 +72,7 @@ def numberings(folders: Sequence[str], classes: int | None) -> tuple[Numbering, 
         ways.append(Numbering("in the natural order of their names, as timm does", _positions(folders, natural_key)))
     found: list[Numbering] = []
     for way in ways:
-        if all(way.index != other.index for other in found):
+        if all(way.indices != other.indices for other in found):
             found.append(way)
     return tuple(found)
 
@@ -104,7 +104,8 @@ class Comparison:
     @property
     def right(self) -> npt.NDArray[np.bool_]:
         """(N,) where the answer is the label."""
-        return self.labels == self.answers
+        right: npt.NDArray[np.bool_] = self.labels == self.answers
+        return right
 
     @property
     def agreement(self) -> float:
@@ -201,7 +202,7 @@ def doubt_of_folders(
         found: for every numbering its labels next to the answers.
         best, sure: see :func:`choose`.
     """
-    names = {index: name for name, index in ways[best].index.items()}
+    names = {index: name for name, index in ways[best].indices.items()}
     permuted = found[best].permuted()
     if sure and not permuted and not found[best].by_chance():
         return None

@@ -89,10 +89,10 @@ class Dataset:
             classes: of the model; where each has a folder, the folders are the names of the classes.
         """
         assert self.labels is not None
-        first = self.numberings[0].index
+        first = self.numberings[0].indices
         other = np.zeros(max(first.values()) + 1, np.int64)
-        other[list(first.values())] = [way.index[folder] for folder in first]
-        names = self.class_names or in_order(way.index, classes)
+        other[list(first.values())] = [way.indices[folder] for folder in first]
+        names = self.class_names or in_order(way.indices, classes)
         return replace(self, labels=other[self.labels], class_names=names, numberings=())
 
     def relabelled(self, order: Sequence[int]) -> Dataset:
@@ -251,7 +251,7 @@ def _read_folder(
     if loose:
         _log.warning("%s: %d pictures beside the class folders are left out: %s", folder, len(loose), _first(loose))
     known, ways = class_folders(folder, folders, names, classes, classes_file)
-    index = known or ways[0].index
+    index = known or ways[0].indices
     listings = {name: files_below(folder / name) for name in folders}
     pictures = [picture for found, _ in listings.values() for picture in found]
     labels = np.repeat([index[name] for name in folders], [len(found) for found, _ in listings.values()])

@@ -358,3 +358,21 @@ def test_other_files_are_refused_in_words(tmp_path: Path, kind: str, trust_pickl
 def test_a_file_without_weights_says_what_it_holds(tmp_path: Path, content: Any, found: str) -> None:
     with pytest.raises(ModelError, match=f"holds no model weights, {found}; expected a state dict"):
         read_checkpoint(saved(tmp_path, content))
+
+
+@pytest.mark.parametrize(
+    ("facts", "claimed"),
+    [
+        ({"metric": 76.5}, 0.765),  # timm
+        ({"metric": 1.2, "args": {"eval_metric": "loss"}}, None),
+        ({"best_acc1": torch.tensor(71.0)}, 0.71),  # torchvision's example
+        ({"val_acc": np.float64(0.9), "best_acc": 0.93}, 0.93),
+        ({"acc": 0.99}, None),  # may be that of the training
+        ({"best_acc": -1}, None),
+        ({"best_acc": "n/a", "val_acc": float("nan")}, None),
+        ({}, None),
+    ],
+)
+def test_the_accuracy_that_a_training_script_stored_is_read(tmp_path, facts, claimed):
+    torch.save({"state_dict": {"fc.weight": torch.zeros(2, 3)}, **facts}, tmp_path / "c.pt")
+    assert read_checkpoint(tmp_path / "c.pt").claimed == claimed

@@ -22,20 +22,20 @@ def ways_of(folders, truth, *, right=0.9, each=25, seed=0):
     ways = numberings(folders, len(folders))
     picture_folders = np.repeat(folders, each)
     answers = answers_of(np.array([truth[f] for f in picture_folders]), right=right, classes=len(folders), seed=seed)
-    found = [Comparison(np.array([way.index[f] for f in picture_folders]), answers, len(folders)) for way in ways]
+    found = [Comparison(np.array([way.indices[f] for f in picture_folders]), answers, len(folders)) for way in ways]
     return ways, found
 
 
 def test_folders_that_are_numbers_may_mean_these_or_their_place():
     by_number, by_string = numberings(TWELVE, 12)
-    assert by_number.index["10"] == 10
-    assert by_string.index["10"] == 2
+    assert by_number.indices["10"] == 10
+    assert by_string.indices["10"] == 2
     assert "torchvision" in by_string.name
 
 
 def test_numbers_from_one_on_are_places_and_not_indices():
     folders = [str(number) for number in range(1, 11)]
-    assert [dict(way.index)["10"] for way in numberings(folders, 10)] == [1, 9]
+    assert [dict(way.indices)["10"] for way in numberings(folders, 10)] == [1, 9]
 
 
 def test_orders_that_are_the_same_are_one():
@@ -45,12 +45,12 @@ def test_orders_that_are_the_same_are_one():
 
 def test_natural_order_looks_at_numbers_in_names_and_not_at_case():
     by_string, natural = numberings(["class10", "Class2", "class1"], 3)
-    assert list(by_string.index) == ["Class2", "class1", "class10"]
-    assert list(natural.index) == ["class1", "Class2", "class10"]
+    assert list(by_string.indices) == ["Class2", "class1", "class10"]
+    assert list(natural.indices) == ["class1", "Class2", "class10"]
 
 
 def test_some_of_the_folders_can_only_be_numbers():
-    assert [way.index for way in numberings(["3", "7"], 10)] == [{"3": 3, "7": 7}]
+    assert [way.indices for way in numberings(["3", "7"], 10)] == [{"3": 3, "7": 7}]
     assert numberings(["3", "17"], 10) == ()
     assert numberings(["cat", "dog"], 10) == ()
     assert numberings(["1", "01"], 10) == ()
@@ -59,7 +59,7 @@ def test_some_of_the_folders_can_only_be_numbers():
 @pytest.mark.parametrize("way", [0, 1])
 @given(right=st.floats(0.3, 1.0), seed=st.integers(0, 1000))
 def test_the_order_of_the_model_is_found(way, right, seed):
-    truth = numberings(TWELVE, 12)[way].index
+    truth = numberings(TWELVE, 12)[way].indices
     ways, found = ways_of(TWELVE, truth, right=right, seed=seed)
     best, sure = choose(found)
     assert (best, sure) == (way, True)
@@ -129,7 +129,7 @@ def test_most_frequent_classes_do_not_hide_chance(seed, share):
 def test_few_labels_say_nothing_of_chance_and_do_not_choose_an_order():
     labels = np.arange(12)
     assert not Comparison(labels, np.zeros(12, int), 12).by_chance()
-    ways, found = ways_of(TWELVE, numberings(TWELVE, 12)[0].index, right=1, each=1)
+    ways, found = ways_of(TWELVE, numberings(TWELVE, 12)[0].indices, right=1, each=1)
     best, sure = choose(found[:1] + found[:1])
     assert not sure
     doubt = doubt_of_folders([ways[0]] * 2, found[:1] * 2, best, sure=sure, source="x")

@@ -86,8 +86,8 @@ def test_the_order_of_class_folders_that_nothing_names_stays_open(tmp_path):
     assert dataset.labels.tolist() == [0, 1, 2]
     assert dataset.class_names is None
     by_strings, natural = dataset.numberings
-    assert dict(by_strings.index) == {"10": 0, "9": 1, "a": 2}
-    assert dict(natural.index) == {"9": 0, "10": 1, "a": 2}
+    assert dict(by_strings.indices) == {"10": 0, "9": 1, "a": 2}
+    assert dict(natural.indices) == {"9": 0, "10": 1, "a": 2}
     settled = dataset.numbered(natural, 3)
     assert settled.labels.tolist() == [1, 0, 2]
     assert settled.class_names == ("9", "10", "a")
