@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 from torch.export import ExportedProgram
 
+from dyce_export.capture import expose
 from dyce_export.exit_points import ExitPoint
 from dyce_export.layout import Layout, find_layout
-from dyce_export.onnx_graphs import expose
+from dyce_export.liveness import batch_axis
 
 
 class Backbone:
@@ -30,22 +31,24 @@ class Backbone:
             tuple(find_layout(nodes[name], shape) for name, shape in zip(point.nodes, point.shapes, strict=True))
             for point in points
         )
+        self._batch_axes = tuple(tuple(batch_axis(nodes[name]) or 0 for name in point.nodes) for point in points)
         self.module = expose(program, [name for point in points for name in point.nodes]).module(check_guards=False)
 
     @torch.inference_mode()
     def activations(
         self, images: Tensor, run: Callable[[Tensor], Any] | None = None
     ) -> tuple[Tensor, list[list[Tensor]]]:
-        """Logits (N, classes) and, for every exit, the activations alive there.
+        """Logits (N, classes) and, for every exit, the activations alive there, with the batch as their first axis.
 
         Args:
             run: another way to run ``module``.
         """
         logits, *rest = outputs if isinstance(outputs := (run or self.module)(images), tuple) else (outputs,)
         per_exit = []
-        for point in self.points:
+        for point, axes in zip(self.points, self._batch_axes, strict=True):
             own, rest = rest[: len(point.nodes)], rest[len(point.nodes) :]
-            per_exit.append([t.reshape(len(images), *shape) for t, shape in zip(own, point.shapes, strict=True)])
+            moved = [tensor.movedim(axis, 0) for tensor, axis in zip(own, axes, strict=True)]
+            per_exit.append([t.reshape(len(images), *shape) for t, shape in zip(moved, point.shapes, strict=True)])
         return logits, per_exit
 
     def pool(self, activations: Sequence[Sequence[Tensor]]) -> list[Tensor]:

@@ -25,7 +25,7 @@ from torch.export import ExportedProgram
 from torch.fx import Node
 
 from dyce_export.capture import input_node, output_nodes
-from dyce_export.liveness import MAX_LIVE, live_activations, rows_per_sample
+from dyce_export.liveness import MAX_LIVE, batch_axis, live_activations, rows_per_sample
 from dyce_export.macs import count_macs
 from dyce_runtime.errors import CaptureError, ExitPointError
 
@@ -42,7 +42,8 @@ class ExitPoint:
         number: from 1, in execution order.
         module: the module that ends here.
         nodes: the live activations (names of graph nodes).
-        shapes: their shapes without the batch axis; rows that were folded into it have an axis of their own.
+        shapes: their shapes without the batch axis, wherever that is; rows that were folded into it have an axis of
+            their own.
         macs: multiply-accumulates of one sample from the image to here.
         share: ``macs`` relative to the whole model.
     """
@@ -189,8 +190,9 @@ def _point(program: ExportedProgram, number: int, unit: _Module, macs: int, tota
     image = input_node(program)
     shapes = []
     for node in unit.cut:
-        rows = rows_per_sample(node, image)
-        shapes.append((*([] if rows == 1 else [rows]), *node.meta["val"].shape[1:]))
+        rows, axis = rows_per_sample(node, image), batch_axis(node)
+        rest = [size for index, size in enumerate(node.meta["val"].shape) if index != axis]
+        shapes.append((*([] if rows == 1 else [rows]), *rest))
     return ExitPoint(
         number=number,
         module=unit.path,

@@ -9,6 +9,8 @@ from typing import TypeAlias
 import torch
 from torch.fx import Node
 
+from dyce_export.liveness import batch_axis
+
 # Operations that say where channels are, by the axis of their first argument (or their result).
 _CHANNELS_SECOND = {
     "conv1d",
@@ -52,9 +54,14 @@ def find_layout(node: Node, shape: tuple[int, ...]) -> Layout:
     Args:
         shape: as the exit point gives it, without the batch axis; one axis longer than the node's own where rows
             were folded into the batch.
+
+    Returns:
+        axes as they are once the batch is the first of them.
     """
     rank = node.meta["val"].ndim
     axis, reason = _search(node, forwards=True) or _search(node, forwards=False) or _assume(rank)
+    if axis < (batch_axis(node) or 0):
+        axis += 1
     axis, rank = axis + len(shape) + 1 - rank, len(shape) + 1
     return Layout(axis, tuple(a for a in range(1, rank) if a != axis), reason)
 
@@ -67,6 +74,7 @@ def _search(start: Node, *, forwards: bool) -> tuple[int, str] | None:
     """Walk outwards through operations that keep, permute or fold axes until one defines the channel axis."""
     # axes[i] is the axis of the activation that is axis i of the node; None where axes were folded together.
     origin: _Axes = tuple(range(len(_shape(start))))
+    not_channels = (None, batch_axis(start) or 0)
     queue = deque([(start, origin)])
     seen = {start}
     for _ in range(_MAX_STEPS):
@@ -77,7 +85,7 @@ def _search(start: Node, *, forwards: bool) -> tuple[int, str] | None:
             if operation.op != "call_function":
                 continue
             found = _defines(operation, node if forwards else None, len(axes))
-            if found is not None and axes[found]:
+            if found is not None and axes[found] not in not_channels:
                 return axes[found], f"{'read' if forwards else 'made'} by {_name(operation)}"  # type: ignore[return-value]
             for other in [operation] if forwards else operation.all_input_nodes:
                 moved = _follow(operation, node, axes) if forwards else _follow_back(operation, other, axes)

@@ -53,13 +53,20 @@ def _tensors(value: object) -> Iterator[torch.Tensor]:
 
 
 def rows_per_sample(node: Node, image: Node) -> int | None:
-    """How many rows of an activation belong to one sample: 1 where axis 0 is the batch, more where another axis was
-    folded into it (the pixels of a patch, say). None if it is no float tensor of such a shape.
+    """How many rows of an activation belong to one sample: 1 where an axis is the batch, more where another axis was
+    folded into axis 0 (the pixels of a patch, say). None if it is no float tensor of such a shape.
     """
     value = node.meta.get("val")
     if not (isinstance(value, torch.Tensor) and value.is_floating_point() and value.ndim >= 2):
         return None
-    if not all(isinstance(size, int) for size in value.shape[1:]) or isinstance(value.shape[0], int):
+    axis = batch_axis(node)
+    if axis is None:
         return None
-    rows = value.shape[0].node.expr / image.meta["val"].shape[0].node.expr
-    return int(rows) if rows.is_Integer else None
+    rows = value.shape[axis].node.expr / image.meta["val"].shape[0].node.expr  # type: ignore[attr-defined]
+    return int(rows) if rows == 1 or (rows.is_Integer and axis == 0) else None
+
+
+def batch_axis(node: Node) -> int | None:
+    """The only axis of a tensor whose size is not fixed: 0, but for sequences that come before the batch, (L, N, C)."""
+    axes = [axis for axis, size in enumerate(node.meta["val"].shape) if not isinstance(size, int)]
+    return axes[0] if len(axes) == 1 else None

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
-import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
@@ -13,11 +10,9 @@ import numpy as np
 import onnx_ir as ir
 import torch
 from torch.export import ExportedProgram
-from torch.export.graph_signature import OutputKind, OutputSpec, TensorArgument
-from torch.fx import Node
-from torch.utils import _pytree as pytree
 
-from dyce_export.capture import EXAMPLE_BATCH, input_node
+from dyce_export.capture import EXAMPLE_BATCH, expose, input_node
+from dyce_export.quiet import quiet
 from dyce_runtime.errors import CaptureError
 from dyce_runtime.manifest import DECISION, TensorSpec
 
@@ -29,23 +24,6 @@ LOGITS = DECISION[0]
 BATCH = "batch"
 # Protocol buffers end at 2 GiB; weights above this go to a file of their own.
 EXTERNAL_DATA_BYTES = 1 << 30
-
-
-def expose(program: ExportedProgram, activations: Sequence[str]) -> ExportedProgram:
-    """Make a program return the logits followed by the named activations, in place; and return it."""
-    by_name: dict[str, Node] = {node.name: node for node in program.graph.nodes}
-    output = program.graph.output_node()
-    outputs: list[Node] = [output.args[0][0], *(by_name[name] for name in activations)]
-    output.args = (tuple(outputs),)
-    program.graph_module.recompile()
-    program.graph_signature.output_specs = [
-        OutputSpec(OutputKind.USER_OUTPUT, TensorArgument(name=node.name), target=None) for node in outputs
-    ]
-    root = program.module_call_graph[0].signature
-    assert root is not None
-    root.out_spec = pytree.tree_structure(tuple(outputs) if activations else outputs[0])
-    root.outputs = [TensorArgument(name=node.name) for node in outputs]
-    return program
 
 
 def to_onnx(program: ExportedProgram, names: Mapping[str, str]) -> ir.Model:
@@ -76,6 +54,8 @@ def to_onnx(program: ExportedProgram, names: Mapping[str, str]) -> ir.Model:
     _register_constants(model.graph)
     _name_batch_axis(model.graph, str(image.shape[0]))
     _read_shapes_from_image(model.graph)
+    if input_node(program).name in names:
+        _carry_image(model.graph, names[input_node(program).name])
     return model
 
 
@@ -99,8 +79,10 @@ def extract(
     graph = ir.convenience.extract(model.graph, list(dict.fromkeys([*wanted, IMAGE])), made)
     _copy_passed_through(graph)
     for index, spec in enumerate(inputs):
+        _batch_back(graph, index, spec)
         _fold_input(graph, index, spec)
     for index, spec in enumerate(outputs):
+        _batch_first(graph, index, spec)
         _unfold_output(graph, index, spec)
     if IMAGE not in wanted:
         _drop_image(graph, graph.inputs[0])
@@ -120,6 +102,39 @@ def _copy_passed_through(graph: ir.Graph) -> None:
             node.outputs[0].shape, node.outputs[0].type = value.shape, value.type
             graph.append(node)
             graph.outputs[index] = node.outputs[0]
+
+
+def _batch_back(graph: ir.Graph, index: int, spec: TensorSpec) -> None:
+    """Where the graph works on a batch that is not the first axis, (L, N, C), take (N, L, C) and move the axis."""
+    moved = graph.inputs[index]
+    axis = _batch_axis(moved)
+    if axis == 0:
+        return
+    whole = ir.Value(name=spec.name, type=moved.type, shape=ir.Shape(spec.shape))
+    moved.name = f"{spec.name}_moved"
+    graph.inputs[index] = whole
+    node = ir.node("Transpose", [whole], {"perm": [*range(1, axis + 1), 0, *range(axis + 1, len(spec.shape))]})
+    node.outputs[0].shape, node.outputs[0].type = moved.shape, moved.type
+    ir.convenience.replace_all_uses_with(moved, node.outputs[0])
+    graph.insert_before(graph[0], node)
+
+
+def _batch_first(graph: ir.Graph, index: int, spec: TensorSpec) -> None:
+    """The other way round at the end of a piece."""
+    moved = graph.outputs[index]
+    axis = _batch_axis(moved)
+    if axis == 0:
+        return
+    moved.name = f"{spec.name}_moved"
+    node = ir.node("Transpose", [moved], {"perm": [axis, *(i for i in range(len(spec.shape)) if i != axis)]})
+    node.outputs[0].name, node.outputs[0].type, node.outputs[0].shape = spec.name, moved.type, ir.Shape(spec.shape)
+    graph.append(node)
+    graph.outputs[index] = node.outputs[0]
+
+
+def _batch_axis(value: ir.Value) -> int:
+    sizes = [] if value.shape is None else list(map(str, value.shape))
+    return sizes.index(BATCH) if BATCH in sizes else 0
 
 
 def _fold_input(graph: ir.Graph, index: int, spec: TensorSpec) -> None:
@@ -263,6 +278,21 @@ def _read_shapes_from_image(graph: ir.Graph) -> None:
                 node.replace_input_with(0, image)
 
 
+def _carry_image(graph: ir.Graph, name: str) -> None:
+    """Where the image is alive at a cut, let everything read the output that carries it over the cut instead."""
+    image = graph.inputs[0]
+    carried = next(value for value in graph.outputs if value.name == name)
+    carrier = carried.producer()
+    assert carrier is not None
+    for node in list(image.consumers()):
+        if node is not carrier and node.op_type != "Shape":
+            for index, value in enumerate(node.inputs):
+                if value is image:
+                    node.replace_input_with(index, carried)
+    graph.remove(carrier)
+    graph.insert_before(graph[0], carrier)
+
+
 def _drop_image(graph: ir.Graph, own: ir.Value) -> None:
     """Read the size of the batch from ``own`` instead of the image, which then is no input any more."""
     image = next((value for value in graph.inputs if value.name == IMAGE), None)
@@ -274,21 +304,6 @@ def _drop_image(graph: ir.Graph, own: ir.Value) -> None:
             raise CaptureError(f"the graph behind {own.name} still reads the image, in {node.name} ({node.op_type})")
         node.replace_input_with(0, own)
     graph.inputs.remove(image)
-
-
-@contextlib.contextmanager
-def quiet():  # type: ignore[no-untyped-def]
-    """The exporter reports its progress with print() and logs version notes; stdout is for results."""
-    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir")]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.ERROR)
-    try:
-        with contextlib.redirect_stdout(io.StringIO()):
-            yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
 
 
 def _explain(error: Exception) -> CaptureError:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -23,7 +24,9 @@ from dyce_calibration.processes import connect
 from dyce_calibration.resume import fingerprint
 from dyce_calibration.select import select_exits, used_heads
 from dyce_calibration.sequence import parse_sequence
+from dyce_export.answers import answer
 from dyce_export.backbone import Backbone
+from dyce_export.behaviour import check_alone, check_behaviour, check_steady
 from dyce_export.calibrate import Calibration, calibrate, content_of, macs_of_heads
 from dyce_export.capture import capture, functionalise, output_nodes
 from dyce_export.doubts import accept
@@ -169,8 +172,7 @@ class Prepared:
     def logits(self, images: Tensor) -> Tensor:
         """(N, classes) of the model as it was handed over, if it was a module; in inference mode."""
         with torch.inference_mode():
-            found: Tensor = self.backbone(images)[0] if self.source.module is None else self.source.module(images)
-        return found
+            return self.backbone(images)[0] if self.source.module is None else answer(self.source.module, images)
 
     def answer(self, pictures: Sequence[Picture]) -> NDArray[np.int64]:
         """The class (N,) that the model answers for pictures."""
@@ -194,7 +196,9 @@ def capture_source(source: Source, progress: Progress) -> Captured:
             if source.weights == "random":
                 condition(source.module, images)
             program = capture(source.module, source.input_size)
-        if as_single_label(program, source.module or program.module(check_guards=False), images):
+        model = partial(answer, source.module) if source.module else program.module(check_guards=False)
+        check_behaviour(model, program, images[:3])
+        if as_single_label(program, model, images):
             source = replace(source, module=None)
         return Captured(source, program, find_exit_points(program))
 
@@ -312,11 +316,13 @@ def _write(
         with progress.stage("verify"):
             verification = verify(Bundle(folder, manifest, configurations), reference, probe, options.tolerance)
             if verification.verdict != "passed":
+                check_steady(prepared.logits, probes)
                 raise refusal(
                     verification,
                     random=source.weights == "random",
                     pictures=calibration is not None,
                     measure_rounding=lambda: rounding_errors(backbone, heads, probes[:SAMPLES]),
+                    check_model=lambda: check_alone(prepared.logits, probes[:FEWEST_PROBES], options.tolerance),
                 )
         _write_test_vectors(reference, probe, Bundle(folder, manifest, configurations))
         if calibration is not None:

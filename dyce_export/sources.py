@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import importlib
 import logging
 import operator
@@ -24,6 +23,8 @@ from dyce_export.checkpoints import (
 )
 from dyce_export.inputs import Input, InputOverrides, Size, describe_input, timm_input
 from dyce_export.model_formats import Kind, kind_of
+from dyce_export.modules import make_ready, own_copy, unwrapped
+from dyce_export.places import reason_of
 from dyce_export.timm_models import build_timm, build_timm_for, current_name, seeded
 from dyce_export.weights import check_values, load_strictly, weights_for
 from dyce_runtime.bundle import sha256_of
@@ -137,16 +138,10 @@ def from_module(
 
     Raises:
         UsageError: a value is out of its range.
-        ModelError: this is no module, it cannot be copied, or its input size is not known.
+        ModelError: this is no module, it cannot be copied or holds no plain weights, or its input size is not known.
     """
-    if not isinstance(module, nn.Module):
-        raise ModelError(f"expected a torch.nn.Module, got {type(module).__name__}")
-    try:
-        copied = copy.deepcopy(module)
-    except Exception as error:  # whatever the user's __deepcopy__ raises
-        raise ModelError(
-            f"the module cannot be copied: {error}", hint="Detach tensors that are not parameters."
-        ) from error
+    module = unwrapped(module)
+    copied = own_copy(module)
     overrides = InputOverrides(input_size, mean, std, interpolation, crop_pct, crop_mode)
     kind = type(module)
     origin = f"module {kind.__module__}:{kind.__qualname__}"
@@ -166,14 +161,18 @@ def _source(
     claimed: float | None = None,
     like: Input | None = None,
 ) -> Source:
-    said, config = {**(hints or {}), **overrides.given()}, timm_input(module)
+    module = unwrapped(module)
+    try:
+        config, classes = timm_input(module), getattr(module, "num_classes", None)
+    except Exception:  # such attributes of the user's may be properties, or mean something else
+        config, classes = {}, None
+    said = {**(hints or {}), **overrides.given()}
     size, preprocessing = like if like and not (said or config) else describe_input(said, config)
+    module = make_ready(module)
     check_values(module, origin)
-    classes = getattr(module, "num_classes", None)
     if class_names and isinstance(classes, int) and classes != len(class_names):
         logger.warning("%s names %d classes, the model has %d: ignoring the names", origin, len(class_names), classes)
         class_names = None
-    module = module.to("cpu", torch.float32).eval().requires_grad_(False)
     return Source(name, origin, weights, module, None, size, preprocessing, sha256, class_names, claimed)
 
 
@@ -262,8 +261,11 @@ def _call_factory(factory: str) -> nn.Module:
     with working_directory_importable(), seeded():
         try:
             imported = importlib.import_module(path)
-        except Exception as error:  # importing runs the user's code
-            raise ModelError(f"cannot import {path!r} of the factory {factory}: {_reason(error)}") from error
+        except (Exception, SystemExit) as error:  # importing runs the user's code
+            hint = "What only a script does belongs under if __name__ == '__main__'." * isinstance(error, SystemExit)
+            raise ModelError(
+                f"cannot import {path!r} of the factory {factory}: {reason_of(error)}", hint=hint
+            ) from error
         try:
             made = operator.attrgetter(name)(imported)
         except AttributeError as error:
@@ -273,17 +275,13 @@ def _call_factory(factory: str) -> nn.Module:
                 raise ModelError(f"the factory {factory} is a {type(made).__name__}; expected a callable or a module")
             try:
                 made = made()
-            except Exception as error:  # the user's code
+            except (Exception, SystemExit) as error:  # the user's code
                 raise ModelError(
-                    f"the factory {factory} raised {_reason(error)}", hint="It is called without arguments."
+                    f"the factory {factory} raised {reason_of(error)}", hint="It is called without arguments."
                 ) from error
     if not isinstance(made, nn.Module):
         raise ModelError(f"the factory {factory} returned a {type(made).__name__}; expected a torch.nn.Module")
     return made
-
-
-def _reason(error: Exception) -> str:
-    return f"{type(error).__name__}: {error}"
 
 
 def _from_program(path: Path, trust_pickle: bool, overrides: InputOverrides, like: Input | None) -> Source:
@@ -296,7 +294,7 @@ def _from_program(path: Path, trust_pickle: bool, overrides: InputOverrides, lik
     try:
         program = torch.export.load(path)
     except Exception as error:  # torch raises in many ways on foreign archives
-        raise ModelError(f"{path} cannot be loaded as an exported program: {_reason(error)}") from error
+        raise ModelError(f"{path} cannot be loaded as an exported program: {reason_of(error)}") from error
     size = _program_input(path.name, program)
     asked = overrides.input_size or size
     if asked != size:

@@ -75,7 +75,12 @@ def failure(errors: Mapping[str, float], tolerance: float, agreement: float) -> 
 
 
 def refusal(
-    verification: Verification, *, random: bool, pictures: bool, measure_rounding: Callable[[], Mapping[str, float]]
+    verification: Verification,
+    *,
+    random: bool,
+    pictures: bool,
+    measure_rounding: Callable[[], Mapping[str, float]],
+    check_model: Callable[[], None],
 ) -> VerificationError:
     """What did not pass, and whose fault it is.
 
@@ -83,6 +88,7 @@ def refusal(
         random: whether the weights are random.
         pictures: whether it was verified on the user's pictures.
         measure_rounding: see :func:`dyce_export.rounding.rounding_errors`.
+        check_model: asked where it is no rounding; raises if the model does what no bundle can do.
     """
     if verification.verdict == "inconclusive":
         return VerificationError(
@@ -99,6 +105,7 @@ def refusal(
             if power <= -2
             else "In float32 its answers mean little, in torch as here.",
         )
+    check_model()
     return VerificationError(
         f"verification failed: {verification.reason}",
         hint="The exported pieces do not compute what the model computes; nothing was written. Please report it.",

@@ -191,6 +191,35 @@ class Branches(nn.Module):
         return self.classifier(torch.cat([fine.mean((2, 3)), coarse.mean((2, 3))], 1))
 
 
+class ReadsAgain(Convolutions):
+    """Looks at the picture again between its blocks: the picture itself is alive at cuts."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.again = nn.Conv2d(3, 8, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.b2(self.b1(self.stem(x)))
+        y = self.b4(self.b3(y + self.again(x)) + self.again(x))
+        return self.classifier(y.mean((2, 3)))
+
+
+class SequenceFirst(nn.Module):
+    """A transformer whose activations are (length, batch, width), as torch's own are by default."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Conv2d(3, 16, 4, stride=4)
+        self.layers = nn.ModuleList(nn.TransformerEncoderLayer(16, 2, 32) for _ in range(3))
+        self.classifier = nn.Linear(16, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.embed(x).flatten(2).permute(2, 0, 1)
+        for layer in self.layers:
+            x = layer(x)
+        return self.classifier(x.mean(0))
+
+
 class Folded(nn.Module):
     """Four quadrants of a picture are rows of the batch between the stem and the classifier."""
 

@@ -12,7 +12,7 @@ import onnx
 import onnx_ir as ir
 
 from dyce_export.joining import Network
-from dyce_export.onnx_graphs import quiet
+from dyce_export.quiet import quiet
 from dyce_runtime.errors import VerificationError
 from dyce_runtime.images import Inputs, count_of, rows_of
 

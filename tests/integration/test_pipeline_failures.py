@@ -144,5 +144,5 @@ def test_a_model_of_unknown_input_size_is_asked_for_it(tmp_path: Path):
 
 
 def test_a_model_that_returns_a_tuple_is_refused(tmp_path: Path):
-    with pytest.raises(CaptureError, match="returns 2 outputs"):
+    with pytest.raises(CaptureError, match="returns 2 tensors"):
         dyce_export.export(build(lambda: Wrapped(lambda y: (y, y))), [1], tmp_path / "b.dyce", input_size=INPUT_SIZE)

@@ -1,4 +1,5 @@
 import inspect
+import logging
 import re
 
 import pytest
@@ -71,13 +72,14 @@ def test_an_error_of_the_model_itself_is_passed_on():
     def fail(logits: Tensor) -> Tensor:
         raise KeyError("no such thing")
 
-    with pytest.raises(CaptureError, match="KeyError: 'no such thing'; it stopped in the model itself"):
+    with pytest.raises(CaptureError, match="fails on images of 3x16x16: KeyError: 'no such thing'; it stopped in the"):
         captured(lambda: Wrapped(fail))
 
 
 def test_a_wrong_input_size_is_a_capture_error():
-    with pytest.raises(CaptureError, match="cannot be captured"):
+    with pytest.raises(CaptureError, match=r"fails on images of 1x16x16: .*expected input") as caught:
         captured(Convolutions, (1, 16, 16))
+    assert "--input-size" in caught.value.hint
 
 
 def test_a_forward_that_fixes_the_batch_size_is_refused_with_what_to_do():
@@ -86,47 +88,119 @@ def test_a_forward_that_fixes_the_batch_size_is_refused_with_what_to_do():
     assert "x.shape[0]" in caught.value.hint
 
 
-@pytest.mark.parametrize(
-    ("finish", "found"),
-    [
-        (lambda logits: (logits, logits), "takes 1 inputs and returns 2 outputs"),
-        (lambda logits: (logits,), "inside a tuple"),
-        (lambda logits: {"logits": logits}, "inside a dict"),
-        (lambda logits: None, "returns no tensor"),
-        (lambda logits: logits[:, :, None, None], r"float32 of shape \(\w+, 5, 1, 1\)"),
-        (lambda logits: logits[:, 0], r"float32 of shape \(\w+,\)"),
-        (lambda logits: logits.mean(0, keepdim=True), r"float32 of shape \(1, 5\)"),
-        (lambda logits: logits.half(), r"float16 of shape \(\w+, 5\)"),
-        (lambda logits: logits.argmax(1, keepdim=True), "int64 of shape"),
-    ],
-    ids=["two", "tuple", "dict", "none", "rank 4", "rank 1", "no batch", "half", "labels"],
-)
-def test_what_is_not_one_batch_of_logits_is_refused(finish, found):
-    with pytest.raises(CaptureError, match=found):
-        captured(lambda: Wrapped(finish))
+def test_an_error_is_one_line_without_a_graph():
+    def leave_torch(logits: Tensor) -> Tensor:
+        return torch.from_numpy(logits.detach().numpy())
+
+    with pytest.raises(CaptureError) as caught:
+        captured(lambda: Wrapped(leave_torch))
+    assert len(caught.value.message.splitlines()) == 1
+    assert len(caught.value.message) < 600
 
 
-def test_a_model_with_two_inputs_is_refused():
-    class TwoInputs(nn.Module):
-        def forward(self, x: Tensor, y: Tensor) -> Tensor:
-            return x + y
-
-    with pytest.raises(CaptureError, match="missing a required argument: 'y'"):
-        captured(TwoInputs)
+# --- a forward that writes to what is not its own --------------------------------------------------------------------
 
 
-def test_a_model_that_writes_to_its_own_state_is_refused_by_the_buffers_name():
-    class Counting(Convolutions):
-        def __init__(self) -> None:
-            super().__init__()
-            self.register_buffer("calls", torch.zeros(()))
+class Counting(Convolutions):
+    """Counts its calls, and may use what it counted."""
 
+    def __init__(self, *, used: bool = False) -> None:
+        super().__init__()
+        self.used = used
+        self.register_buffer("calls", torch.ones(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        logits = super().forward(x)
+        return logits * self.calls if self.used else logits
+
+
+def test_a_counter_that_no_answer_depends_on_is_left_out(caplog: pytest.LogCaptureFixture):
+    caplog.set_level(logging.INFO, logger="dyce_export")
+    program = captured(Counting)
+    assert "the forward writes to calls, which no answer depends on" in caplog.text
+    torch.testing.assert_close(
+        program.module(check_guards=False)(images(3)), build(Convolutions)(images(3)), rtol=1e-5, atol=1e-5
+    )
+
+
+def test_a_model_whose_answers_depend_on_its_state_is_refused_by_the_buffers_name():
+    with pytest.raises(CaptureError, match="reads and writes calls; expected the same answer for the same picture"):
+        captured(lambda: Counting(used=True))
+
+
+def test_a_weight_that_a_forward_changes_is_named():
+    class Decaying(Convolutions):
+        @torch.no_grad()
         def forward(self, x: Tensor) -> Tensor:
-            self.calls += 1
+            self.classifier.weight.mul_(0.5)
             return super().forward(x)
 
-    with pytest.raises(CaptureError, match=r"writes to its own state while it runs \(calls\)"):
-        captured(Counting)
+    with pytest.raises(CaptureError, match=r"reads and writes classifier\.weight"):
+        captured(Decaying)
+
+
+def test_an_image_that_a_forward_changes_is_the_callers_no_more():
+    class Centred(Convolutions):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x.sub_(x.mean((2, 3), keepdim=True)))
+
+    pixels = images(2) + 3
+    expected = build(Centred)(pixels.clone())
+    program = captured(Centred).module(check_guards=False)
+    before = pixels.clone()
+    torch.testing.assert_close(program(pixels), expected, rtol=1e-5, atol=1e-5)
+    assert torch.equal(pixels, before)
+
+
+# --- a batch of one --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "squeeze",
+    [
+        lambda logits: logits[:, :, None, None].squeeze(),
+        lambda logits: logits.squeeze(0),
+        lambda logits: logits[:, None].squeeze((0, 1)),
+    ],
+    ids=["all axes", "the batch", "two axes"],
+)
+def test_a_squeeze_leaves_a_batch_of_one_a_batch(squeeze):
+    program = captured(lambda: Wrapped(squeeze)).module(check_guards=False)
+    plain = build(lambda: Wrapped(lambda logits: logits))
+    for batch in (1, 3):
+        torch.testing.assert_close(program(images(batch)), plain(images(batch)), rtol=1e-5, atol=1e-5)
+
+
+# --- random numbers --------------------------------------------------------------------------------------------------
+
+RANDOM = {
+    "dropout": lambda x: F.dropout(x, 0.01),
+    "noise": lambda x: x + 0.1 * torch.randn_like(x),
+    "mask": lambda x: x * (torch.rand(x.shape[0], 1) < 0.9),
+    "gumbel": F.gumbel_softmax,
+    "attention": lambda x: F.scaled_dot_product_attention(x[:, None], x[:, None], x[:, None], dropout_p=0.1)[:, 0],
+}
+
+
+@pytest.mark.parametrize("draw", RANDOM.values(), ids=RANDOM)
+def test_random_numbers_are_found_in_the_graph_with_module_and_line(draw):
+    class Random(Convolutions):
+        def forward(self, x: Tensor) -> Tensor:
+            return draw(super().forward(x))
+
+    found = r"answers are random: \w+ in the model itself \(Random, test_capture.py:\d+\)"
+    with pytest.raises(CaptureError, match=found):
+        captured(Random)
+
+
+def test_random_numbers_that_no_answer_depends_on_do_not_matter():
+    class Idle(Convolutions):
+        def forward(self, x: Tensor) -> Tensor:
+            torch.randn(3)
+            return super().forward(x)
+
+    assert "randn" not in str(captured(Idle).graph)
 
 
 # --- operations that are written in others ---------------------------------------------------------------------------

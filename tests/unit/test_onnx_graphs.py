@@ -32,6 +32,8 @@ from tests.models import (
     Convolutions,
     Folded,
     LateToken,
+    ReadsAgain,
+    SequenceFirst,
     build,
     captured,
     images,
@@ -87,7 +89,7 @@ class Written:
         return next(piece for piece in self.pieces if piece.id == id)
 
 
-@pytest.fixture(scope="module", params=[Convolutions, LateToken, Branches, Folded])
+@pytest.fixture(scope="module", params=[Convolutions, LateToken, Branches, Folded, ReadsAgain, SequenceFirst])
 def cut(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Cut:
     return Cut(request.param, tmp_path_factory.mktemp("cut"))
 

@@ -8,7 +8,7 @@ from dyce_runtime.manifest import Verification
 
 def hint(*, random: bool, pictures: bool) -> str:
     unclear = Verification("inconclusive", 1e-4, 0.0, {}, 0.0, 1.0, 0, 32, reason="the logits hardly depend on it")
-    error = refusal(unclear, random=random, pictures=pictures, measure_rounding=dict)
+    error = refusal(unclear, random=random, pictures=pictures, measure_rounding=dict, check_model=lambda: None)
     assert error.message == "verification is inconclusive: the logits hardly depend on it"
     return error.hint
 
