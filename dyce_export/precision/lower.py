@@ -5,12 +5,14 @@ What is recorded, chosen and promised depends on the precision, so all of it is 
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
 import msgspec
 import numpy as np
+from numpy.typing import NDArray
 
 from dyce_calibration.agreement import exit_agreement
 from dyce_calibration.choose import choose
@@ -20,10 +22,11 @@ from dyce_calibration.records import Records
 from dyce_export.joining import Network, assemble
 from dyce_export.precision.half import halver
 from dyce_export.precision.integers import quantiser
-from dyce_export.precision.trials import Bench, Limits, Method, best_trial
+from dyce_export.precision.trials import Bench, Change, Limits, Method, best_trial
 from dyce_export.progress import Progress
 from dyce_export.spans import write_spans
 from dyce_runtime import targets
+from dyce_runtime.bench import spread_rows
 from dyce_runtime.bundle import (
     CONFIGURATIONS,
     MANIFEST,
@@ -36,11 +39,13 @@ from dyce_runtime.bundle import (
 )
 from dyce_runtime.contracts import TargetSpec
 from dyce_runtime.datasets import Dataset
-from dyce_runtime.errors import BundleError, PieceError, TargetError, UsageError
+from dyce_runtime.errors import BundleError, DataError, PieceError, TargetError, UsageError
 from dyce_runtime.manifest import Lowering, Manifest
 from dyce_runtime.preprocessing import preprocess
 from dyce_runtime.session import Session
 from dyce_runtime.vectors import answered, read_vectors, relative_error, write_vectors
+
+log = logging.getLogger("dyce_export")
 
 # What records are made with where nobody says: it runs everywhere.
 TARGET = "onnxruntime"
@@ -108,7 +113,10 @@ def _lower(
     progress: Progress,
 ) -> None:
     bench = Bench(bundle, method, known, pictures, folder)
-    trial = best_trial(bench, len(known), limits, progress)
+    trial = best_trial(bench, known.split, limits, progress)
+    change = Change.between(known.of_split("test"), trial.records.of_split("test"), bench.named)
+    if not change.within(limits):
+        log.warning("%s on the test samples, by which no segment was chosen: %s", method.precision, change)
     configurations = choose(trial.records, macs_again(trial.manifest, bundle.configurations))
     manifest = msgspec.structs.replace(
         trial.manifest, pieces=(*trial.manifest.pieces, *write_spans(trial.manifest, configurations, folder))
@@ -118,10 +126,10 @@ def _lower(
         kept=trial.kept,
         calibration=method.calibration,
         logits_error=_write_test_vectors(bundle, made, method.target),
-        exit_agreement=trial.agreement,
-        accuracy=trial.accuracies[1],
-        accuracy_float32=trial.accuracies[0],
-        samples=int((known.split != "temperature").sum()),
+        exit_agreement=change.agreement,
+        accuracy=change.now,
+        accuracy_float32=change.before,
+        samples=int((known.split == "test").sum()),
         target=method.target,
         elsewhere=_elsewhere(made, trial.records, pictures, method.target),
     )
@@ -133,18 +141,38 @@ def _lower(
 
 
 def _method(precision: str, network: Network, data: Dataset, known: Records, target: str) -> Method:
-    """What lowers the network. Ranges come from pictures that were not recorded, if there are any."""
+    """What lowers the network."""
     if precision in _COMPUTED_BY:
         return Method(precision, network, lambda kept: network.model, _COMPUTED_BY[precision], divisible=False)
     if precision == "float16":
         return Method(precision, network, halver(network), target)
-    others = np.flatnonzero(~np.isin(data.hashes, known.hashes))
-    usable = others if len(others) else np.arange(len(data))
-    rows = usable[np.unique(np.linspace(0, len(usable) - 1, _CALIBRATION).astype(int))]
+    rows = _range_rows(data, known)
     ways = {net.input.name: net.preprocessing for net in network.manifest.networks}
     inputs = {name: preprocess(data.images(rows), way) for name, way in ways.items()}
     convert = quantiser(network, inputs, "int8" if precision == "int8" else "uint8")
     return Method(precision, network, convert, target, calibration=len(rows))
+
+
+def _range_rows(data: Dataset, known: Records) -> NDArray[np.int64]:
+    """Pictures that set the ranges of integers: such as were not recorded, or else took part in choosing.
+
+    Most of many pictures are not even read. Raises DataError if there is no such picture.
+    """
+    for most in (4 * _CALIBRATION, len(data)):
+        rows = spread_rows(data, most)
+        hashes = data.take(rows).hashes
+        fresh = rows[~np.isin(hashes, known.hashes)]
+        if len(fresh) >= _CALIBRATION:
+            break
+    kept = known.hashes[np.isin(known.split, ("certification", "test"))]
+    usable = fresh if len(fresh) else rows[~np.isin(hashes, kept)]
+    if len(usable) == 0:
+        raise DataError(
+            f"every picture of {data.source} is one by which the bundle is certified or tested, and none is left to "
+            "set the ranges of integers",
+            hint="Give the pictures with which the bundle was exported as --data.",
+        )
+    return usable[spread_rows(usable, _CALIBRATION)]
 
 
 def _elsewhere(bundle: Bundle, records: Records, pictures: Dataset, recorded_in: str) -> dict[str, float]:

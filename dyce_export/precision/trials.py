@@ -1,4 +1,7 @@
-"""Which segments can be lowered: those in which that changes too many decisions stay in float32."""
+"""Which segments can be lowered: those in which that changes too many decisions stay in float32.
+
+That is decided on the split ``search`` alone: the others say what the result is worth.
+"""
 
 from __future__ import annotations
 
@@ -46,6 +49,36 @@ class Limits:
 
 
 @dataclass(frozen=True)
+class Change:
+    """What a lower precision changes, on some samples.
+
+    Attributes:
+        agreement: lowest share of samples that leave at the same exit, over the named configurations of float32.
+        before, now: accuracy of the full model.
+    """
+
+    agreement: float
+    before: float
+    now: float
+
+    @staticmethod
+    def between(before: Records, now: Records, configurations: Sequence[Configuration]) -> Change:
+        """Compare records of the same samples."""
+        right = [float((part.predictions[:, -1] == part.labels).mean()) for part in (before, now)]
+        return Change(exit_agreement(before, now, configurations), *right)
+
+    def within(self, limits: Limits) -> bool:
+        """Whether it is as little as asked."""
+        return self.agreement >= limits.min_agreement and self.before - self.now <= limits.max_loss
+
+    def __str__(self) -> str:
+        return (
+            f"{self.agreement:.1%} of the samples leave at the same exit as in float32, and the full model is right on "
+            f"{self.now:.1%} instead of {self.before:.1%}"
+        )
+
+
+@dataclass(frozen=True)
 class Trial:
     """The network with some segments kept in float32, and what became of its decisions.
 
@@ -53,19 +86,13 @@ class Trial:
         kept: ids of the segments.
         manifest: with the pieces as they were written.
         records: of the same samples as those before, by the pieces as they are now.
-        agreement: lowest share of samples that leave at the same exit, over the named configurations of float32.
-        accuracies: of the full model, before and now.
+        change: on those of the split ``search``.
     """
 
     kept: tuple[str, ...]
     manifest: Manifest
     records: Records
-    agreement: float
-    accuracies: tuple[float, float]
-
-    def within(self, limits: Limits) -> bool:
-        """Whether it changes as little as asked."""
-        return self.agreement >= limits.min_agreement and self.accuracies[0] - self.accuracies[1] <= limits.max_loss
+    change: Change
 
 
 @dataclass(frozen=True)
@@ -91,11 +118,15 @@ class Bench:
 
     Args:
         known: records in float32, of the samples in ``pictures``.
+
+    Attributes:
+        named: the configurations of float32.
+        segments: ids of those that can be kept in float32.
     """
 
     def __init__(self, bundle: Bundle, method: Method, known: Records, pictures: Dataset, folder: Path) -> None:
         self._method, self._known, self._pictures, self._folder = method, known, pictures, folder
-        self._named: list[Configuration] = [bundle.configuration(name) for name in bundle.configurations.named]
+        self.named: list[Configuration] = [bundle.configuration(name) for name in bundle.configurations.named]
         ids: dict[str, list[str]] = {"segment": [], "head": [], "span": []}
         for piece in bundle.manifest.pieces:
             ids[piece.kind].append(piece.id)
@@ -109,36 +140,36 @@ class Bench:
         only_full = Configurations(named={FULL: Entry(exits={})})
         with Session(Bundle(self._folder, manifest, only_full), self._method.target, TargetSpec()) as session:
             records = record(session, pictures, known.split, lambda starts: progress.track(starts, "recording"))
-        judged = known.split != "temperature"
-        before, now = known.take(judged), records.take(judged)
-        accuracies = [float((part.predictions[:, -1] == part.labels).mean()) for part in (before, now)]
-        agreement = exit_agreement(before, now, self._named)
-        return Trial(tuple(kept), manifest, records, agreement, (accuracies[0], accuracies[1]))
+        change = Change.between(known.of_split("search"), records.of_split("search"), self.named)
+        return Trial(tuple(kept), manifest, records, change)
 
 
-def best_trial(bench: Bench, count: int, limits: Limits, progress: Progress) -> Trial:
+def best_trial(bench: Bench, split: NDArray[np.str_], limits: Limits, progress: Progress) -> Trial:
     """The first trial within the limits: of all segments, then of fewer and fewer, the most harmful left out first.
 
     Args:
-        count: of samples.
+        split: (N,) the name of the split of each sample.
+
+    Returns:
+        the trial, with records of all samples.
 
     Raises:
         VerificationError: there is none.
     """
-    few, everything = np.unique(np.linspace(0, count - 1, min(count, _FEW)).astype(int)), np.arange(count)
+    judged, everything = np.flatnonzero(split == "search"), np.arange(len(split))
+    few = judged[np.unique(np.linspace(0, len(judged) - 1, min(len(judged), _FEW)).astype(int))]
     tried: list[Trial] = []
     for kept in _candidates(bench, few, progress):
         for samples in (few, everything):
             tried.append(bench.attempt(kept, samples, progress))
-            if not tried[-1].within(limits):
+            if not tried[-1].change.within(limits):
                 break
         else:
             return tried[-1]
-    best = max(tried, key=lambda trial: trial.agreement)
+    best = max(tried, key=lambda trial: trial.change.agreement)
     raise VerificationError(
-        f"{best.agreement:.1%} of the samples leave at the same exit as in float32, and the full model is right on "
-        f"{best.accuracies[1]:.1%} instead of {best.accuracies[0]:.1%}, with {_listed(best.kept)} kept in float32; "
-        f"asked are {limits.min_agreement:.1%} and a loss of at most {100 * limits.max_loss:g} points",
+        f"{best.change}, with {_listed(best.kept)} kept in float32; asked are {limits.min_agreement:.1%} and a loss of "
+        f"at most {100 * limits.max_loss:g} points",
         hint="--min-agreement and --max-precision-loss allow more; thresholds are chosen again in any case.",
     )
 
@@ -147,7 +178,7 @@ def _candidates(bench: Bench, samples: NDArray[np.intp], progress: Progress) -> 
     """Segments to keep: none; then, if the caller goes on, one more each time."""
     yield ()
     harm = {
-        one: bench.attempt([other for other in bench.segments if other != one], samples, progress).agreement
+        one: bench.attempt([other for other in bench.segments if other != one], samples, progress).change.agreement
         for one in bench.segments
     }
     worst_first = sorted(bench.segments, key=harm.__getitem__)

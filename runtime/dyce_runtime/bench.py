@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence, Sized
 from typing import Any, TypeAlias
 
 import msgspec
@@ -113,7 +113,7 @@ def choose(bundle: Bundle, names: Sequence[str]) -> list[Configuration]:
     return list(chosen.values())
 
 
-def spread_rows(data: Dataset, limit: int) -> NDArray[np.int64]:
+def spread_rows(data: Sized, limit: int) -> NDArray[np.int64]:
     """At most ``limit`` rows, evenly spread over the data."""
     return np.unique(np.linspace(0, len(data) - 1, min(limit, len(data))).astype(int))
 
@@ -180,7 +180,7 @@ def environment(session: Session) -> dict[str, str]:
 
 def split_counts(session: Session, data: Dataset, rows: NDArray[np.int64]) -> dict[str, int]:
     """How many of the samples took part in making the bundle, by split, and how many it has ``unseen``."""
-    hashes = data.hashes[rows]
+    hashes = data.take(rows).hashes  # reads these files only
     counts = {name: int(np.isin(hashes, known).sum()) for name, known in read_splits(session.bundle).items()}
     counts = {name: count for name, count in counts.items() if count}
     return {**counts, "unseen": len(rows) - sum(counts.values())}

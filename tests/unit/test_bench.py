@@ -297,6 +297,14 @@ def test_samples_that_made_the_bundle_are_counted_by_their_split(bundle_copy: Pa
         assert split_counts(session, data, np.arange(4, 20)) == {"search": 1, "unseen": 15}
 
 
+def test_only_the_files_that_were_measured_are_read_to_count_them(bundle_copy: Path, tmp_path: Path):
+    (tmp_path / "there.png").write_bytes(b"a picture")
+    data = Dataset("files", [tmp_path / "gone.png", tmp_path / "there.png", tmp_path / "gone.png"])
+    store_splits(bundle_copy, search=data.take(np.array([1])).hashes)
+    with load(bundle_copy) as session:
+        assert split_counts(session, data, np.array([1])) == {"search": 1, "unseen": 0}
+
+
 def test_without_stored_splits_all_samples_are_unseen(shared_session: Session):
     assert split_counts(shared_session, make_data(20), np.arange(7)) == {"unseen": 7}
 
