@@ -68,6 +68,8 @@ log = logging.getLogger("dyce_export")
 
 AUTO = "auto"
 _TEST_VECTORS = 8
+# Splits whose samples may be looked at before configurations are certified and tested.
+_MAY_BE_SEEN = ("temperature", "search")
 _PACKAGES = ("dyce-export", "torch", "timm", "onnx", "onnx-ir", "onnxscript", "onnxruntime")
 
 
@@ -296,7 +298,7 @@ def _write(
 ) -> Export:
     """The bundle, verified."""
     source, backbone = prepared.source, prepared.backbone
-    probes = _probe_images(source, prepared.val or prepared.data, probe_count(prepared.total_macs))
+    probes = _probe_images(prepared, calibration, probe_count(prepared.total_macs))
     if calibration is None:
         few = probes[:FEWEST_PROBES]
         heads = untrained_heads(backbone(few)[1], prepared.classes, options.types, seed=options.seed)
@@ -378,15 +380,18 @@ def _select(
     return replace(prepared, backbone=Backbone(prepared.program, chosen), auto=False), calibration.restricted(kept)
 
 
-def _probe_images(source: Source, data: Dataset | None, count: int) -> Tensor:
+def _probe_images(prepared: Prepared, calibration: Calibration | None, count: int) -> Tensor:
     """Real pictures where there are any, spread over the data set; synthetic ones otherwise.
 
-    The first ones, which become test vectors, are the same for every model.
+    None of them certifies or tests configurations. The first ones, which become test vectors, are the same for every
+    model.
     """
-    if data is None:
+    source, data = prepared.source, prepared.val or prepared.data
+    if data is None or calibration is None:
         return synthetic_images(count, source.input_size)
-    spread = [np.linspace(0, len(data) - 1, number).astype(int) for number in (_TEST_VECTORS, count)]
-    rows = list(dict.fromkeys(np.concatenate(spread).tolist()))[:count]
+    usable = np.flatnonzero(np.isin(data.hashes, np.concatenate([calibration.hashes[name] for name in _MAY_BE_SEEN])))
+    spread = [np.linspace(0, len(usable) - 1, number).astype(int) for number in (_TEST_VECTORS, count)]
+    rows = usable[list(dict.fromkeys(np.concatenate(spread).tolist()))[:count]]
     return torch.from_numpy(preprocess(data.images(rows), source.preprocessing))
 
 

@@ -20,7 +20,7 @@ from dyce_export.savers.agreement import Mapped, Member, check_members, class_or
 from dyce_export.savers.check import check_parts, probe_of
 from dyce_export.savers.classes import doubts_of_saver
 from dyce_export.savers.parts import Part, write_part
-from dyce_export.savers.together import join_records, join_vectors, recorded_like
+from dyce_export.savers.together import join_records, join_vectors, recorded_like, unseen_by
 from dyce_export.spans import write_spans
 from dyce_export.staging import staged
 from dyce_export.verify import PROBE
@@ -92,6 +92,7 @@ def compose(
                 manifest, suspicious=tuple(dict.fromkeys((*manifest.suspicious, *suspicious, *doubts)))
             )
             records = _joined_records(base, [part.network.id for part in parts], recorded, orders)
+            records = None if records is None else unseen_by(savers, records)
         if sequence is not None:
             with progress.stage("sequence"):
                 bare = Bundle(folder, manifest, Configurations(named={FULL: Entry({})}))

@@ -25,6 +25,8 @@ from dyce_runtime.walk import head_pieces, walk
 
 log = logging.getLogger("dyce_export")
 
+# Splits whose samples nothing may have been chosen by.
+_HELD_OUT = ("certification", "test")
 # Confidences further apart than this are told apart by every engine.
 _APART = 1e-5
 
@@ -84,6 +86,30 @@ def join_records(
         predictions=np.concatenate([*predictions, base.predictions], axis=1),
         confidences=np.concatenate([*(records.confidences for records in savers), base.confidences], axis=1),
     )
+
+
+def unseen_by(savers: Sequence[Bundle], records: Records) -> Records:
+    """The records without those samples that certify or test, and by which a saver was made.
+
+    There are such samples where a saver was exported with another seed or other pictures than the base.
+
+    Raises:
+        DataError: nothing is left to certify or to test with.
+    """
+    known = [h for saver in savers for name, h in read_splits(saver).items() if name not in _HELD_OUT]
+    seen = np.isin(records.hashes, np.concatenate(known)) if known else np.zeros(len(records), np.bool_)
+    seen &= np.isin(records.split, _HELD_OUT)
+    if not seen.any():
+        return records
+    log.warning("%d samples that would certify and test are left out: a saver was made with them", seen.sum())
+    found = records.take(~seen)
+    for name in _HELD_OUT:
+        if name not in found.split:
+            raise DataError(
+                f"the savers were made with all samples of the split {name!r} of the base",
+                hint="Export savers and base with the same --val and the same --seed.",
+            )
+    return found
 
 
 def join_vectors(base: Bundle, savers: Sequence[Bundle], networks: Sequence[Network]) -> Vectors:

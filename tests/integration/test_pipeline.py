@@ -126,6 +126,15 @@ def test_every_sample_is_in_one_split(digits: Digits):
     assert (digits.export.manifest.splits.unseen, digits.export.manifest.splits.labels) == (True, "data")
 
 
+def test_no_picture_that_certifies_or_tests_is_looked_at_before(digits: Digits, session: Session):
+    held = np.isin(Records.load(digits.path / RECORDS).split, ("certification", "test"))
+    pictures = open_dataset("digits#test")
+    rows = np.flatnonzero(np.isin(pictures.hashes, Records.load(digits.path / RECORDS).hashes[held]))
+    held_images = {image.tobytes() for image in session.preprocess(pictures.images(rows))}
+    with np.load(digits.path / TEST_VECTORS) as file:
+        assert not held_images & {image.tobytes() for image in file["images"]}
+
+
 def test_the_splits_are_written_by_content(digits: Digits):
     with np.load(digits.path / SPLITS) as file:
         found = {name: set(file[name].tolist()) for name in file.files}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +13,8 @@ from hypothesis import strategies as st
 
 from dyce_calibration.records import Records
 from dyce_export.progress import Progress
-from dyce_export.savers.together import join_records, own_records, recorded_like
-from dyce_runtime.bundle import RECORDS, Bundle, open_bundle
+from dyce_export.savers.together import join_records, own_records, recorded_like, unseen_by
+from dyce_runtime.bundle import RECORDS, SPLITS, Bundle, open_bundle
 from dyce_runtime.errors import DataError
 from dyce_runtime.manifest import OWN
 
@@ -62,3 +64,43 @@ def test_columns_of_savers_stand_before_those_of_the_base_in_its_classes():
     np.testing.assert_array_equal(joined.predictions[:, :2], [[0, 0], [1, 1], [2, 2]])
     np.testing.assert_array_equal(joined.predictions[:, 2:], base.predictions)
     assert joined.confidences.shape == (3, 4)
+
+
+# --- samples by which a saver was made -------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def made_with(saver: Bundle) -> Iterator[Callable[..., None]]:
+    """Says by which samples the saver was made, split by split."""
+    path = saver.file(SPLITS)
+
+    def store(**splits: list[int]) -> None:
+        np.savez(path, **{name: np.array(hashes, np.uint64) for name, hashes in splits.items()})
+
+    yield store
+    path.unlink()
+
+
+SPLIT = np.array(["temperature", "search", "certification", "certification", "test", "test"])
+
+
+def test_what_certifies_and_tests_has_not_been_seen_by_a_saver(saver: Bundle, made_with, caplog):
+    like = replace(make_records([1, 2, 3, 4, 5, 6]), split=SPLIT)
+    made_with(heads=[1, 3], temperature=[2], search=[5], certification=[4], test=[6])
+    assert unseen_by([saver], like).hashes.tolist() == [1, 2, 4, 6]
+    assert "2 samples that would certify and test are left out" in caplog.text
+
+
+def test_savers_of_the_same_division_leave_everything_in(saver: Bundle, made_with):
+    like = replace(make_records([1, 2, 3, 4, 5, 6]), split=SPLIT)
+    assert unseen_by([saver], like) is like
+    made_with(heads=[9], temperature=[1], search=[2], certification=[3, 4], test=[5, 6])
+    assert unseen_by([saver], like) is like
+
+
+def test_nothing_left_to_test_with_is_an_error(saver: Bundle, made_with):
+    like = replace(make_records([1, 2, 3, 4, 5, 6]), split=SPLIT)
+    made_with(search=[5, 6])
+    with pytest.raises(DataError, match="made with all samples of the split 'test'") as caught:
+        unseen_by([saver], like)
+    assert "--seed" in caught.value.hint
