@@ -8,13 +8,13 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 
 from dyce_runtime import DyceError, Session, bench, load, piece_costs, targets
 from tests.bundles import Clock, Spy, make_bundle
 
 # The machines that run the tests are shared: how long an example takes says nothing.
-settings.register_profile("shared", deadline=None)
+settings.register_profile("shared", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("shared")
 
 

@@ -34,7 +34,7 @@ configurations = st.fixed_dictionaries({}, optional={"exit3": thresholds, "exit7
 )
 batches = st.builds(make_images, st.integers(1, 9), st.integers(0, 2**32 - 1))
 # Fixtures are made once for all examples, which is what is meant.
-once = settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+once = settings(suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 
 
 def assert_close(found: Any, wanted: Any) -> None:

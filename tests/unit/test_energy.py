@@ -113,29 +113,53 @@ def current(tmp_path: Path) -> Path:
     return sensor(tmp_path, "1-0040", {"VDD_IN": (5000, 0)}) / "curr1_input"
 
 
-def draw_for_a_moment(current: Path) -> None:
-    """10 W that nobody asks about until they are over."""
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
+    """The clock of the meter: it stands still until a test turns it."""
+    clock = SimpleNamespace(now=10.0)
+    monkeypatch.setattr(energy, "time", SimpleNamespace(perf_counter=lambda: clock.now))
+    return clock
+
+
+def draw_for_a_moment(meter: energy.Ina3221, current: Path, clock: SimpleNamespace) -> None:
+    """10 W for 0.3 seconds; the meter is not asked, and has to look by itself."""
     for milliamperes in (2000, 0):
         new = current.with_name("new")
         new.write_text(f"{milliamperes}\n")
         new.replace(current)
-        time.sleep(0.3)
+        while meter._watts != 5 * milliamperes / 1000:
+            time.sleep(0.005)
+        clock.now += 0.3
 
 
-def test_power_that_changes_is_seen_between_two_looks(tmp_path: Path, current: Path):
+def test_power_that_changes_is_seen_between_two_looks(tmp_path: Path, current: Path, clock: SimpleNamespace):
     with find_meter(tmp_path) as meter:
-        draw_for_a_moment(current)
+        draw_for_a_moment(meter, current, clock)
         assert meter.joules() > 1
 
 
-def test_a_sensor_that_fails_for_a_moment_does_not_end_the_count(tmp_path: Path, current: Path):
+def test_a_sensor_that_fails_for_a_moment_does_not_end_the_count(
+    tmp_path: Path, current: Path, clock: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+):
+    failures: list[Path] = []
+    read = energy._read
+
+    def counted(path: Path) -> str:
+        try:
+            return read(path)
+        except TargetError:
+            failures.append(path)
+            raise
+
+    monkeypatch.setattr(energy, "_read", counted)
     with find_meter(tmp_path) as meter:
         away = current.rename(current.with_name("away"))
-        time.sleep(0.1)
+        while not failures:  # until the meter has looked by itself
+            time.sleep(0.005)
         with pytest.raises(TargetError, match="curr1_input cannot be read"):
             meter.joules()
         away.rename(current)
-        draw_for_a_moment(current)
+        draw_for_a_moment(meter, current, clock)
         assert meter.joules() > 1
 
 

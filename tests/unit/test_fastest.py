@@ -6,9 +6,9 @@ import dataclasses
 import json
 import os
 import shutil
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -16,7 +16,7 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
-from dyce_runtime import DyceError, load, open_bundle, targets
+from dyce_runtime import DyceError, fastest, load, open_bundle, targets
 from dyce_runtime.bundle import CONFIGURATIONS, PRECISIONS
 from dyce_runtime.contracts import PieceSpec, TargetSpec
 from dyce_runtime.errors import TargetError
@@ -27,7 +27,13 @@ from tests.bundles import finish, make_bundle, with_vectors
 
 
 class Engine(OnnxRuntimeCpu):
-    """onnxruntime under another name, slower, or with another bundle's weights."""
+    """onnxruntime under another name, slower by the clock of the tests, or with another bundle's weights.
+
+    Attributes:
+        now: seconds on the clock of all engines; a call turns it by a millisecond and the delay.
+    """
+
+    now = 0.0
 
     def __init__(self, name: str, delay: float = 0.0, reads: Path | None = None) -> None:
         self.name, self.delay, self.reads = name, delay, reads
@@ -50,7 +56,7 @@ class Engine(OnnxRuntimeCpu):
         lane = device.lane
 
         def late(rows: int) -> Any:
-            time.sleep(self.delay)
+            Engine.now += 0.001 + self.delay
             return lane(rows)
 
         device.lane = late  # type: ignore[method-assign]
@@ -69,6 +75,7 @@ def installed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> dict[str, Engi
     """Targets by name, all that there are; and a cache of one's own."""
     monkeypatch.delenv(targets.VARIABLE, raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(fastest, "time", SimpleNamespace(perf_counter=lambda: Engine.now, sleep=lambda _: None))
     known: dict[str, Engine] = {}
     monkeypatch.setattr(targets, "names", lambda: sorted(known))
     monkeypatch.setattr(targets, "get", known.__getitem__)

@@ -72,14 +72,14 @@ def test_closing_lets_a_call_that_runs_end(spied: Session, spy: Spy):
     def wait(piece: str) -> None:
         if piece == "exit_03_linear":
             reached.set()
-            assert closed.wait(10)
+            assert closed.wait(60)
 
     spied.use("fast")
     spy.before = wait
     images = make_images(6)
     with ThreadPoolExecutor(1) as pool:
         call = pool.submit(spied, images)
-        assert reached.wait(10)
+        assert reached.wait(60)
         spied.close()
         closed.set()
         np.testing.assert_array_equal(call.result(10).exit, expected(images, Configuration("", NAMED["fast"])).exit)

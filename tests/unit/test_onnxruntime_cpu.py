@@ -27,7 +27,7 @@ from tests.bundles import expected, make_images, on
 def in_a_new_process(code: str, *arguments: Path) -> list[str]:
     """The lines that a script prints; onnxruntime's pools live as long as the process."""
     run = [sys.executable, "-c", code, *map(str, arguments)]
-    return subprocess.run(run, check=True, capture_output=True, text=True, timeout=60).stdout.splitlines()
+    return subprocess.run(run, check=True, capture_output=True, text=True, timeout=300).stdout.splitlines()
 
 
 def test_the_private_pool_leaves_the_sessions_of_the_application_alone(tiny_bundle: Path):

@@ -131,13 +131,27 @@ def test_a_benchmark_does_not_run_for_a_bundle_that_cannot_take_its_figures(bund
     assert "configurations.json cannot be written: Read-only file system" in " ".join(done.stderr.split())
 
 
+# A clock and a meter that the pieces turn, by a millisecond and 10 mJ each. The idle machine draws nothing.
 METER = """
-import time
+from types import SimpleNamespace
 from dyce_runtime import energy, piece_costs
-piece_costs._IDLE_SECONDS = piece_costs._ENERGY_SECONDS = 0.02
+from dyce_targets.host_lane import HostLane
+count = SimpleNamespace(seconds=0.0, joules=0.0)
+def sleep(seconds):
+    count.seconds += seconds
+def counted(run):
+    def one(*arguments):
+        sleep(0.001)
+        count.joules += 0.01
+        return run(*arguments)
+    return one
+for name in ("run", "decide", "until_confident"):
+    setattr(HostLane, name, counted(getattr(HostLane, name)))
+piece_costs.time = SimpleNamespace(perf_counter=lambda: count.seconds, sleep=sleep)
+piece_costs._ENERGY_SECONDS = 0.02
 class Meter(energy.Meter):
     source = "what this process computes, at 10 W"
-    joules = lambda self: 10 * time.process_time()
+    joules = lambda self: count.joules
 energy.find_meter = Meter
 """
 
