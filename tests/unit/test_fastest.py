@@ -16,7 +16,7 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
-from dyce_runtime import DyceError, fastest, load, open_bundle, targets
+from dyce_runtime import DyceError, load, open_bundle, targets, trial
 from dyce_runtime.bundle import CONFIGURATIONS, PRECISIONS
 from dyce_runtime.contracts import PieceSpec, TargetSpec
 from dyce_runtime.errors import TargetError
@@ -75,7 +75,7 @@ def installed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> dict[str, Engi
     """Targets by name, all that there are; and a cache of one's own."""
     monkeypatch.delenv(targets.VARIABLE, raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr(fastest, "time", SimpleNamespace(perf_counter=lambda: Engine.now, sleep=lambda _: None))
+    monkeypatch.setattr(trial, "time", SimpleNamespace(perf_counter=lambda: Engine.now, sleep=lambda _: None))
     known: dict[str, Engine] = {}
     monkeypatch.setattr(targets, "names", lambda: sorted(known))
     monkeypatch.setattr(targets, "get", known.__getitem__)
