@@ -7,6 +7,7 @@ torch's value. A constant that dwarfs the signal therefore hides nothing.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import NamedTuple
@@ -108,12 +109,12 @@ def verify(bundle: Bundle, reference: Reference, probe: Configuration, tolerance
         probe: see :func:`probe_configuration`. An exit where nothing leaves is tried by itself, with all samples.
     """
     target, spec = targets.reference(), TargetSpec()
-    device = target.open(bundle.piece_specs([piece.id for piece in bundle.manifest.pieces]), spec)
+    pieces = bundle.piece_specs([piece.id for piece in bundle.manifest.pieces])
     errors: dict[str, float] = {}
-    for batch in _BATCHES:
-        for name, error in _seam_errors(bundle.manifest, device, reference, batch).items():
-            errors[name] = max(error, errors.get(name, 0.0))
-    device.close()
+    with closing(target.open(pieces, spec)) as device:
+        for batch in _BATCHES:
+            for name, error in _seam_errors(bundle.manifest, device, reference, batch).items():
+                errors[name] = max(error, errors.get(name, 0.0))
     in_doubt = _doubts(bundle.manifest, reference, tolerance, errors)
     with Session(bundle, target.name, spec, allow_untrained=True) as session:
         routes = [
