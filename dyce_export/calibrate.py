@@ -95,6 +95,8 @@ def calibrate(
     unseen = val is not None
     if val is None:
         data, val = _hold_out(data, seed)
+    for part in (data, val):
+        _warn_about_conflicts(part)
     model = fingerprint([seed, processes.count, preprocessing, *content_of(backbone)])
 
     def own_folder(name: str, *made_from: object) -> Path:
@@ -187,6 +189,15 @@ def _record(
         split=split,
     )
     return calibrated, final_temperature, records
+
+
+def _warn_about_conflicts(data: Dataset) -> None:
+    if data.labels is None:
+        return
+    hashes = data.hashes
+    contradicted = len(np.unique(np.stack([hashes.astype(np.int64), data.labels]), axis=1)[0]) - len(np.unique(hashes))
+    if contradicted:
+        log.warning("%s: %d pictures are there once more with another label", data.source, contradicted)
 
 
 def _warn_about_overlap(records: Records, fitted_on: NDArray[np.uint64]) -> None:

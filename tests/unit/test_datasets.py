@@ -1,5 +1,6 @@
 import gzip
 import hashlib
+import io
 import json
 import logging
 import sys
@@ -193,6 +194,59 @@ def test_many_other_files_are_refused_at_once(tmp_path):
         open_dataset(tmp_path, num_classes=2)
 
 
+def test_files_that_break_off_are_skipped_too_with_a_reason(tmp_path, caplog):
+    class_folders(tmp_path, a=150, b=150)
+    whole = (tmp_path / "a" / "007.png").read_bytes()
+    (tmp_path / "a" / "007.png").write_bytes(whole[: len(whole) // 2])
+    jpeg = io.BytesIO()
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (200, 200, 3), dtype=np.uint8)).save(jpeg, "JPEG")
+    (tmp_path / "b" / "broken.jpg").write_bytes(jpeg.getvalue()[: len(jpeg.getvalue()) // 2])
+    with caplog.at_level(logging.WARNING, "dyce_runtime"):
+        dataset = open_dataset(tmp_path, num_classes=2).check()
+    assert [path.name for path in dataset.skipped_files] == ["007.png", "broken.jpg"]
+    assert "2 cannot be opened" in caplog.text
+    assert "007.png: cannot be read as a picture (" in caplog.text
+    assert preprocess(dataset.images(range(len(dataset))), GREY).shape == (299, 1, 28, 28)
+    assert dataset.check() is dataset
+
+
+FOUR = Preprocessing(resize=8, crop=(8, 8), interpolation="bilinear", mean=(0.5,) * 4, std=(0.5,) * 4)
+
+
+@pytest.mark.parametrize("mode", ["RGB", "CMYK", "L"])
+def test_pictures_without_the_channels_of_the_model_are_refused_at_once(tmp_path, mode):
+    for index in range(3):
+        Image.new(mode, (8, 8)).save(tmp_path / f"{index}.tif")
+    with refused("none of 3 pictures fits: .*0.tif: is an image without alpha", "RGBA"):
+        open_dataset(tmp_path).check(FOUR)
+
+
+def test_pictures_with_alpha_and_arrays_are_data_for_four_channels(tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 256, (4, 8, 8, 4), dtype=np.uint8)
+    Image.fromarray(pixels[0]).save(tmp_path / "a.png")
+    np.save(tmp_path / "b.npy", pixels[1])
+    np.save(tmp_path / "c.npy", (pixels[2] / 255).astype(np.float32))
+    np.savez(tmp_path / "d.npz", images=pixels)
+    (tmp_path / "d.npz").rename(tmp_path.parent / "d.npz")
+    folder, archive = open_dataset(tmp_path).check(FOUR), open_dataset(tmp_path.parent / "d.npz").check(FOUR)
+    expected = preprocess(archive.images([0, 1, 2]), FOUR)
+    assert np.allclose(preprocess(folder.images([0, 1, 2]), FOUR), expected, atol=1e-6)
+    with refused(r"a picture is a uint8 array of shape \(8, 8, 4\): expected 1 or 3 channels", "drops other channels"):
+        archive.check(GREY)
+
+
+@pytest.mark.parametrize("scale", [255, 4, -1])
+def test_floats_of_another_scale_are_refused_at_once(tmp_path, scale):
+    pixels = np.zeros((300, 8, 8, 4), np.float32)
+    pixels[-1, -1, -1, -1] = scale
+    np.savez(tmp_path / "d.npz", images=pixels)
+    with refused(f"to {max(scale, 0)}: expected uint8 HWC, or floats from 0 to 1", "Divide what goes to 255"):
+        open_dataset(tmp_path / "d.npz").check(FOUR)
+    as_they_are = Preprocessing(8, (8, 8), "bilinear", (0.0,) * 4, (1.0,) * 4)
+    if scale < 255:
+        assert len(open_dataset(tmp_path / "d.npz").check(as_they_are)) == 300
+
+
 # --- other sources ---------------------------------------------------------------------------------------------------
 
 
@@ -235,6 +289,10 @@ U8 = np.zeros((4, 8, 8), np.uint8)
         ({"images": np.full((4, 8, 8), np.nan)}, r"float64 of shape \(4, 8, 8\), expected uint8", "normalisation"),
         ({"images": np.zeros((4, 3, 8, 8), np.uint8)}, r"\(4, 3, 8, 8\), expected \(N, H, W\)", "transpose"),
         ({"images": U8[0]}, r"\(8, 8\), expected \(N, H, W\)", ""),
+        ({"images": U8.astype(np.uint16)}, "uint16 .*, expected uint8", "65535"),
+        ({"images": U8[..., :3]}, r"\(4, 8, 3\), expected \(N, H, W\)", "images[None]"),
+        ({"images": np.full((4, 8, 8, 3), np.inf, np.float32)}, "float32 .*finite floats", ""),
+        ({"images": U8, "labels": np.full(4, 255, np.uint8)}, "found label 255, model has 10 classes", "start at 0"),
         ({"images": U8, "labels": np.arange(3)}, "found 3 labels, expected 4", "same order"),
         ({"images": U8, "labels": np.arange(4) + 9}, "found label 12, model has 10 classes", "start at 0"),
         ({"images": U8, "labels": np.arange(4) - 1}, "found label -1", "start at 0"),
