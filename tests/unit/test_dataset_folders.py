@@ -27,6 +27,7 @@ def names(folder: Path) -> list[str]:
     return [str(item.relative_to(folder)) for item in open_dataset(folder).items]
 
 
+@pytest.mark.timeout(60)
 def test_links_in_a_circle_are_followed_once(tmp_path: Path):
     save(tmp_path / "a.png"), save(tmp_path / "sub" / "b.png")
     for number in range(8):
