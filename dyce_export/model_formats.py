@@ -13,6 +13,7 @@ from typing import NamedTuple
 from dyce_runtime.bundle import is_bundle
 from dyce_runtime.errors import ModelError
 from dyce_runtime.json_files import check_regular
+from dyce_runtime.names import is_text
 
 
 class Kind(Enum):
@@ -137,6 +138,8 @@ def kind_of(path: Path) -> Kind:
 
 
 def _head_of(path: Path) -> bytes:
+    if not is_text(path):
+        raise ModelError(f"{path} is a name in another encoding than UTF-8; expected text", hint="Rename the file.")
     try:
         check_regular(path)
         with path.open("rb") as stream:

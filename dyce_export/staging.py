@@ -13,6 +13,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from dyce_runtime.errors import DestinationError, DyceError, VerificationError
+from dyce_runtime.names import is_text
 
 log = logging.getLogger("dyce_export")
 
@@ -135,6 +136,10 @@ def _absolute(path: Path) -> Path:
 
 def check_destination(destination: Path, *, force: bool) -> None:
     """Raise DestinationError if something stands at the destination and may not be replaced."""
+    if not is_text(destination):  # engines read it by its name
+        raise DestinationError(
+            f"{destination} is a name in another encoding than UTF-8; expected text", hint="Choose another with -o."
+        )
     if destination.is_dir() and not any(destination.iterdir()):
         return
     if not (destination.exists() or destination.is_symlink()):

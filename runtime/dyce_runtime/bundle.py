@@ -17,6 +17,7 @@ from dyce_runtime.contracts import PieceSpec
 from dyce_runtime.errors import BundleError, ConfigurationError, DestinationError
 from dyce_runtime.json_files import decoded
 from dyce_runtime.manifest import DECISION, FINAL, SCHEMA_VERSION, UNCUT, Manifest, Piece
+from dyce_runtime.names import encoded, is_text
 
 MANIFEST = "manifest.json"
 CONFIGURATIONS = "configurations.json"
@@ -131,6 +132,10 @@ def _folder(path: object) -> Path:
     with suppress(TypeError, ValueError, OSError):  # no path, with a NUL in it, or too long for the system
         folder = Path(path)  # type: ignore[arg-type]
         if folder.is_dir():
+            if not is_text(folder):  # engines read it by its name
+                raise BundleError(
+                    f"{folder} is a name in another encoding than UTF-8; expected text", hint="Rename the folder."
+                )
             return folder
     named = path if isinstance(path, (str, Path)) and len(str(path)) < _LONGEST_PATH else shown(path)
     raise BundleError(f"{named} is not a folder; expected a bundle, the folder that `dyce-export` writes")
@@ -138,7 +143,7 @@ def _folder(path: object) -> Path:
 
 def write_document(document: Manifest | Configurations, path: Path) -> None:
     """Write a JSON document; readers see the old one or the new one, never a part."""
-    write_atomically(path, msgspec.json.format(msgspec.json.encode(document), indent=2) + b"\n")
+    write_atomically(path, msgspec.json.format(encoded(document), indent=2) + b"\n")
 
 
 def write_configurations(configurations: Configurations, folder: Path) -> None:

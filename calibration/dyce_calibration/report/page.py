@@ -10,8 +10,6 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-import msgspec
-
 from dyce_calibration.report.contents import Contents
 from dyce_calibration.report.examples import Example
 from dyce_calibration.report.measured import measured_section, with_measured
@@ -20,6 +18,7 @@ from dyce_calibration.report.views import UNITS, exit_name, front_views, named_v
 from dyce_runtime.configuration import FULL, Configurations
 from dyce_runtime.errors import DestinationError, UsageError
 from dyce_runtime.manifest import FINAL
+from dyce_runtime.names import encoded
 
 _START = "balanced"
 
@@ -43,7 +42,7 @@ def renew_measured(path: Path, configurations: Configurations) -> None:
         DestinationError: the file cannot be written.
     """
     if path.is_file():
-        _write(path, with_measured(path.read_text("utf-8"), configurations))
+        _write(path, with_measured(path.read_text("utf-8", "replace"), configurations))
 
 
 def _write(path: Path, text: str) -> None:
@@ -54,7 +53,7 @@ def _write(path: Path, text: str) -> None:
         raise DestinationError(f"{path} cannot be written: {error.strerror}") from error
     try:
         with os.fdopen(handle, "wb") as file:
-            file.write(text.encode())
+            file.write(text.encode("utf-8", "backslashreplace"))
         os.chmod(temporary, 0o644)
         os.replace(temporary, path)
     except BaseException as error:
@@ -118,7 +117,7 @@ def _file(name: str) -> str:
 
 def _embedded(data: Any) -> str:
     """JSON that is safe inside a script element, and that every JavaScript reads."""
-    text = msgspec.json.encode(data).decode()
+    text = encoded(data).decode()
     for character in "<>&\u2028\u2029":
         text = text.replace(character, f"\\u{ord(character):04x}")
     return text
