@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 import torch
@@ -49,7 +50,8 @@ def dyce(*arguments: object) -> tuple[int, Any]:
 def learned(*shape: tuple[int, ...], edge: int = 16, seed: int = 0) -> nn.Module:
     """A small network, trained for a moment."""
     data = open_dataset("digits#train")
-    pixels = torch.from_numpy(preprocess(data.images(range(640)), INPUT))[:, :, :edge, :edge]
+    way = msgspec.structs.replace(INPUT, resize=edge, crop=(edge, edge))
+    pixels = torch.from_numpy(preprocess(data.images(range(640)), way))
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         model = ResidualNet(*shape)
