@@ -1,9 +1,11 @@
-"""The command in a process of its own."""
+"""The command, in a process of its own or in this one."""
 
 from __future__ import annotations
 
 import subprocess
 import sys
+from contextlib import redirect_stderr, redirect_stdout
+from io import StringIO
 from pathlib import Path
 
 SCRIPT = "from dyce_export.cli.main import dyce; dyce()"
@@ -14,3 +16,14 @@ def dyce(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProces
     return subprocess.run(
         [sys.executable, "-c", SCRIPT, *arguments], capture_output=True, text=True, cwd=cwd, check=False
     )
+
+
+def dyce_here(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """The command in this process, for what never opens a session: starting Python takes longer than most mistakes."""
+    from dyce_export.cli import console
+    from dyce_export.cli.main import app
+
+    out, err = StringIO(), StringIO()
+    with redirect_stdout(out), redirect_stderr(err):
+        code = console.run(app, "dyce", list(arguments))
+    return subprocess.CompletedProcess(list(arguments), code, out.getvalue(), err.getvalue())

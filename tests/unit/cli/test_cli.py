@@ -16,7 +16,7 @@ from dyce_export.cli.main import app
 from dyce_runtime.errors import DyceError
 from dyce_targets import profiles
 from dyce_targets.cpu import CpuTarget
-from tests.unit.cli.command import SCRIPT, dyce
+from tests.unit.cli.command import SCRIPT, dyce, dyce_here
 
 VERBS = ("export", "compile", "lower", "run", "bench", "search", "select-saver", "inspect")
 
@@ -142,13 +142,15 @@ MISTAKES = {
 
 @pytest.mark.parametrize("mistake", MISTAKES)
 def test_a_mistake_gives_one_message_an_exit_code_and_a_json_document(
-    mistake: str, tiny_bundle: Path, pictures: Path, tmp_path: Path
+    mistake: str, tiny_bundle: Path, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     arguments, exit_code, code, word = MISTAKES[mistake]
     if "sequence" in mistake or mistake in ("numbers expected", "missing checkpoint", "a base without records"):
         pytest.importorskip("torch", reason="exporting needs torch")
     paths = {"BUNDLE": str(tiny_bundle), "DATA": str(pictures)}
-    done = dyce(*(paths.get(argument, argument) for argument in arguments), "--json", cwd=tmp_path)
+    monkeypatch.chdir(tmp_path)
+    command = dyce if arguments[0] in ("run", "bench") else dyce_here
+    done = command(*(paths.get(argument, argument) for argument in arguments), "--json")
     assert done.returncode == exit_code
     error = json.loads(done.stdout)["error"]
     assert error["code"] == code
