@@ -112,7 +112,8 @@ def check_logits(logits: Tensor, images: Tensor) -> None:
         hint = "Remove the casts from its forward: it is exported in float32, and made smaller with --precision."
         raise CaptureError(f"the model returns {found}; {expected}", hint=hint)
     if logits.dtype != torch.float32:
-        raise CaptureError(f"the model returns {found}; {expected}", hint="Return the logits, not the labels.")
+        hint = "Return real numbers." if logits.is_complex() else "Return the logits, not the labels."
+        raise CaptureError(f"the model returns {found}; {expected}", hint=hint)
 
 
 def _sizes(tensor: Tensor, images: Tensor) -> list[str]:

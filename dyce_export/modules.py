@@ -62,9 +62,9 @@ def own_copy(module: nn.Module) -> nn.Module:
         ModelError: it holds no weights that could be exported, or it cannot be copied.
     """
     check_exportable(module)
-    memo: dict[int, Any] = {}
-    for child in module.modules():
-        memo |= {id(tensor): _detached(tensor) for tensor in _plain_tensors(child)}
+    weights = {id(tensor) for tensor in (*module.parameters(), *module.buffers()) if tensor.is_leaf}
+    plain = (tensor for child in module.modules() for tensor in _plain_tensors(child))
+    memo: dict[int, Any] = {id(tensor): _detached(tensor) for tensor in plain if id(tensor) not in weights}
     try:
         try:
             copied = copy.deepcopy(module, dict(memo))

@@ -15,8 +15,7 @@ from torch import Tensor, nn
 from torch.export import ExportedProgram
 from torch.fx import Node
 
-from dyce_export.capture import output_nodes
-from dyce_export.onnx_graphs import expose
+from dyce_export.capture import expose, output_nodes
 from dyce_runtime.errors import TaskError, UsageError
 
 log = logging.getLogger("dyce_export")

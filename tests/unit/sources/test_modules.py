@@ -238,6 +238,14 @@ def test_what_is_no_weight_and_cannot_be_copied_is_shared() -> None:
     assert torch.equal(source.module(IMAGE), net(IMAGE))
 
 
+def test_weights_that_a_module_lists_once_more_stay_its_weights() -> None:
+    source = from_module(nn.Sequential(nn.Flatten(), nn.LSTM(3072, 4)).half(), input_size=SIZE_OF_NET)
+    assert source.module is not None
+    lstm = source.module[1]  # type: ignore[index]
+    assert isinstance(lstm.weight_ih_l0, nn.Parameter)
+    assert lstm._flat_weights[0] is lstm.weight_ih_l0
+
+
 def test_a_compiled_forward_runs_the_copy() -> None:
     net = Net().eval()
     net.forward = torch.compile(net.forward, backend="eager")  # type: ignore[method-assign]
