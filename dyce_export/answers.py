@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dyce_export.places import place_of_error, reason_of, shortened
+from dyce_export.places import attribute, place_of_error, reason_of, shortened
 from dyce_export.quiet import quiet
 from dyce_runtime.errors import CaptureError, DyceError
 
@@ -57,7 +57,7 @@ def _eagerly() -> Any:
 
 def check_inputs(module: nn.Module) -> None:
     """Raise CaptureError unless the model is one that can be called with a batch of images alone."""
-    if getattr(module, "main_input_name", None) in _TOKENS:  # as the models of transformers say it
+    if attribute(module, "main_input_name") in _TOKENS:  # as the models of transformers say it
         raise _takes_text(module)
     if type(module).forward is nn.Module.forward and "forward" not in vars(module):
         inside = ", ".join(name for name, _ in module.named_children())

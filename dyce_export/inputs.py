@@ -10,6 +10,7 @@ from typing import Any, Literal, NamedTuple
 
 from torch import nn
 
+from dyce_export.places import attribute
 from dyce_runtime.errors import ModelError, UsageError
 from dyce_runtime.manifest import Preprocessing
 
@@ -73,7 +74,7 @@ class InputOverrides:
 
 def timm_input(module: nn.Module) -> dict[str, Any]:
     """What a timm model says about its input; nothing for other modules."""
-    config = getattr(module, "pretrained_cfg", None) or getattr(module, "default_cfg", None)
+    config = attribute(module, "pretrained_cfg") or attribute(module, "default_cfg")
     if not isinstance(config, Mapping):
         return {}
     import timm.data

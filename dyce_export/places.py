@@ -1,8 +1,9 @@
-"""Where in the user's model something happened: its module, the class of that, file and line."""
+"""The user's model in words: what it says of itself, and where in it something happened."""
 
 from __future__ import annotations
 
 import re
+from typing import Any
 
 import torch
 from torch import nn
@@ -23,6 +24,17 @@ def reason_of(error: BaseException) -> str:
 def shortened(text: str) -> str:
     """At most 300 characters of a text."""
     return text if len(text) <= _MOST_CHARACTERS else f"{text[:_MOST_CHARACTERS]} ..."
+
+
+def attribute(module: nn.Module, *names: str) -> Any:
+    """A nested attribute of a user's module; None if there is none, or if asking for it raises."""
+    found: Any = module
+    try:
+        for name in names:
+            found = getattr(found, name, None)
+    except Exception:  # a property may do anything
+        return None
+    return found
 
 
 def place_of_error(module: nn.Module, error: BaseException) -> tuple[str, nn.Module | None]:

@@ -24,7 +24,7 @@ from dyce_export.checkpoints import (
 from dyce_export.inputs import Input, InputOverrides, Size, describe_input, timm_input
 from dyce_export.model_formats import Kind, kind_of
 from dyce_export.modules import make_ready, own_copy, unwrapped
-from dyce_export.places import reason_of
+from dyce_export.places import attribute, reason_of
 from dyce_export.timm_models import build_timm, build_timm_for, current_name, seeded
 from dyce_export.weights import check_values, load_strictly, weights_for
 from dyce_runtime.bundle import sha256_of
@@ -162,11 +162,8 @@ def _source(
     like: Input | None = None,
 ) -> Source:
     module = unwrapped(module)
-    try:
-        config, classes = timm_input(module), getattr(module, "num_classes", None)
-    except Exception:  # such attributes of the user's may be properties, or mean something else
-        config, classes = {}, None
-    said = {**(hints or {}), **overrides.given()}
+    said, config = {**(hints or {}), **overrides.given()}, timm_input(module)
+    classes = attribute(module, "num_classes")
     size, preprocessing = like if like and not (said or config) else describe_input(said, config)
     module = make_ready(module)
     check_values(module, origin)

@@ -16,6 +16,7 @@ from torch.export import ExportedProgram
 from torch.fx import Node
 
 from dyce_export.capture import expose, output_nodes
+from dyce_export.places import attribute
 from dyce_runtime.errors import TaskError, UsageError
 
 log = logging.getLogger("dyce_export")
@@ -52,10 +53,10 @@ def check_task(task: str) -> None:
 
 def check_declared(module: nn.Module) -> None:
     """Raise TaskError if a model itself says that it is made for something else: timm's and transformers' do."""
-    problem = getattr(getattr(module, "config", None), "problem_type", None)
+    problem = attribute(module, "config", "problem_type")
     if problem in ("multi_label_classification", "regression"):
         raise TaskError(f"the model's configuration says {problem}; {_SUPPORTED}")
-    if getattr(module, "num_classes", None) == 0:
+    if attribute(module, "num_classes") == 0:
         raise TaskError(
             f"the model was built without a classifier (num_classes is 0) and returns an embedding; {_SUPPORTED}",
             hint="Build it with its classifier.",

@@ -16,6 +16,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from dyce_export.inputs import InputOverrides
 from dyce_export.sources import from_module, load_source
+from dyce_export.task import check_declared
 from dyce_runtime.errors import ModelError
 from tests.unit.sources.small import IMAGE, Net, holds, saved
 
@@ -275,9 +276,12 @@ def test_an_eval_that_returns_nothing_does_no_harm() -> None:
         def pretrained_cfg(self) -> dict[str, Any]:
             raise KeyError("not there")
 
+        num_classes = config = pretrained_cfg
+
     source = from_module(Odd(), input_size=SIZE_OF_NET)
     assert source.module is not None
     assert not source.module.drop.training  # type: ignore[union-attr]
+    check_declared(source.module)
 
 
 def lazy() -> nn.Module:
