@@ -81,7 +81,7 @@ def crops(pictures: Sequence[Path], count: int, seed: int) -> NDArray[np.uint8]:
 def lite0() -> tuple[Path, dict[str, Path]]:
     """The bundle of EfficientNet-Lite0 in float32 and the pictures that made it; made once."""
     from dyce_export.cascade import export_source
-    from dyce_export.pipeline import Options
+    from dyce_export.options import Options
     from dyce_export.sources import from_module
     from tests.real_inputs import efficientnet_lite, imagenet_samples
 

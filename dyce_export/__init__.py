@@ -54,7 +54,7 @@ def export(
         DyceError: its subclasses say which step failed; nothing is left at ``output`` then.
     """
     from dyce_export.cascade import export_source
-    from dyce_export.pipeline import Options
+    from dyce_export.options import Options
     from dyce_export.sources import from_module
 
     source = from_module(module, input_size=input_size, **input_description)

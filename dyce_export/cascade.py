@@ -10,10 +10,10 @@ from torch import nn
 
 from dyce_calibration.processes import connect
 from dyce_calibration.records import Records
+from dyce_export.options import Options
 from dyce_export.pipeline import (
     Captured,
     Export,
-    Options,
     Prepared,
     capture_source,
     check_data,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -18,12 +18,11 @@ from torch.export import ExportedProgram
 
 from dyce_calibration.choose import choose
 from dyce_calibration.costs import macs_of
-from dyce_calibration.heads import DEFAULT_TYPE, Recipe, TrainedHead, parse_type, untrained_heads
+from dyce_calibration.heads import TrainedHead, untrained_heads
 from dyce_calibration.plausible import doubts_of
 from dyce_calibration.processes import connect
 from dyce_calibration.resume import fingerprint
 from dyce_calibration.select import select_exits, used_heads
-from dyce_calibration.sequence import parse_sequence
 from dyce_export.answers import answer
 from dyce_export.backbone import Backbone
 from dyce_export.behaviour import check_alone, check_behaviour, check_steady
@@ -32,9 +31,9 @@ from dyce_export.capture import capture, functionalise, output_nodes
 from dyce_export.doubts import accept
 from dyce_export.exit_points import ExitPoints, find_exit_points
 from dyce_export.onnx_graphs import to_onnx
+from dyce_export.options import Options
 from dyce_export.pieces import image_spec, node_names, write_backbone, write_heads
-from dyce_export.precision.lower import add, check_precisions
-from dyce_export.precision.trials import Limits
+from dyce_export.precision.lower import add
 from dyce_export.probes import FEWEST_PROBES, condition, probe_count, synthetic_images
 from dyce_export.progress import Progress
 from dyce_export.reports import report_bundle
@@ -42,9 +41,9 @@ from dyce_export.rounding import SAMPLES, rounding_errors
 from dyce_export.sources import Source
 from dyce_export.spans import write_spans
 from dyce_export.staging import kept_work, staged
-from dyce_export.task import SINGLE_LABEL, as_single_label, check_declared, check_task
+from dyce_export.task import as_single_label, check_declared
 from dyce_export.verdict import refusal
-from dyce_export.verify import TOLERANCE, Reference, compute_reference, probe_configuration, verify
+from dyce_export.verify import Reference, compute_reference, probe_configuration, verify
 from dyce_runtime.bundle import (
     CONFIGURATIONS,
     MANIFEST,
@@ -71,51 +70,6 @@ _TEST_VECTORS = 8
 # Splits whose samples may be looked at before configurations are certified and tested.
 _MAY_BE_SEEN = ("temperature", "search")
 _PACKAGES = ("dyce-export", "torch", "timm", "onnx", "onnx-ir", "onnxscript", "onnxruntime")
-
-
-@dataclass(frozen=True)
-class Options:
-    """What shapes an export beside the model, the exits and the data.
-
-    Attributes:
-        force: replace an existing bundle.
-        classes_file: maps class folders to the model's classes.
-        types: of the heads at every exit.
-        max_exits: how many exits ``auto`` chooses at most.
-        seed: of splits, head initialisation and training.
-        tolerance: largest relative error that verification accepts.
-        precisions: lower ones that the bundle holds beside float32.
-        limits: what these may change.
-        sequence: type of the exit sequence network behind savers, such as ``esn1x64``; None for none.
-        task: what the outputs of the model mean; see :func:`dyce_export.task.check_task`.
-        allow_suspicious: go on where labels and answers do not go together, and say so in the bundle.
-    """
-
-    force: bool = False
-    classes_file: Path | None = None
-    types: tuple[str, ...] = (DEFAULT_TYPE,)
-    max_exits: int = 4
-    recipe: Recipe = field(default_factory=Recipe)
-    seed: int = 0
-    tolerance: float = TOLERANCE
-    precisions: tuple[str, ...] = ()
-    limits: Limits = field(default_factory=Limits)
-    sequence: str | None = None
-    task: str = SINGLE_LABEL
-    allow_suspicious: bool = False
-
-    def __post_init__(self) -> None:
-        """Check what can be checked without a model."""
-        for type in self.types:
-            parse_type(type)
-        if self.sequence is not None:
-            parse_sequence(self.sequence)
-        check_precisions(self.precisions)
-        check_task(self.task)
-        if not self.types or len(set(self.types)) < len(self.types):
-            raise UsageError(f"the head types are {list(self.types)}; expected at least one, each once")
-        if self.max_exits < 1:
-            raise UsageError(f"at most {self.max_exits} exits were asked for; expected at least 1")
 
 
 @dataclass(frozen=True)
@@ -227,9 +181,19 @@ def prepare(
         )
     source, program, points = captured.source, captured.program, captured.points
     classes = int(output_nodes(program)[0].meta["val"].shape[1])
+    source = _with_fitting_names(source, classes)
     backbone = Backbone(program, points.require() if auto else points.select(exits) if exits else ())
 
     return with_pictures(Prepared(source, program, backbone, auto, points.total_macs, classes), data, val, options)
+
+
+def _with_fitting_names(source: Source, classes: int) -> Source:
+    """The model without names of its classes if these are not as many as it has."""
+    names = source.class_names
+    if names is None or len(names) == classes:
+        return source
+    log.warning("%s names %d classes, the model has %d: ignoring the names", source.origin, len(names), classes)
+    return replace(source, class_names=None)
 
 
 def with_pictures(prepared: Prepared, data: Pictures | None, val: Pictures | None, options: Options) -> Prepared:

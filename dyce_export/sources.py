@@ -163,14 +163,21 @@ def _source(
 ) -> Source:
     module = unwrapped(module)
     said, config = {**(hints or {}), **overrides.given()}, timm_input(module)
-    classes = attribute(module, "num_classes")
+    class_names = class_names or _names_in_config(module)
     size, preprocessing = like if like and not (said or config) else describe_input(said, config)
     module = make_ready(module)
     check_values(module, origin)
-    if class_names and isinstance(classes, int) and classes != len(class_names):
-        logger.warning("%s names %d classes, the model has %d: ignoring the names", origin, len(class_names), classes)
-        class_names = None
     return Source(name, origin, weights, module, None, size, preprocessing, sha256, class_names, claimed)
+
+
+def _names_in_config(module: nn.Module) -> tuple[str, ...] | None:
+    """The names of the classes as models of transformers keep them; None where they are mere numbers."""
+    names = attribute(module, "config", "id2label")
+    if not isinstance(names, Mapping) or sorted(names) != list(range(len(names))):
+        return None
+    if all(names[index] == f"LABEL_{index}" for index in names):
+        return None
+    return tuple(str(names[index]) for index in range(len(names)))
 
 
 # timm

@@ -85,7 +85,7 @@ def as_single_label(program: ExportedProgram, model: Callable[[Tensor], Tensor],
             hint="Two classes from a single logit z: let the model return torch.cat([torch.zeros_like(z), z], dim=1), "
             "whose softmax is the sigmoid of z.",
         )
-    if sigmoid := _behind(logits, _SIGMOIDS, _ELEMENTWISE):
+    if sigmoid := _behind(logits, _SIGMOIDS, _ELEMENTWISE | {aten.log}):
         raise TaskError(
             f"the model ends in a sigmoid ({sigmoid.name}), as for several labels per picture (multi-label) or a "
             f"binary decision; {_SUPPORTED}",
@@ -122,7 +122,7 @@ def _behind(node: Node, wanted: set[Any], through: set[Any]) -> Node | None:
         if kind in wanted:
             return node
         tensors = [one for one in node.all_input_nodes if one.op == "call_function"]
-        if kind in through or (kind in _WITH_A_CONSTANT and through is _ELEMENTWISE and len(tensors) == 1):
+        if kind in through or (kind in _WITH_A_CONSTANT and through >= _ELEMENTWISE and len(tensors) == 1):
             waiting += tensors
     return None
 

@@ -151,7 +151,7 @@ def command(
     require_extra()
     from dyce_calibration.heads import TYPES
     from dyce_export.cascade import export_cascade, prepare_cascade
-    from dyce_export.pipeline import Options
+    from dyce_export.options import Options
     from dyce_export.precision.trials import Limits
     from dyce_export.savers.named import Savers
     from dyce_export.savers.sequence import DEFAULT_TYPE, check_sequence
@@ -306,6 +306,6 @@ def _show_export(result: Export, json: bool) -> None:
         )
         return
     out.print(bold(result.path), f"written, verification {verification_line(manifest.verification)}")
-    show_configurations(result.configurations, [exit.id for exit in manifest.exits])
+    show_configurations(result.configurations, manifest)
     if manifest.heads == "untrained":
         out.print("The heads are untrained: this bundle shows structure and speed. Train them with --data.")

@@ -77,7 +77,7 @@ def _show(bundle: Any) -> None:
     _show_spans(bundle)
     show_precisions(bundle)
     _show_engines(bundle)
-    show_configurations(bundle.configurations, [exit.id for exit in manifest.exits])
+    show_configurations(bundle.configurations, manifest)
 
 
 def _show_savers(manifest: Any) -> None:
@@ -172,8 +172,11 @@ def _show_engines(bundle: Any) -> None:
         print_table("engines", ("target", "version", "GPUs", "samples, at most", "pieces", "in"), rows)
 
 
-def show_configurations(configurations: Any, exits: list[str]) -> None:
+def show_configurations(configurations: Any, manifest: Any) -> None:
     """The named configurations: what they do, and at which thresholds samples leave."""
+    exits = [exit.id for exit in manifest.exits]
+    # Without labels every configuration is compared with the whole model, which is then always right.
+    labelled = manifest.splits is None or manifest.splits.labels == "data"
     searched = {name: entry for name, entry in configurations.named.items() if entry.search and entry.test}
     rows = []
     for name, entry in searched.items():
@@ -185,9 +188,11 @@ def show_configurations(configurations: Any, exits: list[str]) -> None:
             "configurations on the search split | the test split, with the share of samples per exit\n"
             f"(loss: points against full; cost: share of its {_UNITS[configurations.unit]};\n"
             "certified: a loss, and the probability that it is exceeded)",
-            ("name", "loss", "cost", "| loss", "cost", "accuracy", "certified", *exits),
+            ("name", "loss", "cost", "| loss", "cost", "accuracy" if labelled else "agreement", "certified", *exits),
             rows,
         )
+        if not labelled:
+            out.print("The pictures had no labels: agreement is with the answers of the whole model.")
     several = len({on.head for entry in configurations.named.values() for on in entry.exits.values()}) > 1
     thresholds = [
         (name, *(_setting(entry.exits.get(id), several) for id in exits[:-1]))

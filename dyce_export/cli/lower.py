@@ -89,7 +89,7 @@ def command(
     for name in names:
         out.print(bold(name))
         lowered = made.precision(name)
-        show_configurations(lowered.configurations, [exit.id for exit in lowered.manifest.exits])
+        show_configurations(lowered.configurations, lowered.manifest)
 
 
 def _check(bundle: Bundle) -> None:

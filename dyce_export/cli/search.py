@@ -111,7 +111,7 @@ def _search_bundle(
     if json:
         print_json("search", {"bundle": str(opened.path), **_document(how, seconds, opened.configurations)})
     else:
-        show_configurations(opened.configurations, [exit.id for exit in opened.manifest.exits])
+        show_configurations(opened.configurations, opened.manifest)
 
 
 def _check_output(output: Path, *, force: bool) -> None:

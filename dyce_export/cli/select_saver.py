@@ -99,7 +99,7 @@ def command(
     from dyce_export.cli.export import require_extra
 
     require_extra()
-    from dyce_export.pipeline import Options
+    from dyce_export.options import Options
     from dyce_export.savers.agreement import read_mapping
     from dyce_export.savers.compose import compose
     from dyce_export.savers.pool import Pool
@@ -130,7 +130,7 @@ def command(
     _show(base, judgement, max_loss)
     if made is not None:
         out.print(bold(made.path), f"written, with {judgement.candidates[0].name} first")
-        show_configurations(made.configurations, [exit.id for exit in made.manifest.exits])
+        show_configurations(made.configurations, made.manifest)
 
 
 def _check(model: str | None, factory: str | None, names: list[str], data: str | None) -> None:

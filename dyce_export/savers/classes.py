@@ -9,7 +9,8 @@ import numpy as np
 
 from dyce_calibration.records import Records
 from dyce_export.doubts import accept
-from dyce_export.pipeline import Captured, Options, Prepared, prepare, with_pictures
+from dyce_export.options import Options
+from dyce_export.pipeline import Captured, Prepared, prepare, with_pictures
 from dyce_export.savers.agreement import Mapped, Member, Ready, class_order
 from dyce_runtime import targets
 from dyce_runtime.bundle import Bundle

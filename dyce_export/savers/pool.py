@@ -7,7 +7,14 @@ from pathlib import Path
 from dyce_calibration.records import Records
 from dyce_calibration.resume import fingerprint
 from dyce_export.inputs import Input
-from dyce_export.pipeline import Captured, Options, capture_source, fingerprint_of, prepare, write_bundle
+from dyce_export.options import Options
+from dyce_export.pipeline import (
+    Captured,
+    capture_source,
+    fingerprint_of,
+    prepare,
+    write_bundle,
+)
 from dyce_export.progress import Progress
 from dyce_export.savers.agreement import Mapped, Ready
 from dyce_export.savers.classes import open_for, prepare_saver, with_pictures_of

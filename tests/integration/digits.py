@@ -13,7 +13,8 @@ from torch import nn
 from benchmarks.digits import INPUT, make_model, train
 from dyce_calibration.heads import Recipe
 from dyce_export.cascade import export_source
-from dyce_export.pipeline import Export, Options
+from dyce_export.options import Options
+from dyce_export.pipeline import Export
 from dyce_export.sources import from_module
 from dyce_runtime.datasets import open_dataset
 from dyce_runtime.preprocessing import preprocess

@@ -8,7 +8,7 @@ import numpy as np
 from torch import nn
 
 from dyce_calibration.heads import Recipe
-from dyce_export.pipeline import Options
+from dyce_export.options import Options
 from dyce_export.sources import Source, from_module
 from tests.models import INPUT_SIZE, Convolutions, build
 

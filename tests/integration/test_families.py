@@ -9,7 +9,8 @@ import timm
 import torch
 
 from benchmarks.coverage import spread
-from dyce_export.pipeline import Options, capture_source, prepare, write_bundle
+from dyce_export.options import Options
+from dyce_export.pipeline import capture_source, prepare, write_bundle
 from dyce_export.probes import condition, synthetic_images
 from dyce_export.progress import Progress
 from dyce_export.sources import from_module

@@ -21,7 +21,7 @@ from dyce_calibration.search.run import Search
 from dyce_export.cascade import export_source
 from dyce_export.cli import console
 from dyce_export.cli.main import app
-from dyce_export.pipeline import Options
+from dyce_export.options import Options
 from dyce_export.precision.trials import Limits
 from dyce_export.progress import Progress
 from dyce_export.rewrite import rewrite, with_precisions

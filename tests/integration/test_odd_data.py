@@ -15,7 +15,7 @@ import dyce_export
 import dyce_runtime
 from dyce_calibration.records import Records
 from dyce_export.cascade import export_source
-from dyce_export.pipeline import Options
+from dyce_export.options import Options
 from dyce_export.sources import from_module
 from dyce_runtime.bundle import RECORDS, open_bundle
 from dyce_runtime.datasets import open_dataset

@@ -17,7 +17,8 @@ from dyce_calibration.records import Records
 from dyce_calibration.search.problem import make_problem
 from dyce_calibration.temperature import fit_temperature, softmax
 from dyce_export.cascade import export_source
-from dyce_export.pipeline import Export, Options
+from dyce_export.options import Options
+from dyce_export.pipeline import Export
 from dyce_export.sources import from_module
 from dyce_runtime import Session, load
 from dyce_runtime.bundle import RECORDS, SPLITS, TEST_VECTORS, open_bundle

@@ -16,7 +16,8 @@ from torch import nn
 import dyce_export
 from dyce_export import onnx_graphs, pipeline
 from dyce_export.cascade import export_source
-from dyce_export.pipeline import Export, Options
+from dyce_export.options import Options
+from dyce_export.pipeline import Export
 from dyce_export.progress import Progress
 from dyce_runtime.bundle import open_bundle
 from dyce_runtime.errors import (

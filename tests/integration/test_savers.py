@@ -22,7 +22,7 @@ from dyce_calibration.temperature import softmax
 from dyce_export import cascade as cascade_module
 from dyce_export import pipeline
 from dyce_export.cascade import export_cascade, export_source, prepare_cascade
-from dyce_export.pipeline import Options
+from dyce_export.options import Options
 from dyce_export.progress import Progress
 from dyce_export.savers import sequence as sequence_module
 from dyce_export.savers.named import Savers

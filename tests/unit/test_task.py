@@ -41,6 +41,7 @@ def judged(end, classes=4):
     [
         lambda z: z,
         lambda z: F.log_softmax(z, 1),
+        lambda z: z.softmax(1).log(),
         F.relu,
         torch.tanh,
         lambda z: z * torch.sigmoid(z),
@@ -77,6 +78,7 @@ def test_a_softmax_at_the_end_is_taken_off(end):
         (lambda z: 100 * torch.sigmoid(z.view(z.shape[0], -1)), "sigmoid"),
         (F.hardsigmoid, "sigmoid"),
         (F.logsigmoid, "sigmoid"),
+        (lambda z: torch.sigmoid(z).log(), "sigmoid"),
         (lambda z: torch.cat([1 - torch.sigmoid(z[:, :1]), torch.sigmoid(z[:, :1])], 1), "sigmoid"),
         (lambda z: F.normalize(z), "embedding"),
         (lambda z: z / z.norm(dim=1, keepdim=True), "embedding"),

@@ -1,0 +1,59 @@
+"""What shapes an export beside the model, the exits and the data."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from dyce_calibration.heads import DEFAULT_TYPE, Recipe, parse_type
+from dyce_calibration.sequence import parse_sequence
+from dyce_export.precision.lower import check_precisions
+from dyce_export.precision.trials import Limits
+from dyce_export.task import SINGLE_LABEL, check_task
+from dyce_export.verify import TOLERANCE
+from dyce_runtime.errors import UsageError
+
+
+@dataclass(frozen=True)
+class Options:
+    """What shapes an export beside the model, the exits and the data.
+
+    Attributes:
+        force: replace an existing bundle.
+        classes_file: maps class folders to the model's classes.
+        types: of the heads at every exit.
+        max_exits: how many exits ``auto`` chooses at most.
+        seed: of splits, head initialisation and training.
+        tolerance: largest relative error that verification accepts.
+        precisions: lower ones that the bundle holds beside float32.
+        limits: what these may change.
+        sequence: type of the exit sequence network behind savers, such as ``esn1x64``; None for none.
+        task: what the outputs of the model mean; see :func:`dyce_export.task.check_task`.
+        allow_suspicious: go on where labels and answers do not go together, and say so in the bundle.
+    """
+
+    force: bool = False
+    classes_file: Path | None = None
+    types: tuple[str, ...] = (DEFAULT_TYPE,)
+    max_exits: int = 4
+    recipe: Recipe = field(default_factory=Recipe)
+    seed: int = 0
+    tolerance: float = TOLERANCE
+    precisions: tuple[str, ...] = ()
+    limits: Limits = field(default_factory=Limits)
+    sequence: str | None = None
+    task: str = SINGLE_LABEL
+    allow_suspicious: bool = False
+
+    def __post_init__(self) -> None:
+        """Check what can be checked without a model."""
+        for type in self.types:
+            parse_type(type)
+        if self.sequence is not None:
+            parse_sequence(self.sequence)
+        check_precisions(self.precisions)
+        check_task(self.task)
+        if not self.types or len(set(self.types)) < len(self.types):
+            raise UsageError(f"the head types are {list(self.types)}; expected at least one, each once")
+        if self.max_exits < 1:
+            raise UsageError(f"at most {self.max_exits} exits were asked for; expected at least 1")
