@@ -6,6 +6,7 @@ import logging
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -335,3 +336,20 @@ def test_a_script_that_ends_the_program_when_it_is_imported_is_named(tmp_path: P
     with pytest.raises(ModelError, match=r"cannot import 'train_script' .*SystemExit: 2") as caught:
         load_source(None, factory="train_script:build", overrides=SIZE)
     assert "__main__" in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("labels", "names"),
+    [
+        ({0: "cat", 1: "dog"}, ("cat", "dog")),
+        ({0: "LABEL_0", 1: "LABEL_1"}, None),
+        ({1: "cat", 2: "dog"}, None),
+        ({}, None),
+        (["cat", "dog"], None),
+        (None, None),
+    ],
+)
+def test_names_of_classes_are_read_from_the_configuration_of_a_transformer(labels, names):
+    module = nn.Sequential(nn.Flatten(), nn.Linear(12, 2))
+    module.config = SimpleNamespace(id2label=labels)
+    assert from_module(module, input_size=(3, 2, 2)).class_names == names
