@@ -29,10 +29,11 @@ from dyce_runtime import load, open_bundle
 from dyce_runtime.bundle import RECORDS, sha256_of
 from dyce_runtime.contracts import TargetSpec
 from dyce_runtime.datasets import open_dataset
-from dyce_runtime.errors import BundleError, TargetError, UsageError, VerificationError
+from dyce_runtime.errors import BundleError, PieceError, TargetError, UsageError, VerificationError
 from dyce_runtime.vectors import relative_error
 from dyce_targets.nvidia.products import RTX
 from dyce_targets.nvidia.targets import TensorRtRtx
+from dyce_targets.openvino_cpu import OpenVinoCpu
 from tests.integration.digits import Digits
 from tests.integration.small import ANY_LABELS, labelled, tiny
 
@@ -153,6 +154,21 @@ def test_records_can_be_made_in_another_engine(digits: Digits, tmp_path: Path) -
     assert open_bundle(path).manifest.lowering.target == "openvino"
     assert max(elsewhere(path, "openvino", "search")) <= 0.01
     assert "no target 'abacus'" in refused(lower(digits.path, *asked, "--target", "abacus", "--json"))["message"]
+
+
+@pytest.mark.parametrize("error", [BundleError, PieceError, TargetError])
+def test_an_engine_that_fails_is_only_missing_from_the_comparison(
+    digits: Digits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: type[Exception]
+) -> None:
+    def fail(*_: object) -> None:
+        raise error("it does not run this piece")
+
+    monkeypatch.setattr(OpenVinoCpu, "open", fail)
+    done = lower(digits.path, "--precision", "float16", *PICTURES, "-o", tmp_path / "half.dyce", *LOOSE)
+    assert done.returncode == 0, done.stderr
+    lowering = open_bundle(tmp_path / "half.dyce").precision("float16").manifest.lowering
+    assert lowering is not None
+    assert "openvino" not in lowering.elsewhere
 
 
 def computes_in_bfloat16() -> bool:
