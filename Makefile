@@ -15,7 +15,7 @@ demo: $(VENV)/.demo
 	$(BIN)/dyce bench $(DEMO)/digits.dyce --data digits#test
 
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check
