@@ -39,6 +39,7 @@ ARCH_KEYS = ("arch", "architecture", "model_name", "model")
 # Accuracies on samples that were held out. What is called "acc" alone may be that of the training.
 ACCURACY_KEYS = (
     "best_acc1",
+    "best_prec1",
     "best_acc",
     "best_top1",
     "best_accuracy",
@@ -321,13 +322,13 @@ def _unwrap(module: nn.Module) -> nn.Module:
 
 
 def _claimed(facts: Mapping[Any, Any]) -> float | None:
-    """The accuracy that a training script stored, as a share or in percent; the best one if there are several."""
+    """The accuracy that a training script stored, as a share or in percent; the lowest if there are several."""
     found = [facts.get(key) for key in ACCURACY_KEYS]
     if _arguments(facts).get("eval_metric", "top1") == "top1":
         found.append(facts.get("metric"))  # timm's
     numbers = [float(value) for value in found if _is_number(value)]  # type: ignore[arg-type]
     shares = [value if value <= 1 else value / 100 for value in numbers if 0 < value <= 100]
-    return max(shares, default=None)
+    return min(shares, default=None)
 
 
 def _is_number(value: Any) -> bool:

@@ -17,6 +17,7 @@ from dyce_runtime.bundle import Bundle
 from dyce_runtime.class_order import Comparison, Doubt, doubt_of
 from dyce_runtime.contracts import TargetSpec
 from dyce_runtime.datasets import Dataset
+from dyce_runtime.errors import SuspiciousDataError
 from dyce_runtime.labelled import ModelFacts, Pictures, answer_of, open_labelled
 from dyce_runtime.session import Session
 
@@ -58,7 +59,11 @@ def with_pictures_of(
         return model
     order = class_order(Member.of(model).model, Member.of(base).model, mapping)
     data, val = (part if part is None or order is None else part.relabelled(order) for part in pictures)
-    return with_pictures(model, data, val, options)
+    try:
+        return with_pictures(model, data, val, options)
+    except SuspiciousDataError as error:
+        hint = f"{_HINT} --allow-suspicious goes on all the same."
+        raise SuspiciousDataError(f"saver {model.source.name}, on {error.message}", hint=hint) from None
 
 
 def doubts_of_saver(name: str, records: Records, order: Sequence[int] | None, like: Records) -> tuple[Doubt, ...]:

@@ -42,6 +42,11 @@ class Pool:
         self._val: Dataset | None = None
 
     @property
+    def allow_suspicious(self) -> bool:
+        """Whether models are judged whose answers do not go together with the labels."""
+        return self._options.allow_suspicious
+
+    @property
     def pictures(self) -> Dataset:
         """Those among which models are judged. The base was opened before."""
         found = self._val or self._data

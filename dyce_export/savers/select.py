@@ -116,7 +116,7 @@ def judge(base: Bundle, names: Sequence[str], pool: Pool, how: Question) -> Judg
             bundle = pool.recorded(pool.with_pictures(model, how.mapping))
             records = pool.records(bundle, like)
             order = class_order(bundle.manifest.model, base.manifest.model, how.mapping)
-            accept(doubts_of_saver(bundle.manifest.model.name, records, order, like), allowed=False)
+            accept(doubts_of_saver(bundle.manifest.model.name, records, order, like), allowed=pool.allow_suspicious)
             found[name] = bundle, records
         except DyceError as error:
             skipped[name] = error.message

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,6 +11,8 @@ from unicodedata import normalize
 from dyce_runtime.class_lists import read_classes
 from dyce_runtime.class_order import Numbering, numberings
 from dyce_runtime.errors import DataError
+
+_log = logging.getLogger("dyce_runtime")
 
 _PARTS = {"train", "training", "val", "valid", "validation", "test"}
 
@@ -69,6 +72,10 @@ def _listed(folder: Path, names: Sequence[str], file: Path) -> dict[str, int]:
             f"{folder}: {len(unknown)} class folders are not in {file}: {_first(unknown)}",
             hint="list every folder's name in index order, or as JSON {folder: index}",
         )
+    shared = Counter(given[name] for name in names)
+    for index in (index for index, times in shared.items() if times > 1):
+        same = [name for name in names if given[name] == index]
+        _log.warning("%s: %s gives one class, %d, to %d folders: %s", folder, file, index, len(same), _first(same))
     return given
 
 

@@ -31,6 +31,14 @@ _MOST_SHOWN = 24
 CAUSES = "the order of the classes, --mean and --std, RGB or BGR, the size of the input"
 
 
+_OR_CHECK = f"If it is right already, check {CAUSES}."
+_HOW_TO_GIVE = (
+    "Give the order with --classes FILE: a folder name per line in the order of the model's classes, or JSON "
+    '{"folder": index}. '
+    f"{_OR_CHECK}"
+)
+
+
 class Numbering(NamedTuple):
     """A way to number class folders.
 
@@ -87,9 +95,13 @@ def _positions(folders: Sequence[str], key: Callable[[str], Any] | None) -> dict
     return {name: position for position, name in enumerate(sorted(sorted(folders), key=key))}
 
 
-def sample_rows(count: int, classes: int) -> npt.NDArray[np.intp]:
-    """Which of ``count`` pictures are shown to the model: 20 for each class, 256 to 1,024 in all, spread evenly."""
-    wanted = min(max(_PER_CLASS * classes, _FEWEST), _MOST)
+def sample_rows(count: int, classes: int, *, most: bool = False) -> npt.NDArray[np.intp]:
+    """Which of ``count`` pictures are shown to the model: 20 for each class, 256 to 1,024 in all, spread evenly.
+
+    Args:
+        most: 1,024 in any case, to look again where something is in doubt.
+    """
+    wanted = _MOST if most else min(max(_PER_CLASS * classes, _FEWEST), _MOST)
     return np.unique(np.linspace(0, count - 1, min(wanted, count)).astype(np.intp))
 
 
@@ -118,15 +130,29 @@ class Comparison:
         shares = [np.bincount(part, minlength=self.classes) / len(part) for part in (self.labels, self.answers)]
         return float(shares[0] @ shares[1])
 
+    @property
+    def chance_error(self) -> float:
+        """The standard error of that share, over all ways to hand out the same answers to the same samples.
+
+        The variance of a permutation statistic (Hoeffding 1951): where one class is nearly everything, agreement varies
+        far less by chance than that of independent draws.
+        """
+        count = len(self.labels)
+        rows, columns = (
+            np.bincount(part, minlength=self.classes).astype(float) for part in (self.labels, self.answers)
+        )
+        both = float(rows @ columns)
+        squares = both - (float(rows @ columns**2) + float(rows**2 @ columns)) / count + (both / count) ** 2
+        return sqrt(max(squares, 0.0) / max(count - 1, 1)) / count
+
     def by_chance(self) -> bool:
         """Whether the agreement is within three standard errors of chance or below, on at least 200 labels.
 
         Labels of a single class say nothing: whatever the model answers agrees as often as by chance.
         """
-        chance, count = self.chance, len(self.labels)
-        if len(np.unique(self.labels)) < 2:
+        if len(self.labels) < FEWEST_LABELS or len(np.unique(self.labels)) < 2:
             return False
-        return count >= FEWEST_LABELS and self.agreement < chance + _SURE * sqrt(chance * (1 - chance) / count) + 1e-9
+        return self.agreement < self.chance + _SURE * self.chance_error + 1e-9
 
     def likeliest(self, rows: slice = slice(None)) -> dict[int, int]:
         """For labels of some rows the class that the model most likely means: each label one, no class twice.
@@ -172,24 +198,28 @@ def choose(ways: Sequence[Comparison]) -> tuple[int, bool]:
     return best, all(better(ways[best].right, other.right) for way, other in enumerate(ways) if way != best)
 
 
-def doubt_of(comparison: Comparison, source: str, names: Sequence[str] | None = None) -> Doubt | None:
+def doubt_of(
+    comparison: Comparison, source: str, names: Sequence[str] | None = None, *, folders: bool = True
+) -> Doubt | None:
     """What speaks against labels whose order is given; None if nothing does.
 
     Args:
         source: where the labels come from, for the message.
         names: what a label is called; its number without.
+        folders: whether they come from class folders, or are numbers in an array.
     """
     count = len(comparison.labels)
     seen = f"{source}: the model's answer is the label of {_percent(comparison.agreement)} of {count} pictures"
     if comparison.permuted():
         return Doubt(
             f"{seen}, and of many more if the classes have another order; likeliest, label -> class of the model: "
-            f"{_mapping(comparison, names)}",
-            _HOW_TO_GIVE,
+            f"{_mapping(comparison, names, changed=True)}",
+            _HOW_TO_GIVE if folders else f"Number the labels as the model numbers its classes. {_OR_CHECK}",
             order=True,
         )
     if comparison.by_chance():
-        return Doubt(f"{seen}; {_percent(comparison.chance)} would be by chance", f"Check {CAUSES}.")
+        chance = _percent(comparison.chance)
+        return Doubt(f"{seen}, which is no better than chance ({chance} with such answers)", f"Check {CAUSES}.")
     return None
 
 
@@ -215,20 +245,17 @@ def doubt_of_folders(
     if permuted:
         return Doubt(f"{message}. Likeliest, folder -> class: {_mapping(found[best], names)}", _HOW_TO_GIVE, True)
     if found[best].by_chance():
-        return Doubt(f"{message}; {_percent(found[best].chance)} would be by chance", f"Check {CAUSES}.", True)
+        chance = _percent(found[best].chance)
+        message = f"{message}, which is no better than chance ({chance} with such answers)"
+        return Doubt(message, f"Check {CAUSES}.", True)
     return Doubt(f"{message}, too few to tell", _HOW_TO_GIVE, True)
 
 
-_HOW_TO_GIVE = (
-    "Give the order with --classes FILE: a folder name per line in the order of the model's classes, or JSON "
-    '{"folder": index}. '
-    f"If it is right already, check {CAUSES}."
-)
-
-
-def _mapping(comparison: Comparison, names: Sequence[str] | Mapping[int, str] | None) -> str:
-    """The labels that seem to mean another class first, as many as fit into a message."""
+def _mapping(comparison: Comparison, names: Sequence[str] | Mapping[int, str] | None, *, changed: bool = False) -> str:
+    """The labels that seem to mean another class first, or they alone; as many as fit into a message."""
     meant = comparison.likeliest()
+    if changed:
+        meant = {label: answer for label, answer in meant.items() if label != answer}
     order = sorted(meant, key=lambda label: (meant[label] == label, label))
     known = names if isinstance(names, Mapping) else dict(enumerate(names or ()))
     shown = [f"{known.get(label, label)} -> {meant[label]}" for label in order[:_MOST_SHOWN]]

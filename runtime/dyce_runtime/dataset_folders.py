@@ -10,7 +10,7 @@ from typing import NoReturn
 from dyce_runtime.errors import DataError
 
 # ``.npy`` holds one picture as an array.
-PICTURES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".tif", ".tiff", ".pgm", ".npy")
+PICTURES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".tif", ".tiff", ".pgm", ".gif", ".npy")
 # What file managers, archives and storage devices leave behind; some hold pictures of their own (thumbnails).
 _LITTER = frozenset(
     ("thumbs.db", "ehthumbs.db", "desktop.ini", "@eadir", "__macosx", "$recycle.bin", "system volume information")

@@ -96,10 +96,9 @@ class Dataset:
         return replace(self, labels=other[self.labels], class_names=names, numberings=())
 
     def relabelled(self, order: Sequence[int]) -> Dataset:
-        """The data set in the classes of another model, whose index for class k is ``order[k]``."""
+        """The data set in the classes of another model, whose index for class k is ``order[k]``; it may name them."""
         indices = np.asarray(order, np.int64)
-        names = None if self.class_names is None else tuple(self.class_names[k] for k in np.argsort(indices))
-        return replace(self, labels=None if self.labels is None else indices[self.labels], class_names=names)
+        return replace(self, labels=None if self.labels is None else indices[self.labels], class_names=None)
 
     def check(self, spec: Preprocessing | None = None) -> Dataset:
         """The data set without the files that cannot be decoded; how many is logged. All of them are decoded for that.
@@ -201,6 +200,13 @@ def open_dataset(
         raise DataError(f"{source}: has no class folders that {classes_file} could map", hint="leave out --classes")
     _check_labels(dataset, classes)
     return replace(dataset, class_names=names or dataset.class_names)
+
+
+def has_class_folders(source: str | Path) -> bool:
+    """Whether a source is a folder of class folders."""
+    path, part = _split_part(source)
+    named = source == "digits" or part is not None
+    return not named and path.is_dir() and not find_idx(path) and bool(top_level(path)[0])
 
 
 def require_classes(dataset: Dataset) -> None:

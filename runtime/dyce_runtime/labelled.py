@@ -11,7 +11,8 @@ import numpy as np
 import numpy.typing as npt
 
 from dyce_runtime.class_order import Answer, Comparison, Doubt, Labels, choose, doubt_of, doubt_of_folders, sample_rows
-from dyce_runtime.datasets import Dataset, open_dataset
+from dyce_runtime.datasets import Dataset, has_class_folders, open_dataset
+from dyce_runtime.errors import DataError
 from dyce_runtime.manifest import Preprocessing
 from dyce_runtime.session import Session
 
@@ -59,6 +60,7 @@ def open_labelled(
     """
     found: list[Dataset | None] = []
     doubts: list[Doubt] = []
+    _check_classes_file(places, model)
     for place in places:
         if place is None:
             found.append(None)
@@ -70,12 +72,21 @@ def open_labelled(
     return found, tuple(doubts)
 
 
+def _check_classes_file(places: Sequence[Pictures | None], model: ModelFacts) -> None:
+    """Raise DataError if the user's list of classes would not be used for any of the places."""
+    named = [place for place in places if place is not None and not isinstance(place, Dataset)]
+    if model.classes_file is not None and named and not any(map(has_class_folders, named)):
+        raise DataError(
+            f"{' and '.join(map(str, named))}: no class folders that {model.classes_file} could map",
+            hint="leave out --classes",
+        )
+
+
 def _opened(place: Pictures, model: ModelFacts) -> Dataset:
     if isinstance(place, Dataset):
         return place
-    opened = open_dataset(
-        place, class_names=model.class_names, num_classes=model.classes, classes_file=model.classes_file
-    )
+    file = model.classes_file if has_class_folders(place) else None
+    opened = open_dataset(place, class_names=model.class_names, num_classes=model.classes, classes_file=file)
     return opened.check(model.preprocessing)
 
 
@@ -87,26 +98,32 @@ def answer_of(session: Session) -> Answer:
 def settle(dataset: Dataset, answer: Answer, classes: int) -> tuple[Dataset, Doubt | None]:
     """Number the class folders of a data set as the model does, and say what speaks against its labels.
 
-    Runs the model on up to 1,024 of its pictures. What has no labels stays as it is.
+    Runs the model on 256 to 1,024 of its pictures, as many as there are where something is in doubt. What has no labels
+    stays as it is.
     """
     if dataset.labels is None:
         return dataset, None
+    first = sample_rows(len(dataset), classes)
+    settled, doubt = _settle(dataset, answer, classes, first)
+    rows = sample_rows(len(dataset), classes, most=True)
+    return _settle(dataset, answer, classes, rows) if doubt and len(rows) > len(first) else (settled, doubt)
+
+
+def _settle(dataset: Dataset, answer: Answer, classes: int, rows: npt.NDArray[np.intp]) -> tuple[Dataset, Doubt | None]:
     ways = dataset.numberings
     options = [dataset.numbered(way, classes) for way in ways] or [dataset]
-    rows, answers = _ask(dataset, answer, classes)
+    answers = _ask(dataset, answer, rows)
     found = [Comparison(_labels(option)[rows], answers, classes) for option in options]
-    if not ways:
-        return dataset, doubt_of(found[0], dataset.source, dataset.class_names)
     best, sure = choose(found)
-    doubt = doubt_of_folders(ways, found, best, sure=sure, source=dataset.source)
+    if ways:
+        doubt = doubt_of_folders(ways, found, best, sure=sure, source=dataset.source)
+        how = f"the class folders are numbered {ways[best].name}; "
+    else:
+        folders = not isinstance(dataset.items, np.ndarray)
+        doubt, how = doubt_of(found[0], dataset.source, dataset.class_names, folders=folders), ""
     if doubt is None:
-        _log.info(
-            "%s: the class folders are numbered %s; the model's answer is the label of %.1f %% of %d pictures",
-            dataset.source,
-            ways[best].name,
-            100 * found[best].agreement,
-            len(rows),
-        )
+        share, count = 100 * found[best].agreement, len(rows)
+        _log.info("%s: %sthe model's answer is the label of %.1f %% of %d pictures", dataset.source, how, share, count)
     return options[best], doubt
 
 
@@ -115,8 +132,7 @@ def _labels(dataset: Dataset) -> Labels:
     return dataset.labels
 
 
-def _ask(dataset: Dataset, answer: Answer, classes: int) -> tuple[npt.NDArray[np.intp], Labels]:
-    """Rows, and what the model answers there."""
-    rows = sample_rows(len(dataset), classes)
+def _ask(dataset: Dataset, answer: Answer, rows: npt.NDArray[np.intp]) -> Labels:
+    """What the model answers for some of the pictures."""
     batches = np.array_split(rows, -(-len(rows) // _BATCH))
-    return rows, np.concatenate([answer(dataset.images(batch)) for batch in batches])
+    return np.concatenate([answer(dataset.images(batch)) for batch in batches])

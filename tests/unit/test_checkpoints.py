@@ -366,7 +366,7 @@ def test_a_file_without_weights_says_what_it_holds(tmp_path: Path, content: Any,
         ({"metric": 76.5}, 0.765),  # timm
         ({"metric": 1.2, "args": {"eval_metric": "loss"}}, None),
         ({"best_acc1": torch.tensor(71.0)}, 0.71),  # torchvision's example
-        ({"val_acc": np.float64(0.9), "best_acc": 0.93}, 0.93),
+        ({"val_acc": np.float64(0.9), "best_acc": 0.93}, 0.9),
         ({"acc": 0.99}, None),  # may be that of the training
         ({"best_acc": -1}, None),
         ({"best_acc": "n/a", "val_acc": float("nan")}, None),

@@ -126,6 +126,26 @@ def test_most_frequent_classes_do_not_hide_chance(seed, share):
     assert not Comparison(labels, np.where(random.random(400) < 0.9, labels, 0), 2).by_chance()
 
 
+@given(seed=st.integers(0, 10_000), rare=st.integers(2, 40), right=st.floats(0.8, 1.0))
+def test_a_model_that_finds_what_is_rare_is_believed(seed, rare, right):
+    """Most labels are of one class, which alone makes nine answers in ten right."""
+    random = np.random.default_rng(seed)
+    labels = (np.arange(400) < rare).astype(int)
+    answers = np.where((random.random(400) < right) | (labels == 0), labels, 0)
+    if (answers == 1).sum() > 1:
+        assert not Comparison(labels, answers, 2).by_chance()
+
+
+@given(seed=st.integers(0, 10_000), classes=st.integers(2, 12))
+def test_the_error_of_chance_is_that_of_shuffled_answers(seed, classes):
+    random = np.random.default_rng(seed)
+    labels, answers = (random.integers(0, random.integers(1, classes + 1), 60) for _ in range(2))
+    comparison = Comparison(labels, answers, classes)
+    shares = [(labels == random.permutation(answers)).mean() for _ in range(2000)]
+    assert np.mean(shares) == pytest.approx(comparison.chance, abs=0.01)
+    assert np.std(shares) == pytest.approx(comparison.chance_error, rel=0.12, abs=0.002)
+
+
 def test_few_labels_say_nothing_of_chance_and_do_not_choose_an_order():
     labels = np.arange(12)
     assert not Comparison(labels, np.zeros(12, int), 12).by_chance()

@@ -144,8 +144,17 @@ def test_a_classes_file_without_class_folders_is_refused(tmp_path):
         open_dataset(save(tmp_path / "a.png"), classes_file=tmp_path / "c.txt")
 
 
+def test_folders_of_one_class_are_mentioned(tmp_path, caplog):
+    (tmp_path / "c.json").write_text('{"cat": 0, "lion": 0, "dog": 1}')
+    data = class_folders(tmp_path / "data", cat=1, lion=1, dog=1)
+    with caplog.at_level(logging.WARNING, "dyce_runtime"):
+        dataset = open_dataset(data, num_classes=2, classes_file=tmp_path / "c.json")
+    assert dataset.labels.tolist() == [0, 1, 0]
+    assert "one class, 0, to 2 folders: cat, lion" in caplog.text
+
+
 def test_every_kind_of_picture_counts_and_hidden_files_do_not(tmp_path):
-    for name in ("a.JPG", "b.jpeg", "c.png", "d.bmp", "e.webp", "f.ppm", "g.tif", "h.TIFF", ".hidden.png"):
+    for name in ("a.JPG", "b.jpeg", "c.png", "d.bmp", "e.webp", "f.ppm", "g.tif", "h.TIFF", "j.gif", ".hidden.png"):
         save(tmp_path / "x" / name)
     Image.new("L", (4, 4)).save(tmp_path / "x" / "i.pgm")
     save(tmp_path / "y" / "deeper" / "z.png")
@@ -154,10 +163,10 @@ def test_every_kind_of_picture_counts_and_hidden_files_do_not(tmp_path):
     (tmp_path / "x" / ".DS_Store").touch()
     (tmp_path / "classes.txt").touch()
     dataset = open_dataset(tmp_path, num_classes=2)
-    assert dataset.labels.tolist() == [0] * 9 + [1]
+    assert dataset.labels.tolist() == [0] * 10 + [1]
     assert (dataset.skipped, dataset.check()) == (0, dataset)
     spec = Preprocessing(resize=8, crop=(8, 8), interpolation="bilinear", mean=(0.5,) * 3, std=(0.5,) * 3)
-    assert preprocess(dataset.images(range(10)), spec).shape == (10, 3, 8, 8)
+    assert preprocess(dataset.images(range(11)), spec).shape == (11, 3, 8, 8)
 
 
 # --- files that are no pictures --------------------------------------------------------------------------------------

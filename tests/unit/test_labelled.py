@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from dyce_runtime.errors import DataError
 from dyce_runtime.labelled import ModelFacts, open_labelled
 from dyce_runtime.manifest import Preprocessing
 
@@ -71,6 +72,37 @@ def test_another_order_is_a_doubt_however_the_labels_came(tmp_path, kind):
     (doubt,) = doubts
     assert doubt.order
     assert all(f"{name} -> {odd[name]}" in doubt.message for name in NAMES)
+
+
+def test_a_list_of_classes_is_for_the_places_that_have_folders(tmp_path):
+    (tmp_path / "classes.txt").write_text("\n".join(NAMES))
+    labels = np.repeat(np.arange(12), 20)
+    images = np.broadcast_to((20 * labels + 5)[:, None, None], (240, 16, 16)).astype(np.uint8)
+    np.savez(tmp_path / "val.npz", images=images, labels=labels)
+    facts = ModelFacts(12, SPEC, None, tmp_path / "classes.txt")
+    _, doubts = open_labelled([folders(tmp_path / "data", NAMES), tmp_path / "val.npz"], facts, model(BY_NUMBER))
+    assert doubts == ()
+    with pytest.raises(DataError, match="no class folders"):
+        open_labelled([tmp_path / "val.npz", None], facts, model(BY_NUMBER))
+
+
+def test_a_doubt_is_looked_at_again_with_more_pictures(tmp_path):
+    """A model that is right on three of five pictures of two classes: 256 of them could not tell that from chance."""
+    random = np.random.default_rng(4)
+    labels = np.arange(2000) % 2
+    images = np.broadcast_to((100 * labels)[:, None, None], (2000, 16, 16)).astype(np.uint8)
+    np.savez(tmp_path / "two.npz", images=images, labels=labels)
+    asked = []
+
+    def answer(pictures):
+        truth = np.array([int(picture.flat[0]) // 100 for picture in pictures])
+        asked.append(len(truth))
+        wrong = 0.5 if sum(asked) <= 256 else 0.4
+        return np.where(random.random(len(truth)) < wrong, 1 - truth, truth)
+
+    _, doubts = open_labelled([tmp_path / "two.npz"], ModelFacts(2, SPEC), answer)
+    assert doubts == ()
+    assert sum(asked) == 256 + 1024
 
 
 def test_pictures_without_labels_raise_no_doubt(tmp_path):
