@@ -35,7 +35,7 @@ SCHEMA_VERSION = "1.0"
 EXIT_USAGE = 2
 EXIT_BUG = 70
 EXIT_INTERRUPTED = 130
-_TABLE_WIDTH = 140
+_MOST_COLUMNS = 10_000
 
 _Item = TypeVar("_Item")
 # click's UsageError, by whichever road: some versions of typer bring a click of their own.
@@ -85,7 +85,8 @@ def print_table(title: str, columns: Iterable[str], rows: Iterable[Iterable[obje
         table.add_row(*("" if cell is None else escaped(str(cell), one_line=True) for cell in row))
     out.print(bold(title))
     # Figures that are cut off are worth nothing: a narrow terminal may wrap the lines.
-    Terminal(width=max(out.width, _TABLE_WIDTH)).print(table)
+    needed = out.measure(table, options=out.options.update(max_width=_MOST_COLUMNS)).maximum
+    Terminal(width=max(out.width, needed)).print(table)
 
 
 @contextmanager

@@ -10,6 +10,9 @@ import pytest
 import torch
 
 from dyce_export.inputs import InputOverrides
+from dyce_export.options import Options
+from dyce_export.pipeline import capture_source, prepare
+from dyce_export.progress import Progress
 from dyce_export.sources import load_source
 from dyce_runtime.errors import ModelError
 from tests.unit.sources.small import Net, holds, saved, timm_weights
@@ -122,8 +125,9 @@ def test_class_names_that_do_not_fit_the_model_are_left_out(caplog: pytest.LogCa
     weights = timm_weights("test_resnet", num_classes=3)
     fitting = saved({"state_dict": weights, "classes": ["cat", "dog", "owl"]})
     assert load_source(fitting, arch="test_resnet").class_names == ("cat", "dog", "owl")
-    other = saved({"state_dict": weights, "classes": ["cat", "dog"]})
-    assert load_source(other, arch="test_resnet").class_names is None
+    other = load_source(saved({"state_dict": weights, "classes": ["cat", "dog"]}), arch="test_resnet")
+    prepared = prepare(capture_source(other, Progress()), [], data=None, val=None, options=Options())
+    assert prepared.model.class_names is None
     assert "names 2 classes, the model has 3" in caplog.text
 
 
