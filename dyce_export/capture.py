@@ -236,7 +236,7 @@ def _attention(
         weights = scores.masked_fill(~attn_mask, -math.inf).softmax(-1).masked_fill(~attn_mask, 0)
     else:
         weights = (scores if attn_mask is None else scores + attn_mask).softmax(-1)
-    if dropout_p > 0:  # as random here as there
+    if dropout_p > 0:  # the operation that this replaces is random then, too
         weights = torch.dropout(weights, dropout_p, train=True)
     return weights @ value
 

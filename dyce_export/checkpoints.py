@@ -205,7 +205,7 @@ def _load_safetensors(path: Path) -> dict[str, Any]:
         with safetensors.safe_open(path, framework="pt") as stream:
             metadata = dict(stream.metadata() or {})
             tensors = {name: stream.get_tensor(name) for name in stream.keys()}  # noqa: SIM118 (not a dict)
-    except Exception as error:  # it has an error of its own, and torch has others for types that it lacks
+    except Exception as error:  # safetensors raises SafetensorError, and torch raises others for types that it lacks
         raise ModelError(
             f"{path} is truncated or not a safetensors file: {error}", hint="Copy or download it again."
         ) from error

@@ -110,7 +110,7 @@ def make_ready(module: nn.Module) -> nn.Module:
 
 
 def check_exportable(module: nn.Module) -> None:
-    """Raise ModelError for a module without Python code or without weights of its own in plain numbers."""
+    """Raise ModelError for a module without Python code or without weights in plain numbers."""
     for path, child in module.named_modules():
         name = f"its part {path}" if path else "this"
         if isinstance(child, torch.jit.ScriptModule):
@@ -158,7 +158,7 @@ def _uncopyable(module: nn.Module, memo: dict[int, Any]) -> list[Any]:
         if name not in _PLAIN and not callable(value):
             try:
                 copy.deepcopy(value, dict(memo))
-            except Exception:
+            except Exception:  # whatever copying somebody's object raises
                 found.append(value)
     return found
 

@@ -22,7 +22,7 @@ from dyce_runtime.plan import Step
 Handle: TypeAlias = Any
 Pool = Literal["private", "global"]
 Mode = Literal["latency", "throughput"]
-# Every piece may have a pool of its own: with a thousand threads each, opening a bundle takes minutes.
+# Every piece may have its own pool: with a thousand threads each, opening a bundle takes minutes.
 _MOST_THREADS = 64
 
 

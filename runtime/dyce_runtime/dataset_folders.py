@@ -11,7 +11,7 @@ from dyce_runtime.errors import DataError
 
 # ``.npy`` holds one picture as an array.
 PICTURES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".tif", ".tiff", ".pgm", ".gif", ".npy")
-# What file managers, archives and storage devices leave behind; some hold pictures of their own (thumbnails).
+# What file managers, archives and storage devices leave behind; some hold pictures, such as thumbnails.
 _LITTER = frozenset(
     ("thumbs.db", "ehthumbs.db", "desktop.ini", "@eadir", "__macosx", "$recycle.bin", "system volume information")
 )

@@ -98,8 +98,8 @@ def answer_of(session: Session) -> Answer:
 def settle(dataset: Dataset, answer: Answer, classes: int) -> tuple[Dataset, Doubt | None]:
     """Number the class folders of a data set as the model does, and say what speaks against its labels.
 
-    Runs the model on 256 to 1,024 of its pictures, as many as there are where something is in doubt. What has no labels
-    stays as it is.
+    Runs the model on 256 to 1,024 of the pictures, and again on 1,024 if something is in doubt. A data set without
+    labels stays as it is.
     """
     if dataset.labels is None:
         return dataset, None

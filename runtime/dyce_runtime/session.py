@@ -32,7 +32,7 @@ from dyce_runtime.stream import Stream
 Observer: TypeAlias = Callable[[Result, float], None]
 _FORKED = "forked"
 
-# Samples that run at once, at most: buffers of that size are made when so many come.
+# The most samples that run at once: buffers of that size are made when that many come.
 _MOST_AT_ONCE = 1 << 16
 _MOST_IN_STREAM = 1 << 12
 
