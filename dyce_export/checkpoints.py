@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import logging
 import pickle
 import re
 import sys
@@ -22,6 +23,8 @@ from torch import Tensor, nn
 from dyce_export.model_formats import Kind, file_in, index_of, kind_of, weight_map
 from dyce_runtime.bundle import sha256_of
 from dyce_runtime.errors import ModelError
+
+log = logging.getLogger("dyce_export")
 
 # Where training scripts keep the weights, best first: averaged weights are the ones that were evaluated.
 WEIGHT_KEYS = (
@@ -364,8 +367,14 @@ def _is_hint(key: str, value: Any) -> bool:
 
 def _class_names(facts: Mapping[Any, Any], config: Mapping[Any, Any]) -> tuple[str, ...] | None:
     index = facts.get("class_to_idx")
-    if isinstance(index, Mapping) and index and set(index.values()) == set(range(len(index))):
-        return tuple(str(name) for name in sorted(index, key=index.__getitem__))
+    if isinstance(index, Mapping) and index:
+        if set(index.values()) == set(range(len(index))):
+            return tuple(str(name) for name in sorted(index, key=index.__getitem__))
+        log.warning(
+            "class_to_idx of the checkpoint does not number its %d classes 0 to %d, and is not used",
+            len(index),
+            len(index) - 1,
+        )
     for names in (facts.get("classes"), facts.get("class_names"), facts.get("label_names"), config.get("label_names")):
         if isinstance(names, list | tuple) and names:
             return tuple(map(str, names))

@@ -17,8 +17,10 @@ def accept(doubts: Sequence[Doubt], *, allowed: bool) -> tuple[str, ...]:
     Raises:
         SuspiciousDataError: there are doubts, and they are not allowed; tells the first.
     """
-    for doubt in doubts:
-        if not allowed:
-            raise SuspiciousDataError(doubt.message, hint=f"{doubt.hint} --allow-suspicious goes on all the same.")
-        log.warning("suspicious, and allowed: %s", doubt.message)
-    return tuple(doubt.message for doubt in doubts)
+    if doubts and not allowed:
+        hint = f"{doubts[0].hint} --allow-suspicious goes on all the same."
+        raise SuspiciousDataError(doubts[0].message, hint=hint)
+    said = tuple(f"{doubt.message}. {doubt.assumed}" if doubt.assumed else doubt.message for doubt in doubts)
+    for message in said:
+        log.warning("suspicious, and allowed: %s", message)
+    return said

@@ -38,7 +38,9 @@ _ARRANGING = {
 # Those and what bends or moves a number alone.
 _ELEMENTWISE = _ARRANGING | {aten.clamp, aten.clamp_min, aten.clamp_max, aten.rsub, aten.round, aten.neg}
 _WITH_A_CONSTANT = {aten.mul, aten.add, aten.sub, aten.div}
-_SIGMOIDS = {aten.sigmoid, aten.hardsigmoid, aten.log_sigmoid}
+_SIGMOIDS = {aten.sigmoid, aten.special_expit, aten.hardsigmoid, aten.log_sigmoid}
+# What a sigmoid is made of where it is written out: 1 / (1 + exp(-z)), (1 + tanh(z / 2)) / 2.
+_PARTS_OF_SIGMOIDS = {aten.exp, aten.tanh}
 _SOFTMAXES = {aten.softmax, aten._softmax, aten._safe_softmax}
 _NORMALISING = {aten.linalg_vector_norm, aten.norm, aten.frobenius_norm}
 
@@ -86,11 +88,7 @@ def as_single_label(program: ExportedProgram, model: Callable[[Tensor], Tensor],
             "whose softmax is the sigmoid of z.",
         )
     if sigmoid := _behind(logits, _SIGMOIDS, _ELEMENTWISE | {aten.log}):
-        raise TaskError(
-            f"the model ends in a sigmoid ({sigmoid.name}), as for several labels per picture (multi-label) or a "
-            f"binary decision; {_SUPPORTED}",
-            hint="If one class is right per picture, let the model return its logits, without the sigmoid.",
-        )
+        raise _ends_in_a_sigmoid(sigmoid)
     if norm := _normalised(logits):
         raise TaskError(
             f"the model ends in a vector of fixed length ({norm.name}), an embedding; {_SUPPORTED}",
@@ -100,6 +98,9 @@ def as_single_label(program: ExportedProgram, model: Callable[[Tensor], Tensor],
         answers = model(images)
     softmax = _behind(logits, _SOFTMAXES, _ELEMENTWISE)
     if softmax is None and not _probabilities(answers):
+        part = _behind(logits, _PARTS_OF_SIGMOIDS, _ELEMENTWISE | {aten.reciprocal, aten.pow})
+        if part is not None and ((answers >= 0) & (answers <= 1)).all():
+            raise _ends_in_a_sigmoid(part)
         return False
     if softmax is not None and _without(program, softmax, images, answers):
         log.info("the model ends in a softmax; exits and configurations work on the logits before it")
@@ -107,6 +108,14 @@ def as_single_label(program: ExportedProgram, model: Callable[[Tensor], Tensor],
     raise TaskError(
         "the model returns probabilities, or what is left of them after a softmax, instead of logits",
         hint="Let it return what goes into the softmax.",
+    )
+
+
+def _ends_in_a_sigmoid(node: Node) -> TaskError:
+    return TaskError(
+        f"the model ends in a sigmoid ({node.name}), as for several labels per picture (multi-label) or a binary "
+        f"decision; {_SUPPORTED}",
+        hint="If one class is right per picture, let the model return its logits, without the sigmoid.",
     )
 
 

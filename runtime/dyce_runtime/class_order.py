@@ -56,11 +56,13 @@ class Doubt(NamedTuple):
 
     Attributes:
         order: whether it is the order of the classes that is in doubt.
+        assumed: what is taken to be so where the doubt is allowed; may be empty.
     """
 
     message: str
     hint: str
     order: bool = False
+    assumed: str = ""
 
 
 def numberings(folders: Sequence[str], classes: int | None) -> tuple[Numbering, ...]:
@@ -241,14 +243,16 @@ def doubt_of_folders(
         for way, one in zip(ways, found, strict=True)
     )
     count = len(found[best].labels)
+    assumed = f"The class folders are numbered {ways[best].name}"
     message = f"{source}: nothing says which class folder is which class of the model. Of {count} answers {tried}"
     if permuted:
-        return Doubt(f"{message}. Likeliest, folder -> class: {_mapping(found[best], names)}", _HOW_TO_GIVE, True)
+        likeliest = f"Likeliest, folder -> class: {_mapping(found[best], names)}"
+        return Doubt(f"{message}. {likeliest}", _HOW_TO_GIVE, True, assumed)
     if found[best].by_chance():
         chance = _percent(found[best].chance)
         message = f"{message}, which is no better than chance ({chance} with such answers)"
-        return Doubt(message, f"Check {CAUSES}.", True)
-    return Doubt(f"{message}, too few to tell", _HOW_TO_GIVE, True)
+        return Doubt(message, f"Check {CAUSES}.", True, assumed)
+    return Doubt(f"{message}, too few to tell", _HOW_TO_GIVE, True, assumed)
 
 
 def _mapping(comparison: Comparison, names: Sequence[str] | Mapping[int, str] | None, *, changed: bool = False) -> str:

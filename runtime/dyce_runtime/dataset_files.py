@@ -36,7 +36,9 @@ def read_npz(path: Path) -> Arrays:
             arrays = {name: archive[name] for name in archive.files if name in ("images", "x", "labels", "y")}
             found = ", ".join(archive.files)
     except Exception as error:  # zip, zlib and numpy's own headers each raise their own kinds
-        raise DataError(f"{path}: cannot be read as .npz ({error})") from error
+        objects = "store pictures of one size as one array, numpy.stack(pictures), and labels as class indices"
+        hint = objects if "Object arrays" in str(error) else ""
+        raise DataError(f"{path}: cannot be read as .npz ({error})", hint=hint) from error
     images, labels = arrays.get("images", arrays.get("x")), arrays.get("labels", arrays.get("y"))
     if images is None:
         raise DataError(f"{path}: found the arrays {found}", hint="name them images and labels, or x and y")

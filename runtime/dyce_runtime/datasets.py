@@ -123,7 +123,7 @@ class Dataset:
             raise DataError(f"{self.source}: none of {len(bad)} pictures fits: {bad[0].message}", hint=bad[0].hint)
         good = [problem is None for problem in problems]
         broken = list(compress(self.items, np.logical_not(good)))
-        skipped = _skip(self.source, sum(good), self.skipped_files, broken, why=bad[0].message)
+        skipped = _skip(self.source, sum(good), (*self.skipped_files, *broken), why=bad[0].message)
         return replace(self.take(np.flatnonzero(good)), skipped_files=skipped)
 
     def _check_arrays(self, items: NDArray[Any], spec: Preprocessing) -> None:
@@ -299,21 +299,16 @@ def _problem(path: Path, spec: Preprocessing) -> DyceError | None:
     return None
 
 
-def _skip(
-    source: str | Path, kept: int, others: Sequence[Path], unreadable: Sequence[Path] = (), *, why: str = ""
-) -> tuple[Path, ...]:
+def _skip(source: str | Path, kept: int, skipped: Sequence[Path], *, why: str = "") -> tuple[Path, ...]:
     """Log the files that are left out. Raises DataError if they are more than 1 % of all."""
-    skipped = (*others, *unreadable)
-    message = (
-        f"{source}: {len(others)} of {kept + len(skipped)} files are no pictures, {len(unreadable)} cannot be opened"
-    )
+    message = f"{source}: {len(skipped)} of {kept + len(skipped)} files are no pictures that can be read"
     if len(skipped) > MOST_SKIPPED * (kept + len(skipped)):
         reason = f" The first: {why}" if why else ""
         hint = f"remove them; up to {MOST_SKIPPED:.0%} would be skipped.{reason}"
         raise DataError(f"{message}: {_first(skipped)}", hint=hint)
     if skipped:
         _log.warning("%s; skipped: %s%s", message, _first(skipped), f" ({why})" if why else "")
-    return skipped
+    return tuple(skipped)
 
 
 def _first(names: Sequence[Any]) -> str:

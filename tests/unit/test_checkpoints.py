@@ -135,9 +135,11 @@ def test_class_names_come_in_the_order_of_the_logits(tmp_path: Path, facts: dict
     assert checkpoint.class_names == ("cat", "dog", "owl")
 
 
-def test_a_class_index_with_gaps_gives_no_names(tmp_path: Path) -> None:
-    content = {"state_dict": filled(1), "class_to_idx": {"cat": 0, "dog": 2}}
+@pytest.mark.parametrize("index", [{"cat": 0, "dog": 2}, {"cat": 1, "dog": 2}, {"cat": 0, "dog": 0}])
+def test_a_class_index_that_is_no_numbering_gives_no_names_and_says_so(tmp_path: Path, caplog, index) -> None:
+    content = {"state_dict": filled(1), "class_to_idx": index}
     assert read_checkpoint(saved(tmp_path, content)).class_names is None
+    assert "class_to_idx of the checkpoint does not number its 2 classes 0 to 1" in caplog.text
 
 
 def test_safetensors_are_read_with_their_metadata(tmp_path: Path) -> None:

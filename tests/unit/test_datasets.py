@@ -181,7 +181,7 @@ def test_few_bad_files_are_skipped_and_counted(tmp_path, caplog):
     assert (len(dataset), dataset.skipped) == (299, 2)
     assert np.bincount(dataset.labels).tolist() == [149, 150]
     assert all(path.parent.name == "ab"[label] for path, label in zip(dataset.items, dataset.labels, strict=True))
-    assert "1 of 301 files are no pictures, 1 cannot be opened" in caplog.text
+    assert "2 of 301 files are no pictures that can be read" in caplog.text
     assert "notes.txt" in caplog.text
     assert "007.png" in caplog.text
     assert "skipped: 2" in dataset.describe()
@@ -192,7 +192,7 @@ def test_many_bad_files_are_refused_with_the_first_three(tmp_path):
     for index in range(4):
         (tmp_path / "a" / f"{index:03}.png").write_bytes(b"not a picture")
     dataset = open_dataset(tmp_path, num_classes=2)
-    with refused(r"0 of 20 files are no pictures, 4 cannot be opened: .*000.png, .*001.png, .*002.png, \.\.\.$", "1%"):
+    with refused(r"4 of 20 files are no pictures that can be read: .*000.png, .*001.png, .*002.png, \.\.\.$", "1%"):
         dataset.check()
 
 
@@ -213,7 +213,7 @@ def test_files_that_break_off_are_skipped_too_with_a_reason(tmp_path, caplog):
     with caplog.at_level(logging.WARNING, "dyce_runtime"):
         dataset = open_dataset(tmp_path, num_classes=2).check()
     assert [path.name for path in dataset.skipped_files] == ["007.png", "broken.jpg"]
-    assert "2 cannot be opened" in caplog.text
+    assert "2 of 301 files are no pictures that can be read" in caplog.text
     assert "007.png: cannot be read as a picture (" in caplog.text
     assert preprocess(dataset.images(range(len(dataset))), GREY).shape == (299, 1, 28, 28)
     assert dataset.check() is dataset
@@ -309,7 +309,8 @@ U8 = np.zeros((4, 8, 8), np.uint8)
         ({"images": U8, "labels": np.zeros((4, 10), int)}, r"shape \(4, 10\)", "one-hot"),
         ({"images": U8[:0], "labels": np.zeros(0, int)}, "found no pictures", ""),
         ({"pictures": U8}, "found the arrays pictures", "images and labels"),
-        ({"images": np.array([None, 1])}, "cannot be read", ""),
+        ({"images": np.array([None, 1])}, "cannot be read", "numpy.stack"),
+        ({"images": U8, "labels": np.array(list("abcd"), object)}, "cannot be read", "class indices"),
     ],
 )
 def test_npz_that_does_not_fit_is_refused(tmp_path, arrays, message, hint):

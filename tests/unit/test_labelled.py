@@ -71,6 +71,7 @@ def test_another_order_is_a_doubt_however_the_labels_came(tmp_path, kind):
     _, doubts = open_labelled([place], classes, model(odd))
     (doubt,) = doubts
     assert doubt.order
+    assert (kind == "folders") == doubt.assumed.startswith("The class folders are numbered "), "nothing else is guessed"
     assert all(f"{name} -> {odd[name]}" in doubt.message for name in NAMES)
 
 
