@@ -100,3 +100,10 @@ def test_without_a_gpu_the_target_says_what_is_missing(bundle_copy: Path):
     assert targets.get("rtx").compiles() is None
     with pytest.raises(TargetError, match="rtx: "):
         load(bundle_copy, "rtx")
+
+
+def test_engines_without_a_folder_for_them_are_refused(tiny_bundle: Path, gpu: Gpu):
+    pieces = open_bundle(tiny_bundle).piece_specs(["segment_00"])
+    with pytest.raises(TargetError, match="found no folder for that of segment_00") as caught:
+        TensorRtRtx().open(pieces, TargetSpec())
+    assert "dyce_runtime.load" in caught.value.hint
