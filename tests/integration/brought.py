@@ -251,6 +251,14 @@ def mixed_precision() -> nn.Module:
 # --- as a training script leaves them --------------------------------------------------------------------------------
 
 
+def half_precision() -> nn.Module:
+    return plain().half()
+
+
+def brain_float() -> nn.Module:
+    return plain().bfloat16()
+
+
 def parallel() -> nn.Module:
     return nn.DataParallel(plain())
 

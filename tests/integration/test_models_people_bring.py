@@ -8,13 +8,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 import dyce_export
 from dyce_export.cli import console
 from dyce_export.cli.main import export_app
 from dyce_export.probes import synthetic_images
 from dyce_runtime import load
-from dyce_runtime.errors import DyceError
+from dyce_runtime.errors import DataError, DyceError
 
 pytest.importorskip("transformers", reason="the trial needs transformers")
 
@@ -46,6 +47,8 @@ WORKS: dict[str, tuple[int, int, int]] = {
     "sequence_first": SMALL,
     "recurrent": (1, brought.EDGE, 64),
     "mixed_precision": SMALL,
+    "half_precision": SMALL,
+    "brain_float": SMALL,
     "parallel": SMALL,
     "compiled": SMALL,
     "averaged": SMALL,
@@ -76,9 +79,9 @@ REFUSED: dict[str, tuple[str, str]] = {
 
 
 def answered(model: Any, images: torch.Tensor) -> np.ndarray:
-    """What the user's own model answers."""
+    """What the user's own model answers, computed in float32."""
     with torch.no_grad():
-        output = model(images.clone())
+        output = model.float()(images.clone())
     if isinstance(output, dict):
         output = output["logits"]
     return getattr(output, "logits", output).numpy()
@@ -92,6 +95,23 @@ def test_a_model_works_from_end_to_end(name: str, tmp_path: Path) -> None:
     expected = answered(model, images)
     with load(tmp_path / "model.dyce", threads=1) as session:
         found = np.concatenate([session(images[:1].numpy()).logits, session(images[1:].numpy()).logits])
+    np.testing.assert_allclose(found, expected, atol=1e-4 * np.abs(expected).max())
+
+
+def test_pictures_of_16_bits_are_refused_as_png_and_work_as_arrays_of_floats(tmp_path: Path) -> None:
+    model, size = brought.spectrogram(), WORKS["spectrogram"]
+    how: dict[str, Any] = {"mean": (0.5,), "std": (0.25,), "interpolation": "bilinear", "crop_pct": 1.0}
+    dyce_export.export(model, [2], tmp_path / "model.dyce", input_size=size, **how)
+    pixels = np.random.default_rng(0).integers(0, 1 << 16, size[1:], dtype=np.uint16)
+    Image.fromarray(pixels).save(tmp_path / "scan.png")
+    np.save(tmp_path / "scan.npy", pixels / 65535)
+    prepared = torch.from_numpy(((pixels / 65535 - 0.5) / 0.25).astype(np.float32))
+    expected = answered(model, prepared[None, None])
+    with load(tmp_path / "model.dyce", threads=1) as session:
+        with pytest.raises(DataError, match="over 8 bits") as caught:
+            session.preprocess([tmp_path / "scan.png"])
+        found = session(session.preprocess([tmp_path / "scan.npy"])).logits
+    assert "floats" in caught.value.hint
     np.testing.assert_allclose(found, expected, atol=1e-4 * np.abs(expected).max())
 
 
