@@ -345,5 +345,6 @@ def test_tensorrt_rtx_builds_float16_and_int8_and_names_what_it_lacks_for_uint8(
         for piece in bundle.piece_specs([piece.id for piece in bundle.runnable(spans=False)]):
             assert target.compile(piece, spec, tmp_path / precision).built
     bundle = open_bundle(lowered).precision("uint8")
-    with pytest.raises(BundleError, match=r"segment_00\.onnx does not load in TensorRT-RTX"):
-        target.compile(bundle.piece_specs(["segment_00"])[0], spec, tmp_path / "uint8")
+    # Which segments stay float32 depends on how this machine rounds; the whole model always has some that do not.
+    with pytest.raises(BundleError, match=r"full\.onnx does not load in TensorRT-RTX"):
+        target.compile(bundle.piece_specs(["full"])[0], spec, tmp_path / "uint8")
