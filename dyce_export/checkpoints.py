@@ -13,6 +13,7 @@ import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -368,7 +369,8 @@ def _is_hint(key: str, value: Any) -> bool:
 def _class_names(facts: Mapping[Any, Any], config: Mapping[Any, Any]) -> tuple[str, ...] | None:
     index = facts.get("class_to_idx")
     if isinstance(index, Mapping) and index:
-        if set(index.values()) == set(range(len(index))):
+        numbers = [value for value in index.values() if isinstance(value, Integral)]
+        if len(numbers) == len(index) and set(numbers) == set(range(len(index))):
             return tuple(str(name) for name in sorted(index, key=index.__getitem__))
         log.warning(
             "class_to_idx of the checkpoint does not number its %d classes 0 to %d, and is not used",

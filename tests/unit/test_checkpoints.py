@@ -135,7 +135,9 @@ def test_class_names_come_in_the_order_of_the_logits(tmp_path: Path, facts: dict
     assert checkpoint.class_names == ("cat", "dog", "owl")
 
 
-@pytest.mark.parametrize("index", [{"cat": 0, "dog": 2}, {"cat": 1, "dog": 2}, {"cat": 0, "dog": 0}])
+@pytest.mark.parametrize(
+    "index", [{"cat": 0, "dog": 2}, {"cat": 1, "dog": 2}, {"cat": 0, "dog": 0}, {"cat": [0], "dog": "1"}]
+)
 def test_a_class_index_that_is_no_numbering_gives_no_names_and_says_so(tmp_path: Path, caplog, index) -> None:
     content = {"state_dict": filled(1), "class_to_idx": index}
     assert read_checkpoint(saved(tmp_path, content)).class_names is None
