@@ -203,7 +203,7 @@ def with_pictures(prepared: Prepared, data: Pictures | None, val: Pictures | Non
         DataError: the data cannot be opened, or its labels do not go together with the answers.
     """
     source = prepared.source
-    model = ModelFacts(prepared.classes, source.preprocessing, source.class_names, options.classes_file)
+    model = ModelFacts(prepared.classes, source.preprocessing, source.class_names, options.classes_file, source.claimed)
     (fit, unseen), doubts = open_labelled((data, val), model, prepared.answer)
     return replace(prepared, data=fit, val=unseen, suspicious=accept(doubts, allowed=options.allow_suspicious))
 
@@ -311,7 +311,7 @@ def _judged(prepared: Prepared, calibration: Calibration, options: Options) -> P
     """The model with what speaks against its records and is allowed. Raises SuspiciousDataError."""
     if calibration.splits.labels != "data":
         return prepared
-    found = accept(doubts_of(calibration.records, prepared.source.claimed), allowed=options.allow_suspicious)
+    found = accept(doubts_of(calibration.records), allowed=options.allow_suspicious)
     return replace(prepared, suspicious=(*prepared.suspicious, *found))
 
 

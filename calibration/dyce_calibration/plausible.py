@@ -1,4 +1,4 @@
-"""Whether what was recorded can be: no exit is much better than the whole model, and that as good as was claimed."""
+"""Whether what was recorded can be: no exit is much better than the whole model."""
 
 from __future__ import annotations
 
@@ -11,34 +11,17 @@ from dyce_runtime.class_order import CAUSES, FEWEST_LABELS, Doubt
 
 # An exit may be better than the whole model by that share of the samples, or by four standard errors of it.
 _MOST_BETTER = 0.05
-# The whole model may be worse than was claimed by that share of the samples, or by four standard errors of it.
-_MOST_WORSE = 0.10
 _SURE = 4.0
 
 
-def doubts_of(records: Records, claimed: float | None = None) -> tuple[Doubt, ...]:
-    """What speaks against records with labels from the data. Looks at the split ``search`` alone.
-
-    Args:
-        claimed: the accuracy of the model that its checkpoint names, in [0, 1].
-    """
+def doubts_of(records: Records) -> tuple[Doubt, ...]:
+    """What speaks against records with labels from the data. Looks at the split ``search`` alone."""
     part = records.of_split("search")
     if len(part) < FEWEST_LABELS:
         return ()
     right = part.predictions == part.labels[:, None]
-    found = [
-        doubt for column, (exit, _) in enumerate(part.heads) if (doubt := _better(exit, right[:, column], right[:, -1]))
-    ]
-    own = float(right[:, -1].mean())
-    if claimed is not None and claimed - own > max(_MOST_WORSE, _SURE * sqrt(claimed * (1 - claimed) / len(part))):
-        found.append(
-            Doubt(
-                f"the checkpoint claims {100 * claimed:.1f} % for the model; it is right on {100 * own:.1f} % of "
-                f"{len(part)} validation samples",
-                f"Check {CAUSES}.",
-            )
-        )
-    return tuple(found)
+    better = (_better(exit, right[:, column], right[:, -1]) for column, (exit, _) in enumerate(part.heads))
+    return tuple(filter(None, better))
 
 
 def _better(exit: str, these: np.ndarray, whole: np.ndarray) -> Doubt | None:

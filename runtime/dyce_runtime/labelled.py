@@ -4,13 +4,25 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from math import sqrt
 from pathlib import Path
 from typing import NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
-from dyce_runtime.class_order import Answer, Comparison, Doubt, Labels, choose, doubt_of, doubt_of_folders, sample_rows
+from dyce_runtime.class_order import (
+    CAUSES,
+    FEWEST_LABELS,
+    Answer,
+    Comparison,
+    Doubt,
+    Labels,
+    choose,
+    doubt_of,
+    doubt_of_folders,
+    sample_rows,
+)
 from dyce_runtime.datasets import Dataset, has_class_folders, open_dataset
 from dyce_runtime.errors import DataError
 from dyce_runtime.manifest import Preprocessing
@@ -19,6 +31,8 @@ from dyce_runtime.session import Session
 _log = logging.getLogger("dyce_runtime")
 
 _BATCH = 32
+# A model may be worse than was claimed by that share of the pictures, or by four standard errors of it.
+_MOST_WORSE, _SURE = 0.10, 4.0
 
 # Where pictures are, or these themselves.
 Pictures: TypeAlias = "str | Path | Dataset"
@@ -32,12 +46,14 @@ class ModelFacts(NamedTuple):
         preprocessing: how pictures are prepared for it.
         class_names: in index order, if known.
         classes_file: what the user says about class folders, see :func:`dyce_runtime.datasets.open_dataset`.
+        claimed: its accuracy in [0, 1], as whoever trained it says.
     """
 
     classes: int
     preprocessing: Preprocessing
     class_names: tuple[str, ...] | None = None
     classes_file: Path | None = None
+    claimed: float | None = None
 
 
 def open_labelled(
@@ -65,7 +81,7 @@ def open_labelled(
         if place is None:
             found.append(None)
             continue
-        dataset, doubt = settle(_opened(place, model), answer, model.classes)
+        dataset, doubt = settle(_opened(place, model), answer, model.classes, model.claimed)
         doubts += [doubt] if doubt else []
         model = model._replace(class_names=model.class_names or dataset.class_names)
         found.append(dataset)
@@ -95,7 +111,9 @@ def answer_of(session: Session) -> Answer:
     return lambda pictures: session.run_uncut(session.preprocess(pictures))
 
 
-def settle(dataset: Dataset, answer: Answer, classes: int) -> tuple[Dataset, Doubt | None]:
+def settle(
+    dataset: Dataset, answer: Answer, classes: int, claimed: float | None = None
+) -> tuple[Dataset, Doubt | None]:
     """Number the class folders of a data set as the model does, and say what speaks against its labels.
 
     Runs the model on 256 to 1,024 of the pictures, and again on 1,024 if something is in doubt. A data set without
@@ -104,12 +122,14 @@ def settle(dataset: Dataset, answer: Answer, classes: int) -> tuple[Dataset, Dou
     if dataset.labels is None:
         return dataset, None
     first = sample_rows(len(dataset), classes)
-    settled, doubt = _settle(dataset, answer, classes, first)
+    settled, doubt = _settle(dataset, answer, classes, first, claimed)
     rows = sample_rows(len(dataset), classes, most=True)
-    return _settle(dataset, answer, classes, rows) if doubt and len(rows) > len(first) else (settled, doubt)
+    return _settle(dataset, answer, classes, rows, claimed) if doubt and len(rows) > len(first) else (settled, doubt)
 
 
-def _settle(dataset: Dataset, answer: Answer, classes: int, rows: npt.NDArray[np.intp]) -> tuple[Dataset, Doubt | None]:
+def _settle(
+    dataset: Dataset, answer: Answer, classes: int, rows: npt.NDArray[np.intp], claimed: float | None
+) -> tuple[Dataset, Doubt | None]:
     ways = dataset.numberings
     options = [dataset.numbered(way, classes) for way in ways] or [dataset]
     answers = _ask(dataset, answer, rows)
@@ -121,10 +141,24 @@ def _settle(dataset: Dataset, answer: Answer, classes: int, rows: npt.NDArray[np
     else:
         folders = not isinstance(dataset.items, np.ndarray)
         doubt, how = doubt_of(found[0], dataset.source, dataset.class_names, folders=folders), ""
+    doubt = doubt or _doubt_of_claim(found[best].agreement, len(rows), claimed, dataset.source)
     if doubt is None:
         share, count = 100 * found[best].agreement, len(rows)
         _log.info("%s: %sthe model's answer is the label of %.1f %% of %d pictures", dataset.source, how, share, count)
     return options[best], doubt
+
+
+def _doubt_of_claim(right: float, count: int, claimed: float | None, source: str) -> Doubt | None:
+    """Doubt about a model that is right on a share of so many pictures, and far less often than was claimed for it."""
+    if claimed is None or count < FEWEST_LABELS:
+        return None
+    if not claimed - right > max(_MOST_WORSE, _SURE * sqrt(claimed * (1 - claimed) / count)):
+        return None
+    return Doubt(
+        f"the checkpoint claims {100 * claimed:.1f} % for the model; it is right on {100 * right:.1f} % of {count} "
+        f"pictures of {source}",
+        f"Check {CAUSES}.",
+    )
 
 
 def _labels(dataset: Dataset) -> Labels:

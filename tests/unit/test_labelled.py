@@ -114,3 +114,33 @@ def test_pictures_without_labels_raise_no_doubt(tmp_path):
     assert data.labels is None
     assert nothing is None
     assert doubts == ()
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_a_model_far_below_what_was_claimed_for_it_is_a_doubt(tmp_path, known):
+    """Before anything is computed with the pictures, so that a dry run sees it, too."""
+    half = iter(np.random.default_rng(0).random(10_000) < 0.5)
+    right, names = model(BY_STRING), tuple(sorted(NAMES, key=BY_STRING.__getitem__))
+    place = folders(tmp_path, NAMES)
+
+    def doubts(answer, claimed):
+        facts = ModelFacts(12, SPEC, names if known else None, None, claimed)
+        return open_labelled([place], facts, answer)[1]
+
+    def often_wrong(pictures):
+        return np.where([next(half) for _ in pictures], right(pictures), 0)
+
+    (doubt,) = doubts(often_wrong, 0.8)
+    assert "claims 80.0 %" in doubt.message
+    assert str(tmp_path) in doubt.message
+    assert "--mean" in doubt.hint
+    assert doubts(often_wrong, 0.6) == doubts(right, 0.99) == ()
+
+
+def test_a_claim_says_nothing_of_a_few_pictures(tmp_path):
+    names = tuple(sorted(NAMES, key=BY_STRING.__getitem__))
+    often_wrong = np.array([0, 1, 2, 3, 4, 5, 6, 7, 0, 0, 0, 0])
+    right = model(BY_STRING)
+    facts = ModelFacts(12, SPEC, names, None, 0.99)
+    _, doubts = open_labelled([folders(tmp_path, NAMES, each=4)], facts, lambda pictures: often_wrong[right(pictures)])
+    assert not doubts
