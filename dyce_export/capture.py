@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._ops import HigherOrderOperator
 from torch.export import Dim, ExportedProgram, ShapesCollection
 from torch.export.graph_signature import OutputKind, OutputSpec, TensorArgument
 from torch.fx import Node
@@ -73,6 +74,7 @@ def functionalise(program: ExportedProgram) -> ExportedProgram:
         raise CaptureError(f"the model takes {len(inputs)} inputs; expected one, a batch of images")
     _keep_batch_of_one(program)
     _return_logits_alone(program)
+    _check_no_branches(program)
     _check_no_randomness(program)
     return program
 
@@ -159,6 +161,17 @@ def _keep_batch_of_one(program: ExportedProgram) -> None:
         elif len(always) < len(axes):
             node.target, node.args = aten.squeeze.dims, (read, always)
     program.graph_module.recompile()
+
+
+def _check_no_branches(program: ExportedProgram) -> None:
+    """A graph inside the graph, as of ``torch.cond``, can neither be cut nor counted."""
+    for node in program.graph.nodes:
+        if isinstance(node.target, HigherOrderOperator):
+            raise CaptureError(
+                f"the model decides while it runs what it computes: {node.target.name()} in {place_of_node(node)}; "
+                "expected the same operations for every picture",
+                hint="Compute both ways and take one with torch.where, or unroll the loop.",
+            )
 
 
 def _check_no_randomness(program: ExportedProgram) -> None:

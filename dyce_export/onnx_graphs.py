@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 
 import numpy as np
+import onnx
 import onnx_ir as ir
 import torch
 from torch.export import ExportedProgram
 
 from dyce_export.capture import EXAMPLE_BATCH, expose, input_node
+from dyce_export.places import place_of_node, reason_of
 from dyce_export.quiet import quiet
 from dyce_runtime.errors import CaptureError
 from dyce_runtime.manifest import DECISION, TensorSpec
@@ -24,6 +27,12 @@ LOGITS = DECISION[0]
 BATCH = "batch"
 # Protocol buffers end at 2 GiB; weights above this go to a file of their own.
 EXTERNAL_DATA_BYTES = 1 << 30
+# What the exporter says of an operation that it does not know, and of a node that it could not translate.
+_UNKNOWN = re.compile(
+    r"No ONNX function found for <OpOverload\(op='(?P<name>[^']+)', overload='(?P<overload>[^']+)'\)>"
+)
+_TRANSLATED = re.compile(r"translating node %(?P<node>\w+)")
+_REPLACE = "Replace that operation in the model by others with the same result."
 
 
 def to_onnx(program: ExportedProgram, names: Mapping[str, str]) -> ir.Model:
@@ -47,9 +56,10 @@ def to_onnx(program: ExportedProgram, names: Mapping[str, str]) -> ir.Model:
                 verbose=False,
             )
     except Exception as error:  # the exporter wraps whatever its operators raise
-        raise _explain(error) from error
+        raise _explain(program, error) from error
     assert exported is not None
     model = exported.model
+    _check_operations(model, program, names)
     model.ir_version = IR_VERSION
     _register_constants(model.graph)
     _name_batch_axis(model.graph, str(image.shape[0]))
@@ -245,10 +255,15 @@ def save(model: ir.Model, path: Path, metadata: Mapping[str, str]) -> list[str]:
     made = (output for node in model.graph for output in node.outputs)
     for value in (*model.graph.inputs, *model.graph.initializers.values(), *made):
         value.metadata_props.clear()
-    size = sum(v.const_value.nbytes for v in model.graph.initializers.values() if v.const_value is not None)
-    external = f"{path.name}.data" if size > EXTERNAL_DATA_BYTES else None
+    external = None if fits_in_one_file(model) else f"{path.name}.data"
     ir.save(model, path, external_data=external)
     return [external] if external else []
+
+
+def fits_in_one_file(model: ir.Model) -> bool:
+    """Whether a model and its weights are small enough for one protocol buffer."""
+    weights = (value.const_value for value in model.graph.initializers.values())
+    return sum(weight.nbytes for weight in weights if weight is not None) <= EXTERNAL_DATA_BYTES
 
 
 def _register_constants(graph: ir.Graph) -> None:
@@ -306,15 +321,39 @@ def _drop_image(graph: ir.Graph, own: ir.Value) -> None:
     graph.inputs.remove(image)
 
 
-def _explain(error: Exception) -> CaptureError:
+def _check_operations(model: ir.Model, program: ExportedProgram, names: Mapping[str, str]) -> None:
+    """Raise CaptureError for an operation that is younger than the ONNX that the exporter was asked for."""
+    activations = {name: node for node, name in names.items()}
+    for node in model.graph.all_nodes():
+        if node.domain or onnx.defs.has(node.op_type, max_inclusive_version=OPSET):
+            continue
+        history = onnx.defs.get_all_schemas_with_history()
+        since = min(schema.since_version for schema in history if schema.name == node.op_type)
+        made = str(node.outputs[0].name)
+        raise CaptureError(
+            f"the model cannot be written as ONNX: {node.op_type}{_in(program, activations.get(made, made))} came with "
+            f"opset {since}; expected operations of opset {OPSET}, which older engines read, too",
+            hint=_REPLACE,
+        )
+
+
+def _explain(program: ExportedProgram, error: Exception) -> CaptureError:
+    """Name the operation that has no ONNX form, and where it stands in the model."""
     causes: list[BaseException] = [error]
     while (cause := causes[-1].__cause__ or causes[-1].__context__) is not None:
         causes.append(cause)
-    lines = [
-        line for c in causes for line in str(c).splitlines() if "translating node" in line or "No ONNX function" in line
-    ]
-    reason = lines[-1] if lines else (str(causes[-1]).splitlines() or [type(error).__name__])[0]
-    return CaptureError(
-        f"the model cannot be written as ONNX: {reason}",
-        hint="Replace that operation in the model by others with the same result.",
-    )
+    said = "\n".join(map(str, causes))
+    if unknown := _UNKNOWN.search(said):
+        operation = f"{unknown['name']}.{unknown['overload']}"
+        nodes = (node.name for node in program.graph.nodes if str(node.target) == operation)
+        reason = f"there is no ONNX form of {operation}{_in(program, next(nodes, ''))}"
+    else:
+        translated = _TRANSLATED.search(said)
+        reason = reason_of(causes[-1]) + (_in(program, translated["node"]) if translated else "")
+    return CaptureError(f"the model cannot be written as ONNX: {reason}", hint=_REPLACE)
+
+
+def _in(program: ExportedProgram, name: str) -> str:
+    """The place of a node in words, where a node has that name."""
+    node = next((node for node in program.graph.nodes if node.name == name), None)
+    return "" if node is None else f" in {place_of_node(node)}"

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import msgspec
 import numpy as np
+import onnx_ir as ir
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
@@ -33,6 +34,7 @@ from dyce_export.exit_points import ExitPoints, find_exit_points
 from dyce_export.onnx_graphs import to_onnx
 from dyce_export.options import Options
 from dyce_export.pieces import image_spec, node_names, write_backbone, write_heads
+from dyce_export.places import reason_of
 from dyce_export.precision.lower import add
 from dyce_export.probes import FEWEST_PROBES, condition, probe_count, synthetic_images
 from dyce_export.progress import Progress
@@ -43,7 +45,7 @@ from dyce_export.spans import write_spans
 from dyce_export.staging import kept_work, staged
 from dyce_export.task import as_single_label, check_declared
 from dyce_export.verdict import refusal
-from dyce_export.verify import Reference, compute_reference, probe_configuration, verify
+from dyce_export.verify import Reference, check_runs, compute_reference, probe_configuration, verify
 from dyce_runtime.bundle import (
     CONFIGURATIONS,
     MANIFEST,
@@ -57,7 +59,7 @@ from dyce_runtime.bundle import (
 from dyce_runtime.configuration import FULL, Configuration, Configurations, Entry
 from dyce_runtime.datasets import Dataset
 from dyce_runtime.decoding import Picture
-from dyce_runtime.errors import ExitPointError, UsageError
+from dyce_runtime.errors import CaptureError, DyceError, ExitPointError, UsageError
 from dyce_runtime.labelled import ModelFacts, Pictures, open_labelled
 from dyce_runtime.manifest import SCHEMA_VERSION, Manifest, Model
 from dyce_runtime.preprocessing import preprocess
@@ -98,6 +100,7 @@ class Prepared:
     Attributes:
         backbone: cut at the chosen exits; at all candidates if these are still to be chosen (``auto``).
         suspicious: what speaks against the labels and was allowed.
+        graph: the program in ONNX, which returns what is alive at the exits, too.
     """
 
     source: Source
@@ -109,6 +112,7 @@ class Prepared:
     data: Dataset | None = None
     val: Dataset | None = None
     suspicious: tuple[str, ...] = ()
+    graph: ir.Model | None = None
 
     @property
     def model(self) -> Model:
@@ -156,13 +160,26 @@ def capture_source(source: Source, progress: Progress) -> Captured:
         check_behaviour(model, program, images[:3])
         if as_single_label(program, model, images):
             source = replace(source, module=None)
-        return Captured(source, program, find_exit_points(program))
+        return Captured(source, program, _exit_points(program))
+
+
+def _exit_points(program: ExportedProgram) -> ExitPoints:
+    """Of a model that was captured. Raises CaptureError if torch cannot follow its own graph."""
+    try:
+        return find_exit_points(program)
+    except DyceError:
+        raise
+    except Exception as error:  # operations are run by rules of their own, on tensors without data
+        raise CaptureError(
+            f"no exit points can be found in the captured model: {reason_of(error)}",
+            hint="An operation of your own needs a rule for tensors without data: torch.library.register_fake.",
+        ) from error
 
 
 def prepare(
     captured: Captured, exits: Sequence[str], *, data: Pictures | None, val: Pictures | None, options: Options
 ) -> Prepared:
-    """Choose exits and open the data; writes nothing.
+    """Choose exits, open the data and write the model as ONNX, in memory; writes no file.
 
     Args:
         exits: as in :func:`dyce_export.cascade.export_source`; none leave the model whole, as a saver is, or what
@@ -172,6 +189,7 @@ def prepare(
     Raises:
         UsageError: ``val`` without ``data``, or ``auto`` without.
         ExitPointError, DataError: what is wrong with the exits or the data.
+        CaptureError: the model uses what ONNX, or the engine that checks it, has no form of.
     """
     check_data(data, val, options)
     auto = list(exits) == [AUTO]
@@ -184,7 +202,11 @@ def prepare(
     source = _with_fitting_names(source, classes)
     backbone = Backbone(program, points.require() if auto else points.select(exits) if exits else ())
 
-    return with_pictures(Prepared(source, program, backbone, auto, points.total_macs, classes), data, val, options)
+    prepared = Prepared(source, program, backbone, auto, points.total_macs, classes)
+    prepared = with_pictures(prepared, data, val, options)
+    graph = to_onnx(program, node_names(backbone.points))
+    check_runs(graph)  # before heads are trained for hours
+    return replace(prepared, graph=graph)
 
 
 def _with_fitting_names(source: Source, classes: int) -> Source:
@@ -341,7 +363,9 @@ def _select(
         )
     chosen = [point for point in points if str(point.number) in {exit for exit, _ in kept}]
     log.info("exits %s, heads %s", ", ".join(str(p.number) for p in chosen), sorted({type for _, type in kept}))
-    return replace(prepared, backbone=Backbone(prepared.program, chosen), auto=False), calibration.restricted(kept)
+    backbone = Backbone(prepared.program, chosen)
+    graph = to_onnx(prepared.program, node_names(chosen))
+    return replace(prepared, backbone=backbone, graph=graph, auto=False), calibration.restricted(kept)
 
 
 def _probe_images(prepared: Prepared, calibration: Calibration | None, count: int) -> Tensor:
@@ -362,11 +386,11 @@ def _probe_images(prepared: Prepared, calibration: Calibration | None, count: in
 def _write_pieces(
     prepared: Prepared, heads: Sequence[Sequence[TrainedHead]], calibration: Calibration | None, folder: Path
 ) -> Manifest:
-    source, backbone, program = prepared.source, prepared.backbone, prepared.program
-    graph = to_onnx(program, node_names(backbone.points))
+    source, backbone = prepared.source, prepared.backbone
+    assert prepared.graph is not None
     temperature = calibration.final_temperature if calibration else 1.0
     bodies = write_backbone(
-        graph, backbone, source.input_size, prepared.classes, prepared.total_macs, temperature, folder
+        prepared.graph, backbone, source.input_size, prepared.classes, prepared.total_macs, temperature, folder
     )
     head_pieces, exits = write_heads(backbone, heads, trained=calibration is not None, folder=folder)
     if calibration is not None:

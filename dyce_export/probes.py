@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dyce_export.answers import answer
+
 MOST_PROBES = 32
 FEWEST_PROBES = 8
 # Verification runs every probe through torch and through the pieces; large models get fewer.
@@ -35,8 +37,11 @@ def condition(module: nn.Module, images: Tensor) -> None:
 
     Fresh batch norms hardly scale, and many models start with branches and classifiers at zero or close to it
     (zero-initialised norms, layer scale of 1e-5): their logits are nearly constant, and a comparison of them would
-    show nothing. Such parameters are drawn at random, then one pass in train mode sets the statistics of the batch
-    norms.
+    show nothing. Such parameters are drawn at random, then one pass sets the statistics of the batch norms. They
+    alone are in training mode meanwhile: of the rest, some does other things there, or fails.
+
+    Raises:
+        CaptureError: the model fails on the images.
     """
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(0)
@@ -51,11 +56,11 @@ def condition(module: nn.Module, images: Tensor) -> None:
         for norm in norms:
             norm.reset_running_stats()
             norm.momentum = None
-        module.train()
-        module(images)
-        module.eval()
+            norm.train()
+        answer(module, images)
         for norm, momentum in zip(norms, momenta, strict=True):
             norm.momentum = momentum
+            norm.eval()
 
 
 def _awaken(name: str, parameter: Tensor) -> None:

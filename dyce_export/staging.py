@@ -38,6 +38,7 @@ def staged(destination: Path, *, force: bool) -> Iterator[Path]:
         try:
             yield folder
             folder.chmod(0o755)
+            check_destination(destination, force=force)  # another process may have been faster
             _move(folder, destination)
         finally:
             shutil.rmtree(folder, ignore_errors=True)

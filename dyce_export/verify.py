@@ -6,6 +6,7 @@ torch's value. A constant that dwarfs the signal therefore hides nothing.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
@@ -13,6 +14,8 @@ from types import MappingProxyType
 from typing import NamedTuple
 
 import numpy as np
+import onnx_ir as ir
+import onnxruntime as ort
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
@@ -20,12 +23,15 @@ from torch import Tensor
 from dyce_calibration.heads import TrainedHead
 from dyce_calibration.temperature import softmax
 from dyce_export.backbone import Backbone
+from dyce_export.onnx_graphs import fits_in_one_file
+from dyce_export.places import reason_of
 from dyce_export.probe_thresholds import NONE_LEAVE, all_leave, doubts, threshold_between
 from dyce_export.verdict import control_of, failure, inconclusive
 from dyce_runtime import targets
 from dyce_runtime.bundle import Bundle
 from dyce_runtime.configuration import Configuration, ExitSetting
-from dyce_runtime.contracts import Device, Lane, TargetSpec
+from dyce_runtime.contracts import Device, Lane, PieceSpec, Target, TargetSpec
+from dyce_runtime.errors import BundleError, CaptureError
 from dyce_runtime.manifest import FINAL, Manifest, Verification
 from dyce_runtime.plan import make_plan
 from dyce_runtime.session import Session
@@ -111,7 +117,7 @@ def verify(bundle: Bundle, reference: Reference, probe: Configuration, tolerance
     target, spec = targets.reference(), TargetSpec()
     pieces = bundle.piece_specs([piece.id for piece in bundle.manifest.pieces])
     errors: dict[str, float] = {}
-    with closing(target.open(pieces, spec)) as device:
+    with closing(_opened(target, pieces, spec)) as device:
         for batch in _BATCHES:
             for name, error in _seam_errors(bundle.manifest, device, reference, batch).items():
                 errors[name] = max(error, errors.get(name, 0.0))
@@ -135,6 +141,37 @@ def verify(bundle: Bundle, reference: Reference, probe: Configuration, tolerance
         exempt=exempt,
         samples=len(reference.images),
         reason=reason,
+    )
+
+
+def check_runs(graph: ir.Model) -> None:
+    """Raise CaptureError if onnxruntime has no form of an operation that ONNX has.
+
+    A model whose weights need a file of their own is left to the verification.
+    """
+    if not fits_in_one_file(graph):
+        return
+    settings = ort.SessionOptions()
+    settings.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    settings.intra_op_num_threads, settings.log_severity_level = 1, 4
+    try:
+        ort.InferenceSession(ir.to_proto(graph).SerializeToString(), settings, providers=["CPUExecutionProvider"])
+    except Exception as error:  # onnxruntime's exceptions share no base class
+        raise _no_form("onnxruntime", error) from error
+
+
+def _opened(target: Target, pieces: Sequence[PieceSpec], spec: TargetSpec) -> Device:
+    try:
+        return target.open(pieces, spec)
+    except BundleError as error:
+        raise _no_form(target.name, error.__cause__ or error) from error
+
+
+def _no_form(engine: str, error: BaseException) -> CaptureError:
+    reason = re.sub(r"Load model from \S+ failed:\s*", "", reason_of(error))
+    return CaptureError(
+        f"{engine} cannot run what the model became: {reason}",
+        hint="Replace that operation in the model by others with the same result, or compute it in float32.",
     )
 
 

@@ -6,6 +6,7 @@ Each function takes nothing and returns a module that reacts to its input. They 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import timm
@@ -19,6 +20,7 @@ from torch.nn.utils import parametrizations, prune
 from torch.optim.swa_utils import AveragedModel
 from torchvision.models import detection, segmentation
 from torchvision.models.efficientnet import MBConvConfig
+from torchvision.ops import DeformConv2d
 
 from dyce_export.probes import condition, synthetic_images
 
@@ -55,6 +57,12 @@ def efficientnet() -> nn.Module:
 def googlenet() -> nn.Module:
     """With its auxiliary classifiers, which are for training."""
     return awake(lambda: vision.googlenet(num_classes=CLASSES, aux_logits=True, init_weights=False), (3, 64, 64))
+
+
+def inception() -> nn.Module:
+    """With its auxiliary classifier and its own way of normalising."""
+    make = partial(vision.inception_v3, num_classes=CLASSES, aux_logits=True, transform_input=True, init_weights=False)
+    return awake(make, (3, 80, 80))
 
 
 def squeezenet() -> nn.Module:
@@ -344,3 +352,48 @@ def embedding() -> nn.Module:
 
 def another_size() -> nn.Module:
     return awake(lambda: nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 30 * 30, CLASSES)))
+
+
+class Branching(Net):
+    """Chooses by the picture what it computes, in a way that ``torch.export`` can capture."""
+
+    def features(self, x: Tensor) -> Tensor:
+        x = super().features(x)
+        return torch.cond(x.mean() > 0, lambda y: y * 2.0, lambda y: y - 1.0, (x,))
+
+
+def branching() -> nn.Module:
+    return awake(Branching)
+
+
+def deformable() -> nn.Module:
+    """Its second block moves where it looks."""
+    net = awake(Net)
+
+    class Deformable(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.offset, self.conv = nn.Conv2d(8, 18, 3, padding=1), DeformConv2d(8, 8, 3, padding=1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.conv(x, self.offset(x))
+
+    net.blocks[1] = Deformable()
+    return net
+
+
+def double_precision() -> nn.Module:
+    """A filter in the middle in float64, which onnxruntime has no convolution for."""
+    net = awake(Net)
+
+    class Filter(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            kernel = torch.ones(8, 1, 3, 3, dtype=torch.float64) / 9
+            return F.conv2d(x.double(), kernel, padding=1, groups=8).float()
+
+    net.blocks[1] = Filter()
+    return net
+
+
+def exact_median() -> nn.Module:
+    return awake(lambda: Net(end=lambda y: y - y.median(dim=1, keepdim=True).values))

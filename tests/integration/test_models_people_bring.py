@@ -30,6 +30,7 @@ WORKS: dict[str, tuple[int, int, int]] = {
     "mobilenet": MEDIUM,
     "efficientnet": SMALL,
     "googlenet": MEDIUM,
+    "inception": (3, 80, 80),
     "squeezenet": MEDIUM,
     "vision_transformer": SMALL,
     "swin": SMALL,
@@ -75,6 +76,10 @@ REFUSED: dict[str, tuple[str, str]] = {
     "multi_label": ("task", "multi-label"),
     "hf_multi_label": ("task", "multi_label_classification"),
     "embedding": ("task", "embedding"),
+    "branching": ("capture", "decides while it runs what it computes: cond in the model itself"),
+    "deformable": ("capture", "DeformConv in blocks.1.conv"),
+    "double_precision": ("capture", "onnxruntime cannot run what the model became"),
+    "exact_median": ("capture", "no ONNX form of aten.median.dim"),
 }
 
 

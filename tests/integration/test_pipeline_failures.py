@@ -12,9 +12,10 @@ from pathlib import Path
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional
 
 import dyce_export
-from dyce_export import onnx_graphs, pipeline
+from dyce_export import exit_points, onnx_graphs, pipeline
 from dyce_export.cascade import export_source
 from dyce_export.options import Options
 from dyce_export.pipeline import Export
@@ -42,6 +43,33 @@ class Constant(Convolutions):
 class Branching(Convolutions):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return super().forward(x if x.sum() > 0 else -x)
+
+
+class Selective(Convolutions):
+    """ONNX has no form of its last operation."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = super().forward(x)
+        return y - y.median(dim=1, keepdim=True).values
+
+
+class Precise(Convolutions):
+    """ONNX has a form of its first operation; onnxruntime has none for float64."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        kernel = torch.ones(3, 1, 3, 3, dtype=torch.float64)
+        return super().forward(functional.conv2d(x.double(), kernel, padding=1, groups=3).float())
+
+
+def no_training(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pipeline, "calibrate", lambda *_, **__: pytest.fail("heads were trained for nothing"))
+
+
+def fail_to_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    def strange(*arguments: object) -> None:
+        raise NotImplementedError("no rule for my_op\nand a graph of a thousand lines")
+
+    monkeypatch.setattr(exit_points, "count_macs", strange)
 
 
 def fail_to_write(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -74,6 +102,25 @@ class Failure:
 FAILURES = {
     "an exit that is not there": Failure(ExitPointError, "no exit point 9", exits=("9",)),
     "a model that branches": Failure(CaptureError, "cannot be captured", make=Branching),
+    "an operation that is counted by no rule": Failure(
+        CaptureError, "no exit points can be found .* NotImplementedError: no rule for my_op$", arrange=fail_to_count
+    ),
+    "an operation that ONNX lacks": Failure(
+        CaptureError,
+        "no ONNX form of aten.median.dim",
+        make=Selective,
+        data=lambda path: labelled(path / "data.npz"),
+        options=ANY_LABELS,
+        arrange=no_training,
+    ),
+    "an operation that onnxruntime lacks": Failure(
+        CaptureError,
+        "onnxruntime cannot run what the model became: NotImplemented",
+        make=Precise,
+        data=lambda path: labelled(path / "data.npz"),
+        options=ANY_LABELS,
+        arrange=no_training,
+    ),
     "data that is not there": Failure(DataError, "no such file", data=lambda path: path / "nowhere"),
     "too little data": Failure(DataError, "too few", data=lambda path: labelled(path / "few.npz", count=12)),
     "one class": Failure(DataError, "only one class", data=lambda path: labelled(path / "one.npz", classes=1)),

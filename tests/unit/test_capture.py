@@ -68,6 +68,27 @@ def test_a_branch_on_values_is_named_by_module_class_file_and_line():
     assert caught.value.exit_code == 1
 
 
+class Turned(nn.Module):
+    """Turns a picture by torch's own operations for control flow."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.how, self.conv = how, nn.Conv2d(3, 4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.how == "while_loop":
+            (x,) = torch.while_loop(lambda x: x.sum() < 0, lambda x: (x + 1,), (x,))
+        else:
+            x = torch.cond(x.sum() > 0 if self.how == "values" else x.shape[0] > 4, lambda x: x + 1, torch.neg, (x,))
+        return self.conv(x).mean((2, 3))
+
+
+@pytest.mark.parametrize(("how", "operation"), [("values", "cond"), ("batch", "cond"), ("while_loop", "while_loop")])
+def test_a_graph_inside_the_graph_is_named(how, operation):
+    with pytest.raises(CaptureError, match=rf"decides while it runs .* {operation} in the model itself \(Turned"):
+        captured(lambda: Turned(how))
+
+
 def test_an_error_of_the_model_itself_is_passed_on():
     def fail(logits: Tensor) -> Tensor:
         raise KeyError("no such thing")

@@ -14,6 +14,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
+from torchvision.ops import DeformConv2d
 
 from dyce_calibration.heads import make_mlp, untrained_heads
 from dyce_calibration.temperature import softmax
@@ -299,6 +300,43 @@ def test_an_operation_without_an_onnx_form_is_named():
     with pytest.raises(CaptureError, match=re.compile("cannot be written as ONNX.*bessel", re.DOTALL)) as caught:
         to_onnx(program, {})
     assert "Replace that operation" in caught.value.hint
+
+
+class Selective(Convolutions):
+    """Takes the middle of its logits away, for which ONNX has nothing."""
+
+    def forward(self, x):
+        y = super().forward(x)
+        return y - y.median(dim=1, keepdim=True).values
+
+
+class Deformed(Convolutions):
+    """Uses an operation that came with opset 19."""
+
+    def __init__(self):
+        super().__init__()
+        self.deform = DeformConv2d(3, 3, 3, padding=1)
+
+    def forward(self, x):
+        return super().forward(self.deform(x, x.new_zeros(x.shape[0], 18, *x.shape[2:]) + x.mean()))
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (Selective, r"no ONNX form of aten.median.dim in the model itself \(Selective, test_onnx_graphs.py:\d+\)"),
+        (
+            Deformed,
+            r"DeformConv in deform \(DeformConv2d, test_onnx_graphs.py:\d+\) came with opset 19; expected .* 18",
+        ),
+    ],
+)
+@pytest.mark.parametrize("at_an_exit", [False, True])
+def test_an_operation_that_bundles_cannot_hold_is_named_with_its_module(make, words, at_an_exit):
+    program = captured(make)
+    node = next(node for node in program.graph.nodes if "median" in node.name or "deform_conv" in node.name)
+    with pytest.raises(CaptureError, match=words):
+        to_onnx(program, {node.name: "exit_01"} if at_an_exit else {})
 
 
 def test_what_the_exporter_prints_does_not_reach_stdout(

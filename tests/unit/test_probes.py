@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from dyce_export.probes import FEWEST_PROBES, MOST_PROBES, condition, probe_count, synthetic_images
+from dyce_runtime.errors import CaptureError
 from tests.models import INPUT_SIZE, Convolutions, Tokens, build, images
 
 
@@ -92,3 +93,23 @@ def test_norms_without_running_statistics_are_left_alone():
     before = model(images(4))
     condition(model, synthetic_images(4, INPUT_SIZE))
     np.testing.assert_array_equal(model(images(4)).detach().numpy(), before.detach().numpy())
+
+
+class OnlyEvaluated(Faint):
+    """Its forward does something else in training, as detectors and models with auxiliary heads do."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        assert not self.training, "training needs targets"
+        return super().forward(x)
+
+
+def test_only_batch_norms_are_in_training_mode_while_a_model_is_conditioned():
+    model = build(OnlyEvaluated)
+    condition(model, synthetic_images(16, INPUT_SIZE))
+    assert reaction(model) > 0.05
+    assert not any(module.training for module in model.modules())
+
+
+def test_a_model_that_fails_on_the_images_is_refused_as_the_capture_would():
+    with pytest.raises(CaptureError, match="fails on images of 1x16x16"):
+        condition(build(Faint), synthetic_images(4, (1, 16, 16)))

@@ -81,6 +81,19 @@ def test_a_bundle_is_not_replaced_without_force(old: Path):
     assert (old / "manifest.json").read_text() == "old"
 
 
+def test_a_bundle_that_another_process_wrote_meanwhile_is_not_replaced_without_force(tmp_path: Path):
+    destination = tmp_path / "model.dyce"
+
+    def write_both() -> None:
+        with staged(destination, force=False) as folder:
+            write(folder)
+            stage(destination)
+
+    with pytest.raises(DestinationError, match="already exists"):
+        write_both()
+    assert names(tmp_path) == ["model.dyce"]
+
+
 def test_force_replaces_a_bundle_as_a_whole(old: Path):
     with staged(old, force=True) as folder:
         write(folder)
