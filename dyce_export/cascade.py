@@ -30,6 +30,7 @@ from dyce_export.savers.named import Savers
 from dyce_export.savers.sequence import Training, add_sequence, check_sequence
 from dyce_export.sources import Source
 from dyce_export.staging import check_destination, kept_work
+from dyce_export.torch_settings import usual_settings
 from dyce_runtime.bundle import RECORDS, Bundle, open_bundle
 from dyce_runtime.datasets import Dataset
 from dyce_runtime.errors import BundleError, ExitPointError
@@ -130,6 +131,7 @@ def prepare_cascade(
     return Cascade(first, before, savers.mapping, opened[0], opened[1] or opened[0], suspicious)
 
 
+@usual_settings()
 def export_cascade(cascade: Cascade, output: Path, *, options: Options, progress: Progress) -> Export:
     """Export the base and every saver that is not a bundle yet, and write the bundle in which savers run first.
 

@@ -44,6 +44,7 @@ from dyce_export.sources import Source
 from dyce_export.spans import write_spans
 from dyce_export.staging import kept_work, staged
 from dyce_export.task import as_single_label, check_declared
+from dyce_export.torch_settings import usual_settings
 from dyce_export.verdict import refusal
 from dyce_export.verify import Reference, check_runs, compute_reference, probe_configuration, verify
 from dyce_runtime.bundle import (
@@ -139,6 +140,7 @@ class Prepared:
         return self.logits(torch.from_numpy(preprocess(pictures, self.source.preprocessing))).argmax(dim=1).numpy()
 
 
+@usual_settings()
 def capture_source(source: Source, progress: Progress) -> Captured:
     """Capture a model and number its exit points. Random weights are conditioned first, in place.
 
@@ -176,6 +178,7 @@ def _exit_points(program: ExportedProgram) -> ExitPoints:
         ) from error
 
 
+@usual_settings()
 def prepare(
     captured: Captured, exits: Sequence[str], *, data: Pictures | None, val: Pictures | None, options: Options
 ) -> Prepared:
@@ -249,6 +252,7 @@ def check_data(data: Pictures | None, val: Pictures | None, options: Options) ->
         )
 
 
+@usual_settings()
 def write_bundle(prepared: Prepared, output: Path, *, options: Options, progress: Progress) -> Export:
     """Train heads, choose configurations, cut, verify and write; nothing stands at ``output`` if a step fails.
 

@@ -23,6 +23,7 @@ from torch import Tensor
 from dyce_calibration.heads import TrainedHead
 from dyce_calibration.temperature import softmax
 from dyce_export.backbone import Backbone
+from dyce_export.exit_points import ExitPoint
 from dyce_export.onnx_graphs import fits_in_one_file
 from dyce_export.places import reason_of
 from dyce_export.probe_thresholds import NONE_LEAVE, all_leave, doubts, threshold_between
@@ -31,7 +32,7 @@ from dyce_runtime import targets
 from dyce_runtime.bundle import Bundle
 from dyce_runtime.configuration import Configuration, ExitSetting
 from dyce_runtime.contracts import Device, Lane, PieceSpec, Target, TargetSpec
-from dyce_runtime.errors import BundleError, CaptureError
+from dyce_runtime.errors import BundleError, CaptureError, ExitPointError
 from dyce_runtime.manifest import FINAL, Manifest, Verification
 from dyce_runtime.plan import make_plan
 from dyce_runtime.session import Session
@@ -72,7 +73,11 @@ def compute_reference(
     heads: Sequence[Sequence[TrainedHead]],
     images: Tensor,
 ) -> Reference:
-    """Run the original model, the captured backbone and the heads in torch, in batches of eight."""
+    """Run the original model, the captured backbone and the heads in torch, in batches of eight.
+
+    Raises:
+        ExitPointError: what is alive at an exit is not finite, so no head can read it.
+    """
     logits, seams = [], None
     of_heads: list[list[list[Floats]]] = [[[] for _ in of_exit] for of_exit in heads]
     with torch.inference_mode():
@@ -80,7 +85,10 @@ def compute_reference(
             batch = images[start : start + _SEAM_SAMPLES]
             logits.append(model(batch).numpy())
             _, activations = backbone.activations(batch)
-            for of_exit, parts, pooled in zip(heads, of_heads, backbone.pool(activations), strict=True):
+            for point, of_exit, parts, pooled in zip(
+                backbone.points, heads, of_heads, backbone.pool(activations), strict=True
+            ):
+                _check_numbers(point, pooled)
                 for head, part in zip(of_exit, parts, strict=True):
                     part.append(head.logits(pooled).numpy())
             if seams is None:
@@ -92,6 +100,15 @@ def compute_reference(
         for parts, of_exit in zip(joined, heads, strict=True)
     ]
     return Reference(images.numpy(), np.concatenate(logits), seams or [], joined, confidences)
+
+
+def _check_numbers(point: ExitPoint, pooled: Tensor) -> None:
+    if not bool(torch.isfinite(pooled).all()):
+        raise ExitPointError(
+            f"the model computes NaN or infinity at exit {point.number} ({point.module}); a head there needs finite "
+            "numbers",
+            hint="Choose an exit where the numbers are finite again, or look for an overflow in the model.",
+        )
 
 
 def probe_configuration(manifest: Manifest, reference: Reference, tolerance: float = TOLERANCE) -> Configuration:
