@@ -113,10 +113,14 @@ class _Store:
     @staticmethod
     def open(folder: Path, most: int) -> _Store:
         """What an earlier run has left in the folder, for up to ``most`` rows."""
-        state = resume.load(folder / _MARK)
-        if state is None:
-            return _Store(folder, most, 0, [])
-        return _Store(folder, most, state["visited"], [state["rows"].numpy()])
+        state = resume.load(folder / _MARK, ("visited", "rows", "files"))
+        if state is not None:
+            paths = _paths(folder)
+            strange = [path for path in paths if not _holds_rows(path, most)]
+            if not strange and len(paths) == state["files"]:
+                return _Store(folder, most, state["visited"], [state["rows"].numpy()])
+            resume.damaged(strange[0] if strange else folder, "a file is missing or no longer what was written")
+        return _Store(folder, most, 0, [])
 
     def append(self, rows: NDArray[np.int64], tensors: Sequence[Tensor]) -> None:
         """Write the results for some samples behind those that are there."""
@@ -135,7 +139,8 @@ class _Store:
             return
         for file in self._files:
             file.flush()
-        resume.save({"visited": visited, "rows": torch.from_numpy(self.rows)}, self._folder / _MARK)
+        state = {"visited": visited, "rows": torch.from_numpy(self.rows), "files": len(self._files)}
+        resume.save(state, self._folder / _MARK)
         self._marked = time.monotonic()
 
     @property
@@ -151,6 +156,15 @@ class _Store:
 def _paths(folder: Path, count: int | None = None) -> list[Path]:
     """The files of a store, in order: as many as are there, or ``count``."""
     return [folder / f"{i}.npy" for i in range(len(list(folder.glob("*.npy"))) if count is None else count)]
+
+
+def _holds_rows(path: Path, rows: int) -> bool:
+    """Whether a file holds so many whole rows: opened for writing, one that was cut off would be filled with zeros."""
+    try:
+        array = np.load(path, mmap_mode="r")
+    except (OSError, ValueError, EOFError):
+        return False
+    return isinstance(array, np.memmap) and array.dtype == np.float32 and array.ndim == 2 and len(array) == rows
 
 
 def _check_numbers(dataset: Dataset, rows: NDArray[np.int64], logits: Tensor, pooled: Sequence[Tensor]) -> None:

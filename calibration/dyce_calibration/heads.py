@@ -226,7 +226,7 @@ class _State:
 
     def go_on(self, path: Path | None, processes: Processes) -> int:
         """Take up what was saved last; returns how many epochs are done."""
-        found = None if path is None else resume.load(path)
+        found = None if path is None else resume.load(path, ("epochs", "random", *self._parts()))
         done = processes.gather(np.array([0 if found is None else found["epochs"]]))
         # Processes that were stopped one after another may differ by an epoch: then all begin again.
         if found is None or done.min() != done.max():

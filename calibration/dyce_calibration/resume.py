@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 import shutil
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+
+log = logging.getLogger("dyce_calibration")
 
 _FINGERPRINT = "fingerprint"
 
@@ -28,7 +31,7 @@ def fingerprint(parts: Iterable[object]) -> str:
 def folder_for(folder: Path, fingerprint: str) -> Path:
     """The folder with what an earlier run with that fingerprint left in it; emptied if it was of another."""
     path = folder / _FINGERPRINT
-    if not (path.is_file() and path.read_text() == fingerprint):
+    if not (path.is_file() and path.read_bytes() == fingerprint.encode()):
         with suppress(FileNotFoundError):
             shutil.rmtree(folder)
         folder.mkdir(parents=True)
@@ -43,9 +46,20 @@ def save(state: dict[str, Any], path: Path) -> None:
     os.replace(beside, path)
 
 
-def load(path: Path) -> dict[str, Any] | None:
-    """What :func:`save` has stored last, if anything."""
+def load(path: Path, parts: Collection[str]) -> dict[str, Any] | None:
+    """What :func:`save` has stored last, with just those parts; None if there is nothing that can be read."""
     if not path.is_file():
         return None
-    state: dict[str, Any] = torch.load(path, weights_only=True)
+    try:
+        state = torch.load(path, weights_only=True)
+    except Exception as error:  # a damaged file may raise anything
+        return damaged(path, error)
+    if not isinstance(state, dict) or set(state) != set(parts):
+        return damaged(path, "it holds something else")
     return state
+
+
+def damaged(path: Path, why: object) -> None:
+    """Say that what an earlier run has left cannot be used; it is computed again."""
+    reason = next(iter(str(why).splitlines()), "")
+    log.warning("%s cannot be read (%s): what it held is computed again", path, reason)

@@ -95,6 +95,62 @@ def test_heads_that_were_interrupted_end_as_they_would_have(tmp_path: Path, chan
             np.testing.assert_array_equal(bias, same_bias)
 
 
+# --- what is damaged -------------------------------------------------------------------------------------------------
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def objects(path: Path) -> None:
+    np.save(path.with_suffix(".npy"), np.array([print, "x"], dtype=object))
+    path.with_suffix(".npy").replace(path)
+
+
+def other(path: Path) -> None:
+    torch.save({"other": 1}, path)
+
+
+def pickled(path: Path) -> None:
+    torch.save(Recipe(), path)
+
+
+DAMAGE = [cut, objects, other, pickled, lambda path: path.write_bytes(b""), lambda path: path.write_bytes(b"\xff\xfe")]
+
+
+@pytest.mark.usefixtures("marked_often")
+@pytest.mark.parametrize("damage", [*DAMAGE, Path.unlink])
+@pytest.mark.parametrize("file", ["0.npy", "1.npy", features_module._MARK])
+def test_damaged_features_are_computed_again(tmp_path: Path, damage: Callable[[Path], object], file: str):
+    whole = extract_features(Spy(), dataset(), prepare, tmp_path, seed=0)
+    expected = [np.array(array) for array in (whole.logits, *whole.exits)]
+    damage(tmp_path / file)
+    spy = Spy()
+    found = extract_features(spy, dataset(), prepare, tmp_path, seed=0)
+    assert sum(spy.batches) == COUNT
+    for a, b in zip(expected, (found.logits, *found.exits), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_damaged_heads_are_trained_again(
+    tmp_path: Path, damage: Callable[[Path], object], caplog: pytest.LogCaptureFixture
+):
+    state, recipe = tmp_path / "state.pt", Recipe(epochs=2, batch=64)
+    expected = train_heads(features(), ["mlp1x1000"], recipe, seed=0, checkpoint=state)
+    damage(state)
+    found = train_heads(features(), ["mlp1x1000"], recipe, seed=0, checkpoint=state)
+    np.testing.assert_array_equal(found[0][0].layers[0][0], expected[0][0].layers[0][0])
+    assert f"{state} cannot be read" in caplog.text
+
+
+def test_a_fingerprint_that_is_no_text_is_that_of_other_work(tmp_path: Path):
+    folder = folder_for(tmp_path / "a", "1234")
+    (folder / "fingerprint").write_bytes(b"\xff\xfe")
+    (folder / "half").touch()
+    assert [path.name for path in folder_for(folder, "1234").iterdir()] == ["fingerprint"]
+
+
 # --- whose work it is ------------------------------------------------------------------------------------------------
 
 
