@@ -110,7 +110,10 @@ def _idx_array(file: Path, axes: int) -> NDArray[np.uint8]:
     start = 4 + 4 * axes
     shape = tuple(int(length) for length in np.frombuffer(data[4:start].ljust(4 * axes, b"\0"), ">u4"))
     if data[:4] != bytes((0, 0, 8, axes)) or len(data) - start != math.prod(shape):
-        raise DataError(f"{file}: not an IDX file of unsigned bytes, or not complete", hint="fetch it again")
+        raise DataError(
+            f"{file}: not an IDX file of unsigned bytes with {axes} axes, or not complete",
+            hint="fetch it again; what holds other numbers can be given as .npz",
+        )
     return np.frombuffer(data, np.uint8, offset=start).reshape(shape)
 
 

@@ -217,7 +217,7 @@ def require_classes(dataset: Dataset) -> None:
     if present.size < 2:
         raise DataError(
             f"{dataset.source}: only one class ({present[0]}), expected two or more",
-            hint="name the folder that holds the class folders",
+            hint="give pictures of all classes; of class folders, name the folder above them",
         )
 
 
@@ -304,7 +304,7 @@ def _skip(source: str | Path, kept: int, skipped: Sequence[Path], *, why: str = 
     message = f"{source}: {len(skipped)} of {kept + len(skipped)} files are no pictures that can be read"
     if len(skipped) > MOST_SKIPPED * (kept + len(skipped)):
         reason = f" The first: {why}" if why else ""
-        hint = f"remove them; up to {MOST_SKIPPED:.0%} would be skipped.{reason}"
+        hint = f"convert them to JPEG or PNG, or remove them; up to {MOST_SKIPPED:.0%} would be skipped.{reason}"
         raise DataError(f"{message}: {_first(skipped)}", hint=hint)
     if skipped:
         _log.warning("%s; skipped: %s%s", message, _first(skipped), f" ({why})" if why else "")

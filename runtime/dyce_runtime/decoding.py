@@ -171,7 +171,7 @@ def _has_alpha(image: Image.Image) -> bool:
 def _unreadable(name: str, reason: object) -> DataError:
     return DataError(
         f"{name}: cannot be read as a picture ({str(reason) or type(reason).__name__})",
-        hint="remove the file or replace it",
+        hint="convert it to JPEG or PNG, or remove it",
     )
 
 

@@ -20,6 +20,7 @@ from dyce_export.sources import from_module
 from dyce_runtime.bundle import RECORDS, open_bundle
 from dyce_runtime.datasets import open_dataset
 from dyce_runtime.errors import DataError
+from tests.integration.small import ANY_LABELS, labelled, tiny
 from tests.models import INPUT_SIZE, Convolutions, build
 from tests.unit.cli.command import dyce
 
@@ -78,6 +79,22 @@ def test_too_much_that_cannot_be_decoded_is_said_before_anything_is_computed(tmp
         dyce_export.export(build(Convolutions), [2], tmp_path / "b.dyce", input_size=INPUT_SIZE, data=data)
     assert "000.png: cannot be read as a picture" in caught.value.hint
     assert [path.name for path in tmp_path.iterdir()] == ["data"]
+
+
+def test_pictures_with_two_labels_are_said(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    """Once more with the same label is no contradiction."""
+    with np.load(labelled(tmp_path / "data.npz")) as stored:
+        images, labels = stored["images"], stored["labels"]
+    again, others = images[:7], images[20:23]
+    np.savez(
+        tmp_path / "odd.npz",
+        images=np.concatenate([images, again, others]),
+        labels=np.concatenate([labels, labels[:7], (labels[20:23] + 1) % 5]),
+    )
+    with caplog.at_level(logging.WARNING):
+        export_source(tiny(), ["2"], tmp_path / "b.dyce", data=tmp_path / "odd.npz", options=ANY_LABELS)
+    [said] = [record.getMessage() for record in caplog.records if "another label" in record.getMessage()]
+    assert said.endswith("odd.npz: 3 pictures are there once more with another label")
 
 
 class Channels(nn.Module):
