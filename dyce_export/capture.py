@@ -167,8 +167,9 @@ def _check_no_branches(program: ExportedProgram) -> None:
     """A graph inside the graph, as of ``torch.cond``, can neither be cut nor counted."""
     for node in program.graph.nodes:
         if isinstance(node.target, HigherOrderOperator):
+            operation = str(node.target.name())  # type: ignore[no-untyped-call]
             raise CaptureError(
-                f"the model decides while it runs what it computes: {node.target.name()} in {place_of_node(node)}; "
+                f"the model decides while it runs what it computes: {operation} in {place_of_node(node)}; "
                 "expected the same operations for every picture",
                 hint="Compute both ways and take one with torch.where, or unroll the loop.",
             )

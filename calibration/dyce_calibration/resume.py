@@ -53,10 +53,12 @@ def load(path: Path, parts: Collection[str]) -> dict[str, Any] | None:
     try:
         state = torch.load(path, weights_only=True)
     except Exception as error:  # a damaged file may raise anything
-        return damaged(path, error)
-    if not isinstance(state, dict) or set(state) != set(parts):
-        return damaged(path, "it holds something else")
-    return state
+        damaged(path, error)
+        return None
+    if isinstance(state, dict) and set(state) == set(parts):
+        return state
+    damaged(path, "it holds something else")
+    return None
 
 
 def damaged(path: Path, why: object) -> None:
