@@ -344,9 +344,10 @@ def _explain(program: ExportedProgram, error: Exception) -> CaptureError:
         causes.append(cause)
     said = "\n".join(map(str, causes))
     if unknown := _UNKNOWN.search(said):
-        operation = f"{unknown['name']}.{unknown['overload']}"
-        nodes = (node.name for node in program.graph.nodes if str(node.target) == operation)
-        reason = f"there is no ONNX form of {operation}{_in(program, next(nodes, ''))}"
+        # The exporter may name what it made of the operation: prims.hypot for aten.hypot.
+        named = f".{unknown['name'].rsplit('.', 1)[-1]}."
+        nodes = (node.name for node in program.graph.nodes if named in f".{node.target}.")
+        reason = f"there is no ONNX form of {unknown['name']}.{unknown['overload']}{_in(program, next(nodes, ''))}"
     else:
         translated = _TRANSLATED.search(said)
         reason = reason_of(causes[-1]) + (_in(program, translated["node"]) if translated else "")
