@@ -171,8 +171,9 @@ def check_runs(graph: ir.Model) -> None:
     settings = ort.SessionOptions()
     settings.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     settings.intra_op_num_threads, settings.log_severity_level = 1, 4
+    model = ir.to_proto(graph).SerializeToString()
     try:
-        ort.InferenceSession(ir.to_proto(graph).SerializeToString(), settings, providers=["CPUExecutionProvider"])
+        ort.InferenceSession(model, settings, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime's exceptions share no base class
         raise _no_form("onnxruntime", error) from error
 
