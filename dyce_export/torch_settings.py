@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 import torch
 
@@ -15,20 +15,18 @@ def usual_settings() -> Iterator[None]:
     What stood there is put back: ``torch.no_grad``, ``inference_mode`` and ``autocast`` around a call, the default
     dtype, the default device and the precision of matrix products. Serves as a decorator, too.
     """
-    dtype, device, precision = (
-        torch.get_default_dtype(),
-        torch.get_default_device(),
-        torch.get_float32_matmul_precision(),
-    )
+    dtype, precision = torch.get_default_dtype(), torch.get_float32_matmul_precision()
+    elsewhere = torch.get_default_device().type != "cpu"
     torch.set_default_dtype(torch.float32)
     torch.set_float32_matmul_precision("highest")
-    if device.type != "cpu":
-        torch.set_default_device(None)
     try:
-        with torch.inference_mode(False), torch.enable_grad(), torch.autocast("cpu", enabled=False):
+        with (
+            torch.inference_mode(False),
+            torch.enable_grad(),
+            torch.autocast("cpu", enabled=False),
+            torch.device("cpu") if elsewhere else nullcontext(),
+        ):
             yield
     finally:
-        if device.type != "cpu":
-            torch.set_default_device(device)
         torch.set_float32_matmul_precision(precision)
         torch.set_default_dtype(dtype)

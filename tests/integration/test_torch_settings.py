@@ -52,6 +52,7 @@ SETTINGS: dict[str, Any] = {
     "float64": partial(default_dtype, torch.float64),
     "float16": partial(default_dtype, torch.float16),
     "meta": partial(default_device, "meta"),
+    "device around it": partial(torch.device, "meta"),
     "autocast": partial(torch.autocast, "cpu", torch.bfloat16),
     "fast products": fast_products,
 }
