@@ -330,9 +330,10 @@ def _check_operations(model: ir.Model, program: ExportedProgram, names: Mapping[
         history = onnx.defs.get_all_schemas_with_history()
         since = min(schema.since_version for schema in history if schema.name == node.op_type)
         made = str(node.outputs[0].name)
+        place = _place_in(program, activations.get(made, made))
         raise CaptureError(
-            f"the model cannot be written as ONNX: {node.op_type}{_in(program, activations.get(made, made))} came with "
-            f"opset {since}; expected operations of opset {OPSET}, which older engines read, too",
+            f"the model cannot be written as ONNX: {node.op_type}{place} came with opset {since}; expected "
+            f"operations of opset {OPSET}, which older engines read, too",
             hint=_REPLACE,
         )
 
@@ -347,14 +348,16 @@ def _explain(program: ExportedProgram, error: Exception) -> CaptureError:
         # The exporter may name what it made of the operation: prims.hypot for aten.hypot.
         named = f".{unknown['name'].rsplit('.', 1)[-1]}."
         nodes = (node.name for node in program.graph.nodes if named in f".{node.target}.")
-        reason = f"there is no ONNX form of {unknown['name']}.{unknown['overload']}{_in(program, next(nodes, ''))}"
+        reason = (
+            f"there is no ONNX form of {unknown['name']}.{unknown['overload']}{_place_in(program, next(nodes, ''))}"
+        )
     else:
         translated = _TRANSLATED.search(said)
-        reason = reason_of(causes[-1]) + (_in(program, translated["node"]) if translated else "")
+        reason = reason_of(causes[-1]) + (_place_in(program, translated["node"]) if translated else "")
     return CaptureError(f"the model cannot be written as ONNX: {reason}", hint=_REPLACE)
 
 
-def _in(program: ExportedProgram, name: str) -> str:
+def _place_in(program: ExportedProgram, name: str) -> str:
     """The place of a node in words, where a node has that name."""
     node = next((node for node in program.graph.nodes if node.name == name), None)
     return "" if node is None else f" in {place_of_node(node)}"

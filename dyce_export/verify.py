@@ -175,17 +175,17 @@ def check_runs(graph: ir.Model) -> None:
     try:
         ort.InferenceSession(model, settings, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime's exceptions share no base class
-        raise _no_form("onnxruntime", error) from error
+        raise _cannot_run("onnxruntime", error) from error
 
 
 def _opened(target: Target, pieces: Sequence[PieceSpec], spec: TargetSpec) -> Device:
     try:
         return target.open(pieces, spec)
     except BundleError as error:
-        raise _no_form(target.name, error.__cause__ or error) from error
+        raise _cannot_run(target.name, error.__cause__ or error) from error
 
 
-def _no_form(engine: str, error: BaseException) -> CaptureError:
+def _cannot_run(engine: str, error: BaseException) -> CaptureError:
     reason = re.sub(r"Load model from \S+ failed:\s*", "", reason_of(error))
     return CaptureError(
         f"{engine} cannot run what the model became: {reason}",

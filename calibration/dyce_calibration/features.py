@@ -119,7 +119,7 @@ class _Store:
             strange = [path for path in paths if not _holds_rows(path, most)]
             if not strange and len(paths) == state["files"]:
                 return _Store(folder, most, state["visited"], [state["rows"].numpy()])
-            resume.damaged(strange[0] if strange else folder, "a file is missing or no longer what was written")
+            resume.say_damaged(strange[0] if strange else folder, "a file is missing or no longer what was written")
         return _Store(folder, most, 0, [])
 
     def append(self, rows: NDArray[np.int64], tensors: Sequence[Tensor]) -> None:

@@ -53,15 +53,15 @@ def load(path: Path, parts: Collection[str]) -> dict[str, Any] | None:
     try:
         state = torch.load(path, weights_only=True)
     except Exception as error:  # a damaged file may raise anything
-        damaged(path, error)
+        say_damaged(path, error)
         return None
     if isinstance(state, dict) and set(state) == set(parts):
         return state
-    damaged(path, "it holds something else")
+    say_damaged(path, "it holds something else")
     return None
 
 
-def damaged(path: Path, why: object) -> None:
+def say_damaged(path: Path, why: object) -> None:
     """Say that what an earlier run has left cannot be used; it is computed again."""
     reason = next(iter(str(why).splitlines()), "")
     log.warning("%s cannot be read (%s): what it held is computed again", path, reason)

@@ -81,7 +81,7 @@ def open_labelled(
         if place is None:
             found.append(None)
             continue
-        dataset, doubt = settle(_opened(place, model), answer, model.classes, model.claimed)
+        dataset, doubt = settle(_opened(place, model), answer, model)
         doubts += [doubt] if doubt else []
         model = model._replace(class_names=model.class_names or dataset.class_names)
         found.append(dataset)
@@ -111,9 +111,7 @@ def answer_of(session: Session) -> Answer:
     return lambda pictures: session.run_uncut(session.preprocess(pictures))
 
 
-def settle(
-    dataset: Dataset, answer: Answer, classes: int, claimed: float | None = None
-) -> tuple[Dataset, Doubt | None]:
+def settle(dataset: Dataset, answer: Answer, model: ModelFacts) -> tuple[Dataset, Doubt | None]:
     """Number the class folders of a data set as the model does, and say what speaks against its labels.
 
     Runs the model on 256 to 1,024 of the pictures, and again on 1,024 if something is in doubt. A data set without
@@ -121,19 +119,19 @@ def settle(
     """
     if dataset.labels is None:
         return dataset, None
-    first = sample_rows(len(dataset), classes)
-    settled, doubt = _settle(dataset, answer, classes, first, claimed)
-    rows = sample_rows(len(dataset), classes, most=True)
-    return _settle(dataset, answer, classes, rows, claimed) if doubt and len(rows) > len(first) else (settled, doubt)
+    first = sample_rows(len(dataset), model.classes)
+    settled, doubt = _settle(dataset, answer, model, first)
+    rows = sample_rows(len(dataset), model.classes, most=True)
+    return _settle(dataset, answer, model, rows) if doubt and len(rows) > len(first) else (settled, doubt)
 
 
 def _settle(
-    dataset: Dataset, answer: Answer, classes: int, rows: npt.NDArray[np.intp], claimed: float | None
+    dataset: Dataset, answer: Answer, model: ModelFacts, rows: npt.NDArray[np.intp]
 ) -> tuple[Dataset, Doubt | None]:
     ways = dataset.numberings
-    options = [dataset.numbered(way, classes) for way in ways] or [dataset]
+    options = [dataset.numbered(way, model.classes) for way in ways] or [dataset]
     answers = _ask(dataset, answer, rows)
-    found = [Comparison(_labels(option)[rows], answers, classes) for option in options]
+    found = [Comparison(_labels(option)[rows], answers, model.classes) for option in options]
     best, sure = choose(found)
     if ways:
         doubt = doubt_of_folders(ways, found, best, sure=sure, source=dataset.source)
@@ -141,7 +139,7 @@ def _settle(
     else:
         folders = not isinstance(dataset.items, np.ndarray)
         doubt, how = doubt_of(found[0], dataset.source, dataset.class_names, folders=folders), ""
-    doubt = doubt or _doubt_of_claim(found[best].agreement, len(rows), claimed, dataset.source)
+    doubt = doubt or _doubt_of_claim(found[best].agreement, len(rows), model.claimed, dataset.source)
     if doubt is None:
         share, count = 100 * found[best].agreement, len(rows)
         _log.info("%s: %sthe model's answer is the label of %.1f %% of %d pictures", dataset.source, how, share, count)

@@ -99,27 +99,27 @@ class Failure:
     arrange: Callable[[pytest.MonkeyPatch], None] = nothing
 
 
+def before_training(message: str, make: type[nn.Module]) -> Failure:
+    """What is wrong with a model, said before its heads are trained on data."""
+    return Failure(
+        CaptureError,
+        message,
+        make=make,
+        data=lambda path: labelled(path / "data.npz"),
+        options=ANY_LABELS,
+        arrange=no_training,
+    )
+
+
 FAILURES = {
     "an exit that is not there": Failure(ExitPointError, "no exit point 9", exits=("9",)),
     "a model that branches": Failure(CaptureError, "cannot be captured", make=Branching),
     "an operation that is counted by no rule": Failure(
         CaptureError, "no exit points can be found .* NotImplementedError: no rule for my_op$", arrange=fail_to_count
     ),
-    "an operation that ONNX lacks": Failure(
-        CaptureError,
-        "no ONNX form of aten.median.dim",
-        make=Selective,
-        data=lambda path: labelled(path / "data.npz"),
-        options=ANY_LABELS,
-        arrange=no_training,
-    ),
-    "an operation that onnxruntime lacks": Failure(
-        CaptureError,
-        "onnxruntime cannot run what the model became: NotImplemented",
-        make=Precise,
-        data=lambda path: labelled(path / "data.npz"),
-        options=ANY_LABELS,
-        arrange=no_training,
+    "an operation that ONNX lacks": before_training("no ONNX form of aten.median.dim", Selective),
+    "an operation that onnxruntime lacks": before_training(
+        "onnxruntime cannot run what the model became: NotImplemented", Precise
     ),
     "data that is not there": Failure(DataError, "no such file", data=lambda path: path / "nowhere"),
     "too little data": Failure(DataError, "too few", data=lambda path: labelled(path / "few.npz", count=12)),
