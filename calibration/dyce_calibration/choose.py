@@ -44,19 +44,20 @@ def choose(records: Records, costs: CostTable, how: Search = Search()) -> Config
     parts = {name: make_problem(records.of_split(name), costs) for name in ("search", "certification", "test")}
     found = run(parts["search"], parts["test"], how)
 
-    def entry(setting: Setting) -> Entry:
+    def entry(setting: Setting, allowed: float | None = None) -> Entry:
         search, test = (parts[name].evaluate(setting) for name in ("search", "test"))
-        return Entry(parts["search"].exits(setting), search, test)
+        return Entry(parts["search"].exits(setting), search, test, allowed_loss=allowed)
 
     full = parts["search"].off
     settings = {FULL: full, **{name: found.cheapest(loss) or full for name, loss in ALLOWED_LOSS.items()}}
     _warn_about_luck(settings, parts["test"], len(parts["search"]))
-    named = {name: entry(setting) for name, setting in (settings | _chosen(found, how)).items()}
+    allowed = ALLOWED_LOSS | ({} if how.max_loss is None else {CHOSEN: how.max_loss})
+    named = {name: entry(setting, allowed.get(name)) for name, setting in (settings | _chosen(found, how)).items()}
     front = [entry(setting) for setting in thin(found.settings)]
     certificates, note = _certify(parts["certification"], [*named.values(), *front], how)
     promised = [entry for entry in front if entry.exits and _key(entry) in certificates]
     if promised:
-        named[CERTIFIED] = promised[0]
+        named[CERTIFIED] = msgspec.structs.replace(promised[0], allowed_loss=how.epsilon)
 
     def with_certificate(entry: Entry) -> Entry:
         return msgspec.structs.replace(entry, certified=certificates.get(_key(entry)))

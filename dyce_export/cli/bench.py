@@ -39,7 +39,9 @@ def command(
     ] = None,
     baseline: Annotated[bool, typer.Option("--baseline", help="Measure the uncut model alone.")] = False,
     batch: Annotated[str, typer.Option(help="Pictures per call; several sizes with commas: 1,8,32.")] = "1",
-    limit: Annotated[int, typer.Option(min=1, help="At most that many pictures, spread over the data.")] = 1000,
+    limit: Annotated[
+        int, typer.Option(min=1, help="At most that many pictures, spread over the data; at most 1,000 are timed.")
+    ] = 10_000,
     save: Annotated[
         bool, typer.Option("--save", help="Store the figures in the bundle; `dyce inspect` and its report show them.")
     ] = False,
@@ -65,19 +67,17 @@ def command(
 
     import dyce_runtime
     from dyce_runtime import bench
-    from dyce_runtime.machine_state import memory
 
     own = dyce_runtime.open_bundle(bundle, check_hashes=False).manifest.precision
     with dyce_runtime.load(
         bundle, target, precision=own, threads=threads, pool="global", allow_untrained=True
     ) as session:
-        held = memory(session)
         wanted = [] if baseline else bench.choose(session.bundle, config or list(session.bundle.configurations.named))
         dataset = _open(session, data, classes)
         if write_cost_table is not None:
             _write_cost_table(session, dataset, write_cost_table, unit, batch=sizes[0], limit=limit, json=json)
             return
-        document = _measure(session, dataset, wanted, sizes, limit, held, save=save, baseline=baseline, quiet=quiet)
+        document = _measure(session, dataset, wanted, sizes, limit, save=save, baseline=baseline, quiet=quiet)
         document["lowering"] = to_builtins(session.manifest.lowering)
     if json:
         print_json("bench", {"bundle": str(bundle), "data": dataset.source, **document})
@@ -148,7 +148,6 @@ def _measure(
     configurations: list[Configuration],
     sizes: list[int],
     limit: int,
-    held: dict[str, int | None],
     *,
     save: bool,
     baseline: bool,
@@ -169,7 +168,6 @@ def _measure(
             limit=limit,
             chain=not baseline,
             find_meter=energy.find_meter,
-            held=held,
             progress=lambda calls: track(calls, "measuring"),
         )
     if save:
@@ -212,12 +210,12 @@ def _measure_costs(session: Session, dataset: Dataset, unit: str, batch: int, li
 
     from dyce_calibration.costs import costs_of
     from dyce_runtime.batching import measure_best_batch, measure_compaction
-    from dyce_runtime.bench import check_batches, environment, spread_rows
+    from dyce_runtime.bench import MOST_TIMED, check_batches, environment, spread_rows
     from dyce_runtime.energy import find_meter
     from dyce_runtime.images import all_of
     from dyce_runtime.piece_costs import measure_energies, measure_times
 
-    rows = spread_rows(dataset, limit)
+    rows = spread_rows(dataset, min(limit, MOST_TIMED))
     check_batches([batch], len(rows))
     batches = (
         all_of(session.preprocess(dataset.images(rows[start : start + batch])))
@@ -244,7 +242,7 @@ def _show(bundle: Path, source: str, document: dict[str, Any]) -> None:
     environment = document["environment"]
     splits = ", ".join(f"{count} {name}" for name, count in document["splits"].items())
     for line in (
-        f"{bundle.name} on {document['samples']} pictures of {source}",
+        f"{bundle.name} on {document['samples']} pictures of {source}, {document['timed_samples']} of them timed",
         f"{environment['cpu']}, {environment['cores']} cores, threads {environment['threads']}, "
         f"{environment['target']} {environment['engine']}, {environment['precision']}, {environment['date']}",
         f"CPU frequency governor {environment['cpu_governor']}, power mode {environment['power_mode']}",
@@ -255,6 +253,7 @@ def _show(bundle: Path, source: str, document: dict[str, Any]) -> None:
         out.print(line)
     for part in document["batches"]:
         _show_table(part, with_energy=document["meter"] is not None)
+    _show_losses(document)
     if document["meter"] is not None:
         out.print(f"mJ: energy per picture above the idle machine ({document['meter']}).")
     for part in document["batches"]:
@@ -273,8 +272,12 @@ def _lowering_lines(precision: str, lowering: dict[str, Any] | None) -> list[str
 
 
 def _memory_line(memory: dict[str, Any]) -> str:
-    resident = memory["resident_bytes"]
-    held = "memory in use unknown" if resident is None else f"{resident / 1e6:.1f} MB of memory in use after loading"
+    model, process = memory["model_bytes"], memory["process_bytes"]
+    held = (
+        "memory in use unknown"
+        if model is None
+        else f"{model / 1e6:.1f} MB of memory in use by the bundle, {process / 1e6:.1f} MB with Python and the engine"
+    )
     return f"{held}; on disk " + ", ".join(
         f"{kind} {memory[f'{kind}_bytes'] / 1e6:.1f} MB" for kind in ("segments", "heads", "spans")
     )
@@ -289,12 +292,25 @@ def _show_table(part: dict[str, Any], *, with_energy: bool) -> None:
     for entry in (part["uncut"], *entries):
         shares = [f"{share:.0%}" for share in entry.get("share_per_exit", {}).values()] or [""] * len(exits)
         saved = [f"{entry[key]:.0%}" if key in entry else "" for key in ("time_saved", "macs_saved")]
+        saved.insert(1, _loss(entry))
         joules = [f"{entry['joules_per_sample'] * 1e3:.4g}"] if with_energy else []
         figures = (*_times(entry), f"{entry['throughput']:.1f}", *saved, _percent(entry["accuracy"]), *joules)
         rows.append((entry.get("name", "uncut model"), *figures, *shares))
-    columns = ("mean ms", "p50", "p90", "p99", "pictures/s", "time saved", "MACs saved", "accuracy", *energy, *exits)
+    columns = (
+        "mean ms",
+        "p50",
+        "p90",
+        "p99",
+        "pictures/s",
+        "time saved",
+        "loses",
+        "MACs saved",
+        "accuracy",
+        *energy,
+        *exits,
+    )
     print_table(
-        f"{part['batch']} per call; time and MACs saved against the uncut model\n"
+        f"{part['batch']} per call; saved and lost against the uncut model, losses in points ± standard error\n"
         "(p50, p90, p99: ms that so many % of the calls stay within"
         f"{'; last columns: share of pictures per exit' if exits else ''})",
         ("configuration", *(f" {column}" for column in columns)),
@@ -302,6 +318,46 @@ def _show_table(part: dict[str, Any], *, with_energy: bool) -> None:
     )
     if part["chain"] is not None:
         out.print(_chain_line(part["chain"]))
+
+
+_VERDICTS = {
+    "kept": "within what it may",
+    "exceeded": "MORE THAN IT MAY",
+    "none": "nothing",
+    "loses": "loses",
+    "undecided": "undecided",
+}
+
+
+def _show_losses(document: dict[str, Any]) -> None:
+    """What every configuration may lose, whether it does, and the class that loses most; the first batch size."""
+    from dyce_runtime.bench_verdict import points
+
+    rows = []
+    for entry in document["configurations"]:
+        if entry["loss"] is None or not entry["exits"]:
+            continue
+        worst, allowed = entry["worst_class"], entry["allowed_loss"]
+        most = "none" if worst is None else f"{worst['name']}: {worst['lost']} of {worst['samples']} pictures"
+        rows.append(
+            (
+                entry["name"],
+                _loss(entry),
+                "" if allowed is None else points(allowed),
+                _VERDICTS[entry["loss_verdict"]],
+                most,
+            )
+        )
+    if rows:
+        columns = ("configuration", "loses", "may lose", "found", "class that loses most right answers")
+        print_table(f"points of accuracy lost on {document['samples']} pictures", columns, rows)
+
+
+def _loss(entry: dict[str, Any]) -> str:
+    """Points lost with their standard error; empty for the uncut model and without labels."""
+    if entry.get("loss") is None or not entry["exits"]:
+        return ""
+    return f"{100 * entry['loss']:.1f} ± {100 * entry['loss_error']:.1f}"
 
 
 def _chain_line(chain: dict[str, Any]) -> str:

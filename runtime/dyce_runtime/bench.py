@@ -13,7 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dyce_runtime.bench_energy import add_energies
-from dyce_runtime.bench_figures import Timings, beside_uncut, early_exit, figures, verdict
+from dyce_runtime.bench_figures import Timings, beside_uncut, early_exit, figures
+from dyce_runtime.bench_loss import Answers, Pictures, answer_all, loss_of
+from dyce_runtime.bench_verdict import verdict
 from dyce_runtime.bundle import Bundle, open_bundle, write_configurations
 from dyce_runtime.bundle_arrays import read_splits
 from dyce_runtime.configuration import BenchFigures, Configuration, Entry, ExitSetting
@@ -21,14 +23,19 @@ from dyce_runtime.contenders import Answer, Contender, make_contenders
 from dyce_runtime.datasets import Dataset
 from dyce_runtime.energy import Meter
 from dyce_runtime.errors import DataError
+from dyce_runtime.footprint import footprint
 from dyce_runtime.images import all_of
-from dyce_runtime.machine_state import memory, power_mode
-from dyce_runtime.manifest import Manifest
+from dyce_runtime.machine_state import power_mode
 from dyce_runtime.session import Session
 
 # Stands for every named configuration and the whole front.
 ALL = "all"
 _WARM_UP_CALLS = 5
+# At most that many samples are timed; a loss of half a point needs more, so the others are answered as well.
+MOST_TIMED = 1000
+MOST_ANSWERED = 10_000
+# Splits of which a bundle's heads and thresholds know nothing.
+_UNUSED_SPLITS = ("certification", "test", "unseen")
 
 _Track: TypeAlias = Callable[[Iterable[int]], Iterable[int]]
 
@@ -39,17 +46,17 @@ def benchmark(
     configurations: Sequence[str | Configuration],
     *,
     batch: int | Sequence[int] = 1,
-    limit: int = 1000,
+    limit: int = MOST_ANSWERED,
     chain: bool = True,
     find_meter: Callable[[], Meter] | None = None,
-    held: Mapping[str, int | None] | None = None,
     progress: _Track = lambda calls: calls,
 ) -> dict[str, Any]:
     """Measure configurations next to the uncut model and return the ``bench`` document (see the reference).
 
     Every call goes to the uncut model, to the chain of all segments and to every configuration before the next one,
-    in rotating order, so that a drift of the machine hits all alike. Preprocessing is not timed. The knob is left as
-    it was found.
+    in rotating order, so that a drift of the machine hits all alike. Preprocessing is not timed. At most 1,000 samples,
+    or one batch, are timed; with labels the others are answered as well, all configurations in one pass, since a small
+    loss shows only on many. The knob is left as it was found.
 
     Args:
         configurations: none measures the uncut model and the chain alone.
@@ -57,39 +64,62 @@ def benchmark(
         limit: at most that many samples, evenly spread over the data.
         chain: whether to run the full model in segments, too.
         find_meter: gives what to measure energy with, behind all the timing; see ``dyce_runtime.energy``.
-        held: ``memory(session)`` of right after loading; without it that of now.
 
     Raises:
         ConfigurationError: a configuration does not fit the bundle.
         DataError: there are fewer samples than a batch holds.
     """
-    held = memory(session) if held is None else held
     rows = spread_rows(data, limit)
     sizes = [batch] if isinstance(batch, int) else list(batch)
     check_batches(sizes, len(rows))
+    timed, rest = _timed_and_rest(rows, max(MOST_TIMED, *sizes))
+    if data.labels is None or not configurations:
+        rest = rest[:0]
+    rows = np.concatenate([timed, rest])
     resolved = [session.bundle.configuration(c) if isinstance(c, str) else c for c in configurations]
-    labels = None if data.labels is None else data.labels[rows]
+    pictures = Pictures(
+        None if data.labels is None else data.labels[rows], session.manifest.model.class_names or data.class_names
+    )
+    splits = split_counts(session, data, rows)
+    used = sum(count for name, count in splits.items() if name not in _UNUSED_SPLITS)
     before = session.configuration
     try:
         contenders = make_contenders(session, resolved, chain=chain)
+        # The chain and the uncut model are the same network, verified as such.
+        uncut, answers = answer_all(session, data, rest, resolved, progress)
+        further = [Answers(uncut, np.empty(0, np.int64))] * (1 + chain) + answers
         parts = []
         for size in sizes:
-            uncut, *others = _measure(session, data, rows, contenders, size, progress)
-            segments = others.pop(0) if chain else None
-            parts.append(_part(session.manifest, resolved, size, labels, uncut, segments, others))
+            found = _measure(session, data, timed, contenders, size, progress)
+            found = [_with_further(*both) for both in zip(found, further, strict=True)]
+            segments = found.pop(1) if chain else None
+            parts.append(_part(session.bundle, resolved, size, pictures, used, segments, found))
         contenders = make_contenders(session, resolved, chain=False)
-        meter = add_energies(session, data, rows, contenders, parts, find_meter)
+        meter = add_energies(session, data, timed, contenders, parts, find_meter)
     finally:
         session.use(before)
     return {
         "environment": environment(session),
-        "memory": held,
+        "memory": footprint(session),
         "meter": meter,
         "samples": len(rows),
-        "splits": split_counts(session, data, rows),
+        "timed_samples": len(timed),
+        "splits": splits,
         **parts[0],
         "batches": parts,
     }
+
+
+def _timed_and_rest(rows: NDArray[np.int64], most: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """The samples that are timed, at most so many and evenly spread, and the others."""
+    chosen = spread_rows(rows, most)
+    return rows[chosen], np.delete(rows, chosen)
+
+
+def _with_further(timed: Timings, further: Answers) -> Timings:
+    """The same with the answers to further samples."""
+    exits = None if timed.exits is None else np.concatenate([timed.exits, further.exits])
+    return Timings(timed.seconds, np.concatenate([timed.labels, further.labels]), exits)
 
 
 def choose(bundle: Bundle, names: Sequence[str]) -> list[Configuration]:
@@ -146,7 +176,10 @@ def save_figures(bundle: Bundle, document: Mapping[str, Any]) -> None:
                 p50_ms=found["p50_ms"],
                 p90_ms=found["p90_ms"],
                 time_ratio=found["time_ratio_to_uncut"],
+                time_ratio_range=tuple(found["time_ratio_range"]),
                 accuracy=found["accuracy"],
+                loss=found["loss"],
+                loss_error=found["loss_error"],
                 samples=document["samples"],
                 unseen=document["splits"]["unseen"],
                 batch=document["batch"],
@@ -222,30 +255,33 @@ def _timings(seconds: Sequence[float], answers: Sequence[Answer]) -> Timings:
 
 
 def _part(
-    manifest: Manifest,
+    bundle: Bundle,
     configurations: Sequence[Configuration],
     batch: int,
-    labels: NDArray[np.int64] | None,
-    uncut: Timings,
+    pictures: Pictures,
+    used: int,
     chain: Timings | None,
     timings: Sequence[Timings],
 ) -> dict[str, Any]:
-    """What the document says of one batch size."""
+    """What the document says of one batch size; the first timings are those of the uncut model."""
+    uncut, *others = timings
+    labels, names = pictures
     entries = [
         {
             "name": configuration.name,
             **figures(timing, labels, batch),
             "joules_per_sample": None,
-            **early_exit(manifest, configuration, timing, uncut),
+            **loss_of(timing.labels, uncut.labels, labels, bundle.configurations.allowed_loss(configuration), names),
+            **early_exit(bundle.manifest, configuration, timing, uncut),
         }
-        for configuration, timing in zip(configurations, timings, strict=True)
+        for configuration, timing in zip(configurations, others, strict=True)
     ]
     return {
         "batch": batch,
         "uncut": {**figures(uncut, labels, batch), "joules_per_sample": None},
         "chain": None if chain is None else {**figures(chain, labels, batch), **beside_uncut(chain, uncut)},
         "configurations": entries,
-        "verdict": verdict(entries, manifest, batch),
+        "verdict": verdict(entries, bundle.manifest, batch, len(uncut.labels), used),
     }
 
 

@@ -103,7 +103,10 @@ class BenchFigures(msgspec.Struct, frozen=True):
     Attributes:
         p50_ms, p90_ms: median and 90 % quantile of the milliseconds of a call, preprocessing apart.
         time_ratio: to the uncut model in the same run; below 1 is faster.
+        time_ratio_range: what its median lies between, as far as the rounds of that run tell.
         accuracy: share of samples labelled right; None without labels.
+        loss: accuracy of the uncut model on the same samples minus ``accuracy``; None without labels.
+        loss_error: its paired standard error.
         samples: how many there were.
         unseen: how many of them took no part in making the bundle.
         batch: samples per call.
@@ -123,16 +126,25 @@ class BenchFigures(msgspec.Struct, frozen=True):
     threads: str
     cpu: str
     date: str
+    time_ratio_range: tuple[float, float] | None = None
+    loss: float | None = None
+    loss_error: float | None = None
 
 
 class Entry(msgspec.Struct, frozen=True):
-    """A configuration with what is known about it. It was chosen on the split named ``search``."""
+    """A configuration with what is known about it. It was chosen on the split named ``search``.
+
+    Attributes:
+        allowed_loss: the most accuracy that it was allowed to lose against the full model when it was chosen, a
+            fraction; None where no loss was asked for.
+    """
 
     exits: dict[str, ExitSetting]
     search: Figures | None = None
     test: Figures | None = None
     certified: Certificate | None = None
     bench: BenchFigures | None = None
+    allowed_loss: float | None = None
 
 
 class Configurations(msgspec.Struct, frozen=True):
@@ -163,6 +175,11 @@ class Configurations(msgspec.Struct, frozen=True):
                 f"there is no configuration {name!r} in this bundle; it has: {', '.join(self.named)}"
             )
         return Configuration(name=name, exits=self.named[name].exits)
+
+    def allowed_loss(self, configuration: Configuration) -> float | None:
+        """What the configuration of that name was allowed to lose; None where nothing was asked for."""
+        entry = self.named.get(configuration.name)
+        return None if entry is None or entry.exits != configuration.exits else entry.allowed_loss
 
     def with_bench(self, known: Sequence[Entry]) -> Configurations:
         """The same with the benchmark's figures of ``known`` entries: where exits, heads and thresholds are equal."""

@@ -1,4 +1,4 @@
-"""How a machine was set while something was measured on it: its power mode, and the memory that is in use."""
+"""How a machine was set while something was measured on it: its power mode, and the memory of a process."""
 
 from __future__ import annotations
 
@@ -7,10 +7,7 @@ import re
 import shutil
 from pathlib import Path
 
-from dyce_runtime.session import Session
-
 UNKNOWN = "unknown"
-_KINDS = ("segment", "head", "span")
 _QUERY_SECONDS = 5
 
 
@@ -28,21 +25,14 @@ def power_mode(root: Path = Path("/")) -> dict[str, str]:
     return {"cpu_governor": governor or UNKNOWN, "power_mode": _stored_mode(root) or _queried_mode() or UNKNOWN}
 
 
-def memory(session: Session, root: Path = Path("/proc")) -> dict[str, int | None]:
-    """Bytes that the process holds now, and those that the open pieces take on disk, by kind.
+def resident_bytes(root: Path = Path("/proc")) -> int | None:
+    """Bytes of memory that the process holds now; None where the system does not tell.
 
     Args:
         root: where procfs is mounted.
-
-    Returns:
-        ``resident_bytes`` (None where the system does not tell), ``segments_bytes``, ``heads_bytes``, ``spans_bytes``.
     """
     pages = _read(root / "self/statm").split()
-    resident = int(pages[1]) * os.sysconf("SC_PAGE_SIZE") if len(pages) > 1 else None
-    sizes = dict.fromkeys(_KINDS, 0)
-    for piece in session.pieces:
-        sizes[session.manifest.piece(piece).kind] += session.bundle.size(piece)
-    return {"resident_bytes": resident, **{f"{kind}s_bytes": size for kind, size in sizes.items()}}
+    return int(pages[1]) * os.sysconf("SC_PAGE_SIZE") if len(pages) > 1 else None
 
 
 def _stored_mode(root: Path) -> str:

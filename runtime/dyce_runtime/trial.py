@@ -6,9 +6,6 @@ nothing down.
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict
@@ -16,6 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from dyce_runtime.apart import ask
 from dyce_runtime.bundle import Bundle, open_bundle
 from dyce_runtime.contracts import TargetSpec
 from dyce_runtime.errors import BundleError, PieceError, TargetError
@@ -32,10 +30,6 @@ _NEAR = 1e-4
 _SECONDS = 0.3
 # A pool that spins leaves the cores alone after that.
 _PAUSE = 0.05
-# Engines for a GPU may have to be built first.
-_LONGEST = 1800
-# Python in isolated mode, so that nothing in the working directory is imported, with the modules of this process.
-_START = "import sys; sys.path[:] = sys.argv[1:]; from dyce_runtime.trial import main; main()"
 
 
 class Candidate(NamedTuple):
@@ -59,24 +53,15 @@ def milliseconds_apart(candidate: Candidate, spec: TargetSpec, options: dict[str
     Raises:
         TargetError: the engine does not run the bundle as it should; says why.
     """
-    asked = {"path": str(candidate.bundle.path), "target": candidate.target, "spec": asdict(spec), "options": options}
-    try:
-        done = subprocess.run(
-            [sys.executable, "-I", "-c", _START, *sys.path],
-            input=json.dumps(asked),
-            capture_output=True,
-            text=True,
-            timeout=_LONGEST,
-            check=False,
-        )
-    except subprocess.TimeoutExpired as error:
-        raise TargetError(f"it was not ready within {_LONGEST} s") from error
-    except (OSError, ValueError):
+    question = {
+        "path": str(candidate.bundle.path),
+        "target": candidate.target,
+        "spec": asdict(spec),
+        "options": options,
+    }
+    found = ask(__name__, question)
+    if found is None:
         return None
-    lines = done.stdout.splitlines()
-    if done.returncode != 0 or not lines:
-        raise TargetError(f"it ended the process that tried it ({done.returncode}): {_last(done.stderr)}")
-    found = json.loads(lines[-1])
     if "refused" in found:
         raise TargetError(found["refused"])
     return float(found["ms"])
@@ -95,21 +80,13 @@ def milliseconds_here(opened: Callable[[], Session]) -> float:
     return found
 
 
-def main() -> None:
-    """What the new process does: one question on its input, one answer as the last line of its output."""
-    asked = json.load(sys.stdin)
-    bundle, spec = open_bundle(asked["path"], check_hashes=False), TargetSpec(**asked["spec"])
+def answer(question: dict[str, Any]) -> dict[str, Any]:
+    """What the new process says: ``ms``, or why it ``refused``."""
+    bundle, spec = open_bundle(question["path"], check_hashes=False), TargetSpec(**question["spec"])
     try:
-        answer: dict[str, Any] = {
-            "ms": milliseconds_here(lambda: Session(bundle, asked["target"], spec, **asked["options"]))
-        }
+        return {"ms": milliseconds_here(lambda: Session(bundle, question["target"], spec, **question["options"]))}
     except (BundleError, PieceError, TargetError) as error:
-        answer = {"refused": error.message}
-    print("\n" + json.dumps(answer), flush=True)
-
-
-def _last(text: str) -> str:
-    return next(reversed([line for line in text.splitlines() if line.strip()]), "it said nothing")[:200]
+        return {"refused": error.message}
 
 
 def check(session: Session) -> None:

@@ -4,6 +4,7 @@ from dataclasses import replace
 from importlib.util import find_spec
 from itertools import pairwise
 
+import msgspec
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -59,6 +60,7 @@ many = st.builds(make_records, st.integers(48, 90), st.integers(0, 10**6), st.sa
 def test_named_configurations_lose_no_more_than_allowed_and_no_shared_threshold_is_cheaper(records):
     found = choose(records, COSTS, QUICK)
     assert list(found.named)[:4] == ["full", *ALLOWED_LOSS]
+    assert [found.named[name].allowed_loss for name in ("full", *ALLOWED_LOSS)] == [None, *ALLOWED_LOSS.values()]
     assert found.named["full"].exits == {}
     problem = make_problem(records.of_split("search"), COSTS)
     shared = [problem.evaluate(setting) for setting in samethres(problem)]
@@ -193,7 +195,8 @@ def test_what_is_certified_says_so_and_is_the_safer_part_of_the_front():
             assert (entry.certified.epsilon, entry.certified.delta) == (0.01, 0.05)
             assert entry.certified.samples == 10_000
             assert entry.test.loss < 0.02
-    assert found.named["certified"] == found.front[certified.index(True)]
+    promised = found.front[certified.index(True)]
+    assert found.named["certified"] == msgspec.structs.replace(promised, allowed_loss=0.01)
     assert found.named["full"].certified is not None
     assert found.named["fast"].certified is None
     assert found.note == ""

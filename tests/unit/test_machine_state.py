@@ -7,8 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from dyce_runtime import Session
-from dyce_runtime.machine_state import memory, power_mode
+from dyce_runtime.machine_state import power_mode, resident_bytes
 
 MODES = "< POWER_MODEL ID=0 NAME=MAXN >\nX 1\n< POWER_MODEL ID=2 NAME=15W >\n< POWER_MODEL ID=12 NAME=COOL >\n"
 NVPMODEL = "#!/bin/sh\necho 'NVPM VERB: Config'\necho 'NV Power Mode: MODE_30W'\necho 3\n"
@@ -63,18 +62,7 @@ def test_an_nvpmodel_that_does_not_answer_leaves_it_unknown(tmp_path: Path, prog
     assert power_mode(tmp_path)["power_mode"] == "unknown"
 
 
-def test_memory_is_that_of_the_process_and_of_the_open_pieces_by_kind(tmp_path: Path, spied: Session):
+def test_memory_is_that_of_the_process(tmp_path: Path):
     write(tmp_path / "self/statm", "1000 250 30 1 0 90 0\n")
-    found = memory(spied, tmp_path)
-    assert found.pop("resident_bytes") == 250 * os.sysconf("SC_PAGE_SIZE")
-    folders = {kind: spied.bundle.path / kind for kind in ("segments", "heads", "spans")}
-    assert found == {
-        f"{kind}_bytes": sum(file.stat().st_size for file in folder.iterdir()) for kind, folder in folders.items()
-    }
-    assert all(found.values())
-
-
-def test_pieces_that_are_not_open_take_no_memory(tmp_path: Path, spied: Session):
-    spied.pieces = [piece for piece in spied.pieces if spied.manifest.piece(piece).kind != "span"]
-    found = memory(spied, tmp_path)
-    assert (found["spans_bytes"], found["resident_bytes"]) == (0, None)
+    assert resident_bytes(tmp_path) == 250 * os.sysconf("SC_PAGE_SIZE")
+    assert resident_bytes(tmp_path / "nothing") is None
