@@ -24,6 +24,7 @@ from dyce_export.backbone import Backbone
 from dyce_export.exit_points import ExitPoint
 from dyce_export.progress import Progress
 from dyce_runtime.datasets import Dataset, require_classes
+from dyce_runtime.errors import DataError
 from dyce_runtime.manifest import FINAL, Preprocessing, Splits
 from dyce_runtime.preprocessing import preprocess
 
@@ -138,6 +139,24 @@ def calibrate(
     return Calibration(heads, final_temperature, records, splits, members)
 
 
+def check_amount(data: Dataset | None, val: Dataset | None, seed: int) -> None:
+    """Raise DataError if there are too few pictures to choose configurations with: before anything is computed."""
+    if data is None:
+        return
+    held_out = data.take(_parts_of(data, seed)["val"]) if val is None else val
+    searched = len(divide(held_out.hashes, VAL_SHARES, seed)["search"])
+    if held_out.labels is None:
+        return
+    classes = int(held_out.labels.max()) + 1
+    if searched < classes:
+        share = VAL_SHARES["search"] * (HOLD_OUT if val is None else 1.0)
+        raise DataError(
+            f"{(data if val is None else val).source} leaves {searched} pictures to choose configurations on, for "
+            f"{classes} classes; expected at least one for each",
+            hint=f"{share:.0%} of {'--data' if val is None else '--val'} is used to choose. Give more pictures.",
+        )
+
+
 def content_of(backbone: Backbone) -> Iterator[object]:
     """Everything that features depend on, of a model: its code and its numbers."""
     yield backbone.module.code
@@ -151,8 +170,12 @@ def _hold_out(data: Dataset, seed: int) -> tuple[Dataset, Dataset]:
         "flattering and the configurations will lose more than they say.",
         round(100 * HOLD_OUT),
     )
-    parts = divide(data.hashes, {"fit": 1 - HOLD_OUT, "val": HOLD_OUT}, seed + 1)
+    parts = _parts_of(data, seed)
     return data.take(parts["fit"]), data.take(parts["val"])
+
+
+def _parts_of(data: Dataset, seed: int) -> dict[str, NDArray[np.int64]]:
+    return divide(data.hashes, {"fit": 1 - HOLD_OUT, "val": HOLD_OUT}, seed + 1)
 
 
 def _record(

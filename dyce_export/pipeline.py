@@ -27,7 +27,7 @@ from dyce_calibration.select import select_exits, used_heads
 from dyce_export.answers import answer
 from dyce_export.backbone import Backbone
 from dyce_export.behaviour import check_alone, check_behaviour, check_steady
-from dyce_export.calibrate import Calibration, calibrate, content_of, macs_of_heads
+from dyce_export.calibrate import Calibration, calibrate, check_amount, content_of, macs_of_heads
 from dyce_export.capture import capture, functionalise, output_nodes
 from dyce_export.doubts import accept
 from dyce_export.exit_points import ExitPoints, find_exit_points
@@ -83,6 +83,17 @@ class Export:
     manifest: Manifest
     configurations: Configurations
     seconds: dict[str, float]
+
+    def __repr__(self) -> str:
+        """What was made, on a few lines."""
+        checked = self.manifest.verification
+        lines = [
+            f"<Export of {self.manifest.model.name} to {self.path}",
+            f"  exits: {', '.join(exit.id for exit in self.manifest.exits)}; heads {self.manifest.heads}",
+            f"  configurations: {', '.join(self.configurations.named)}",
+            f"  verification: {checked.verdict if checked else 'none'}; {sum(self.seconds.values()):.0f} s>",
+        ]
+        return "\n".join(lines)
 
 
 @dataclass(frozen=True)
@@ -230,6 +241,7 @@ def with_pictures(prepared: Prepared, data: Pictures | None, val: Pictures | Non
     source = prepared.source
     model = ModelFacts(prepared.classes, source.preprocessing, source.class_names, options.classes_file, source.claimed)
     (fit, unseen), doubts = open_labelled((data, val), model, prepared.answer)
+    check_amount(fit, unseen, options.seed)
     return replace(prepared, data=fit, val=unseen, suspicious=accept(doubts, allowed=options.allow_suspicious))
 
 

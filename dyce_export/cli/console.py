@@ -14,6 +14,7 @@ import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import partial
+from importlib.metadata import version
 from typing import Annotated, Any, TypeVar
 
 import msgspec
@@ -41,6 +42,17 @@ _Item = TypeVar("_Item")
 # click's UsageError, by whichever road: some versions of typer bring a click of their own.
 _WrongWords: Any = typer.BadParameter.__bases__[0]
 
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        out.print(f"dyce-export {version('dyce-export')}")
+        raise typer.Exit
+
+
+Version = Annotated[
+    bool,
+    typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and stop."),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
 Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Say more: every step, and where an error arose.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress, no warnings.")]
@@ -140,6 +152,8 @@ def run(app: typer.Typer, name: str, arguments: list[str] | None = None) -> int:
     except DyceError as error:
         return failed(error.code, error.message, error.hint, error.exit_code)
     except _WrongWords as error:
+        if type(error).__name__ == "NoArgsIsHelpError":  # the help has been printed
+            return 0
         return failed(UsageError.code, error.format_message(), f"`{name} --help` lists the options.", EXIT_USAGE)
     except (KeyboardInterrupt, typer.Abort):
         return failed("interrupted", "interrupted", "", EXIT_INTERRUPTED)

@@ -37,12 +37,15 @@ def show(*, json: bool) -> None:
 
 def _machine() -> dict[str, Any]:
     from dyce_runtime.bench import cpu_name
+    from dyce_runtime.cpu_features import advice, cpu_features
     from dyce_runtime.machine_state import power_mode
     from dyce_targets.profiles import board
 
-    state = power_mode()
+    state, features = power_mode(), cpu_features()
     return {
         "processor": f"{cpu_name()} ({platform.machine()}), {os.cpu_count()} cores",
+        "instructions": "unknown" if features is None else ", ".join(features) or "no VNNI, AMX, bf16 or i8mm",
+        "which means": advice(features),
         "board": board(),
         "python": platform.python_version(),
         "governor": state["cpu_governor"],

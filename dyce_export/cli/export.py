@@ -16,6 +16,7 @@ from dyce_export.cli.console import (
     MinAgreement,
     Quiet,
     Verbose,
+    Version,
     drawn_progress,
     out,
     print_json,
@@ -27,6 +28,7 @@ from dyce_export.cli.options import (
     AllowSuspicious,
     Arch,
     Classes,
+    ClassNames,
     CropMode,
     CropPct,
     Factory,
@@ -41,6 +43,7 @@ from dyce_export.cli.options import (
     overrides_of,
 )
 from dyce_export.cli.terminal import bold
+from dyce_runtime.bundle import REPORT
 from dyce_runtime.errors import ModelError, UsageError
 
 if TYPE_CHECKING:
@@ -67,17 +70,22 @@ def command(
     saver: Annotated[
         list[str] | None,
         typer.Option(
-            help="Small model that runs first: a bundle, a checkpoint, ARCH=CHECKPOINT or timm:NAME; several are given "
-            "one by one.",
+            help="Small independent model that runs first: a bundle, a checkpoint, ARCH=CHECKPOINT or timm:NAME. "
+            "May be given several times.",
             show_default=False,
         ),
     ] = None,
     saver_classes: SaverClasses = None,
     esn: Annotated[
-        bool, typer.Option("--esn", help="Let exits know what the saver and the exits before them have seen.")
+        bool,
+        typer.Option(
+            "--esn",
+            help="Give heads the features of the saver and earlier exits, too.",
+        ),
     ] = False,
     heads: Annotated[
-        str, typer.Option(help="Types of heads at every exit, such as mlp1x1000,mlp3x500; or all.")
+        str,
+        typer.Option(help="Heads at every exit: mlp1x1000 has one hidden layer of 1,000 units; with commas, or all."),
     ] = "mlp1x1000",
     list_exits: Annotated[
         bool, typer.Option("--list-exits", help="Print the exit points of the model and stop.")
@@ -85,14 +93,16 @@ def command(
     data: Annotated[
         str | None,
         typer.Option(
-            help="Pictures that fit the heads: a folder of class folders, .npz, MNIST-style folder or `digits`.",
+            help="Pictures to train the exit heads with: a folder with a folder per class, .npz, an MNIST-style "
+            "folder or `digits`.",
             show_default=False,
         ),
     ] = None,
     val: Annotated[
         str | None,
         typer.Option(
-            help="Pictures that the model has never seen: they choose the configurations.", show_default=False
+            help="Pictures that the model was not trained on: thresholds are chosen and certified with them.",
+            show_default=False,
         ),
     ] = None,
     output: Annotated[
@@ -101,6 +111,7 @@ def command(
     arch: Arch = None,
     factory: Factory = None,
     task: Task = "single-label",
+    class_names: ClassNames = None,
     classes: Classes = None,
     input_size: InputSize = None,
     mean: Mean = None,
@@ -111,7 +122,7 @@ def command(
     epochs: Annotated[
         int | None, typer.Option(callback=bounds.epochs, help="Epochs of head training.", show_default=False)
     ] = None,
-    seed: Annotated[int, typer.Option(callback=bounds.seed, help="Of splits and head training.")] = 0,
+    seed: Annotated[int, typer.Option(callback=bounds.seed, help="Seed of the splits and of head training.")] = 0,
     tolerance: Annotated[
         float | None,
         typer.Option(
@@ -121,7 +132,7 @@ def command(
     precision: Annotated[
         str | None,
         typer.Option(
-            help="Precisions to hold beside float32: bfloat16, float16, int8, uint8; several with commas.",
+            help="Lower precisions to add to the bundle: bfloat16, float16, int8, uint8; several with commas.",
             show_default=False,
         ),
     ] = None,
@@ -136,6 +147,7 @@ def command(
     json: Json = False,
     verbose: Verbose = False,
     quiet: Quiet = False,
+    version: Version = False,
 ) -> None:
     """Export and print."""
     set_up(verbose=verbose, quiet=quiet)
@@ -180,7 +192,16 @@ def command(
     with drawn_progress(quiet=quiet or not is_main()) as progress:
         if not list_exits:
             check_destination(destination, force=force)
-        base = open_model(model, arch, factory, overrides, progress, bundle=bool(saver), trust_pickle=trust_pickle)
+        base = open_model(
+            model,
+            arch,
+            factory,
+            overrides,
+            progress,
+            bundle=bool(saver),
+            class_names=class_names,
+            trust_pickle=trust_pickle,
+        )
         if not list_exits:
             savers = Savers.load(saver or [], saver_classes, base, trust_pickle=trust_pickle)
             cascade = prepare_cascade(base, exits.split(",") if exits else [], savers, data, val, options, progress)
@@ -193,7 +214,7 @@ def command(
     elif result is None:
         _show_dry_run(destination, json)
     else:
-        _show_export(result, json)
+        _show_export(result, json, data)
 
 
 def _check_exits(model: str | None, exits: str | None, savers: list[str] | None, *, list_exits: bool) -> None:
@@ -201,7 +222,10 @@ def _check_exits(model: str | None, exits: str | None, savers: list[str] | None,
     from dyce_runtime.bundle import is_bundle
 
     if not list_exits and exits is None and not savers:
-        raise UsageError("no exits were given", hint="Choose some with --exits 3,7,12; --list-exits prints them all.")
+        raise UsageError(
+            "no exits were given",
+            hint="--exits auto lets --data choose; --list-exits prints the possible ones, --exits 3,7,12 takes these.",
+        )
     if list_exits and (exits is not None or savers):
         other = "--exits" if exits is not None else "--saver"
         raise UsageError(f"--list-exits and {other} do not go together", hint="--list-exits only prints.")
@@ -277,7 +301,7 @@ def _show_dry_run(destination: Path, json: bool) -> None:
         out.print(f"{destination} could be written: model, exits and data are in order. Nothing was written.")
 
 
-def _show_export(result: Export, json: bool) -> None:
+def _show_export(result: Export, json: bool, data: str | None) -> None:
     manifest = result.manifest
     if json:
         import msgspec
@@ -309,3 +333,15 @@ def _show_export(result: Export, json: bool) -> None:
     show_configurations(result.configurations, manifest)
     if manifest.heads == "untrained":
         out.print("The heads are untrained: this bundle shows structure and speed. Train them with --data.")
+    _show_next(result.path, trained=manifest.heads != "untrained", data=data)
+
+
+def _show_next(path: Path, *, trained: bool, data: str | None) -> None:
+    """The two commands that most people want now."""
+    pictures = data or "PICTURES"
+    flag = "" if trained else " --allow-untrained"
+    out.print("Next:")
+    out.print(f"  dyce run {path} {pictures} --limit 10{flag}")
+    out.print(f"  dyce bench {path} --data {pictures if not trained else 'OTHER_PICTURES'}")
+    if (path / REPORT).is_file():
+        out.print(f"{path / REPORT} shows what was chosen.")

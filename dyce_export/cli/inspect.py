@@ -14,7 +14,8 @@ from dyce_export.cli.terminal import bold
 HELP = "Show what a bundle holds; without one, what this machine can run and what it lacks."
 
 
-_UNITS = {"macs": "MACs", "ms": "time", "joules": "energy"}
+# What costs are called in text, by their unit.
+UNITS = {"macs": "multiply-accumulates", "ms": "time", "joules": "energy"}
 
 
 def command(
@@ -186,7 +187,7 @@ def show_configurations(configurations: Any, manifest: Any) -> None:
     if rows:
         print_table(
             "configurations on the search split | the test split, with the share of samples per exit\n"
-            f"(loss: points against full; cost: share of its {_UNITS[configurations.unit]};\n"
+            f"(loss: points against full; cost: share of its {UNITS[configurations.unit]};\n"
             "certified: a loss, and the probability that it is exceeded)",
             ("name", "loss", "cost", "| loss", "cost", "accuracy" if labelled else "agreement", "certified", *exits),
             rows,

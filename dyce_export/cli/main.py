@@ -8,24 +8,37 @@ from typing import NoReturn
 import typer
 
 from dyce_export.cli import bench, compile, console, export, inspect, lower, run, search, select_saver
+from dyce_export.cli.console import Version
+from dyce_export.cli.help import CONTEXT, Command, Group
 
+_VERBS = {
+    "export": export,
+    "inspect": inspect,
+    "run": run,
+    "bench": bench,
+    "search": search,
+    "select-saver": select_saver,
+    "lower": lower,
+    "compile": compile,
+}
 app = typer.Typer(
-    help="Early-exit image classifiers: export, run, measure.",
+    help="Make image classifiers early-exit, run them and measure them.",
+    cls=Group,
+    context_settings=CONTEXT,
     no_args_is_help=True,
     add_completion=True,
     pretty_exceptions_enable=False,
 )
-app.command("export", help=export.HELP)(export.command)
-app.command("compile", help=compile.HELP)(compile.command)
-app.command("lower", help=lower.HELP)(lower.command)
-app.command("run", help=run.HELP)(run.command)
-app.command("bench", help=bench.HELP)(bench.command)
-app.command("search", help=search.HELP)(search.command)
-app.command("select-saver", help=select_saver.HELP)(select_saver.command)
-app.command("inspect", help=inspect.HELP)(inspect.command)
+for name, module in _VERBS.items():
+    app.command(name, help=module.HELP, cls=Command, context_settings=CONTEXT)(module.command)
 
 export_app = typer.Typer(add_completion=True, pretty_exceptions_enable=False)
-export_app.command(help=export.HELP)(export.command)
+export_app.command(help=export.HELP, cls=Command, context_settings=CONTEXT, no_args_is_help=True)(export.command)
+
+
+@app.callback()
+def _options(version: Version = False) -> None:
+    """What may stand before the verb."""
 
 
 def dyce() -> NoReturn:

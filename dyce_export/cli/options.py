@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from dyce_runtime.errors import UsageError
+from dyce_runtime.errors import DataError, UsageError
 
 if TYPE_CHECKING:
     from dyce_export.inputs import InputOverrides
@@ -15,12 +16,20 @@ if TYPE_CHECKING:
     from dyce_export.progress import Progress
     from dyce_runtime.bundle import Bundle
 
+_NAMES = "Expected the name of one class per line, in the order of the model's outputs."
+
 Arch = Annotated[str | None, typer.Option(help="timm architecture of a checkpoint.", show_default=False)]
 Factory = Annotated[
     str | None, typer.Option("--model", help="package.module:function that makes the model.", show_default=False)
 ]
 Classes = Annotated[
     Path | None, typer.Option(help="File that maps class folders to the model's classes.", show_default=False)
+]
+ClassNames = Annotated[
+    Path | None,
+    typer.Option(
+        help="File with the names of the model's classes in the order of its outputs, one per line.", show_default=False
+    ),
 ]
 InputSize = Annotated[str | None, typer.Option(help="Channels,height,width.", show_default=False)]
 Mean = Annotated[str | None, typer.Option(help="Per channel, on the scale 0 to 1.", show_default=False)]
@@ -73,6 +82,21 @@ def overrides_of(
     return InputOverrides(size, *statistics, interpolation, crop_pct, crop_mode)
 
 
+def _names_in(path: Path) -> tuple[str, ...]:
+    """The lines of a file, without empty ones at its end. Raises DataError."""
+    try:
+        lines = path.read_text(encoding="utf-8").rstrip().splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path} cannot be read as names of classes: {error}") from error
+    names = tuple(line.strip() for line in lines)
+    if not all(names):
+        raise DataError(f"{path}: line {names.index('') + 1} is empty" if names else f"{path} is empty", hint=_NAMES)
+    if len(set(names)) < len(names):
+        twice = next(name for name in names if names.count(name) > 1)
+        raise DataError(f"{path} has {twice!r} twice", hint=_NAMES)
+    return names
+
+
 def open_model(
     model: str | None,
     arch: str | None,
@@ -81,6 +105,7 @@ def open_model(
     progress: Progress,
     *,
     bundle: bool,
+    class_names: Path | None = None,
     trust_pickle: bool,
 ) -> Captured | Bundle:
     """A model with its exit points, or a bundle if that is allowed."""
@@ -90,6 +115,21 @@ def open_model(
 
     with progress.stage("load"):
         if bundle and model is not None and is_bundle(model):
+            if class_names is not None:
+                raise UsageError("--class-names goes with a model; a bundle has its names already")
             return open_bundle(model)
         source = load_source(model, arch=arch, factory=factory, trust_pickle=trust_pickle, overrides=overrides)
-    return capture_source(source, progress)
+        if class_names is not None:
+            source = replace(source, class_names=_names_in(class_names))
+    captured = capture_source(source, progress)
+    if class_names is not None:
+        _check_count(class_names, source.class_names, captured)
+    return captured
+
+
+def _check_count(path: Path, names: tuple[str, ...] | None, captured: Captured) -> None:
+    from dyce_export.capture import output_nodes
+
+    classes = int(output_nodes(captured.program)[0].meta["val"].shape[1])
+    if names is None or len(names) != classes:
+        raise DataError(f"{path} names {len(names or ())} classes; the model has {classes}", hint=_NAMES)

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from dyce_export.cli import bounds
-from dyce_export.cli.console import Json, Quiet, Verbose, print_json, print_table, set_up
-from dyce_export.cli.inspect import show_configurations
+from dyce_export.cli.console import Json, Quiet, Verbose, out, print_json, print_table, set_up
+from dyce_export.cli.inspect import UNITS, show_configurations
 from dyce_runtime.errors import BundleError, DataError, UsageError
 
 if TYPE_CHECKING:
@@ -106,12 +106,28 @@ def _search_bundle(
     records = Records.load(opened.file(RECORDS))
     configurations = choose(records, costs, how)
     seconds = time.perf_counter() - start
+    before = opened.configurations
     opened = _store(opened, configurations, output, force=force)
     _renew_report(opened, records, costs, opened.configurations)
     if json:
         print_json("search", {"bundle": str(opened.path), **_document(how, seconds, opened.configurations)})
     else:
         show_configurations(opened.configurations, opened.manifest)
+        _show_changes(before, opened.configurations)
+
+
+def _show_changes(before: Configurations, after: Configurations) -> None:
+    """Which names mean something else now, and in which unit costs were weighed."""
+    if before.unit == after.unit:
+        out.print(f"Costs were weighed in {UNITS[after.unit]}, as before.")
+    else:
+        out.print(f"Costs were weighed in {UNITS[after.unit]}; before, in {UNITS[before.unit]}.")
+    found: dict[str, list[str]] = {"new": [], "changed": [], "as before": [], "gone": []}
+    for name in dict.fromkeys([*before.named, *after.named]):
+        old, new = before.named.get(name), after.named.get(name)
+        same = old is not None and new is not None and old.exits == new.exits
+        found["new" if old is None else "gone" if new is None else "as before" if same else "changed"].append(name)
+    out.print("; ".join(f"{what}: {', '.join(names)}" for what, names in found.items() if names) + ".")
 
 
 def _check_output(output: Path, *, force: bool) -> None:

@@ -48,12 +48,14 @@ class Plan(msgspec.Struct, frozen=True):
     """A configuration, resolved against a bundle. Immutable: sharing it between threads is safe.
 
     Attributes:
+        exit_ids: of all exits of the bundle, in order.
         budget: the share of the full model's cost that it was chosen for, if it was.
         stages: the steps network by network, each with the name of the input that it starts with.
     """
 
     configuration: Configuration
     steps: tuple[Step, ...]
+    exit_ids: tuple[str, ...]
     budget: float | None = None
     stages: tuple[tuple[str, tuple[Step, ...]], ...] = ()
 
@@ -98,7 +100,7 @@ def make_plan(
             head = None if type == OWN else next(head.piece for head in exit.heads if head.type == type)
             steps.append(Step(body, head, threshold, last, image, worth_moving.get(exit.id, 1)))
             body, image = (), None
-    return Plan(configuration, tuple(steps))
+    return Plan(configuration, tuple(steps), tuple(exit.id for exit in manifest.exits))
 
 
 def stretches(manifest: Manifest, configuration: Configuration) -> list[tuple[int, int]]:

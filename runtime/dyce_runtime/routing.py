@@ -12,6 +12,9 @@ from dyce_runtime.errors import PieceError
 from dyce_runtime.images import Inputs, some_of
 from dyce_runtime.plan import Plan, Step
 
+# Samples that a result names when it is printed.
+_SHOWN = 3
+
 
 class Result(msgspec.Struct, frozen=True, eq=False):
     """What a call returns, in the order of its input. It owns its memory.
@@ -22,6 +25,7 @@ class Result(msgspec.Struct, frozen=True, eq=False):
         confidence: (N,) float32.
         exit: (N,) int64, index into the manifest's exits; the last one is the final head.
         configuration: the one that produced it.
+        exit_ids: of all exits of the bundle, in order, such as ``("3", "7", "final")``.
     """
 
     logits: npt.NDArray[np.float32]
@@ -29,6 +33,23 @@ class Result(msgspec.Struct, frozen=True, eq=False):
     confidence: npt.NDArray[np.float32]
     exit: npt.NDArray[np.int64]
     configuration: Configuration
+    exit_ids: tuple[str, ...]
+
+    @property
+    def exit_name(self) -> tuple[str, ...]:
+        """(N,) id of the exit that each sample took, such as ``3`` or ``final``."""
+        return tuple(self.exit_ids[index] for index in self.exit.tolist())
+
+    def __repr__(self) -> str:
+        """A line, whatever the number of samples and classes."""
+        first = [values[:_SHOWN].tolist() for values in (self.label, self.confidence, self.exit)]
+        shown = ", ".join(
+            f"class {label} at {confidence:.3f} from exit {self.exit_ids[exit]}"
+            for label, confidence, exit in zip(*first, strict=True)
+        )
+        more = ", ..." if len(self.label) > _SHOWN else ""
+        samples = "1 sample" if len(self.label) == 1 else f"{len(self.label)} samples"
+        return f"<Result of {samples} under {self.configuration.name!r}: {shown}{more}>"
 
 
 def route(plan: Plan, lane: Lane, inputs: Inputs, count: int, classes: int) -> Result:
@@ -50,7 +71,7 @@ def _run_one(plan: Plan, lane: Lane, inputs: Inputs) -> Result:
     if not confidence[0] > 0:
         raise invalid_scores(plan, step, 0)
     logits, label = lane.answers()
-    return Result(logits.copy(), label.copy(), confidence.copy(), step.exits.copy(), plan.configuration)
+    return Result(logits.copy(), label.copy(), confidence.copy(), step.exits.copy(), plan.configuration, plan.exit_ids)
 
 
 def _run_batch(plan: Plan, lane: Lane, inputs: Inputs, count: int, classes: int) -> Result:
@@ -60,6 +81,7 @@ def _run_batch(plan: Plan, lane: Lane, inputs: Inputs, count: int, classes: int)
         np.empty(count, np.float32),
         np.empty(count, np.int64),
         plan.configuration,
+        plan.exit_ids,
     )
     # Which samples of the input the lane holds, in its order, and which of these have not left.
     rows: npt.NDArray[np.intp] = np.arange(count)

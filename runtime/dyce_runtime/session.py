@@ -14,7 +14,7 @@ from dyce_runtime import targets
 from dyce_runtime.arguments import is_real, number, shown, whole
 from dyce_runtime.artefacts import engine_folders
 from dyce_runtime.bundle import Bundle
-from dyce_runtime.configuration import FULL, Configuration
+from dyce_runtime.configuration import FULL, Configuration, Figures
 from dyce_runtime.contracts import Device, TargetSpec
 from dyce_runtime.decoding import Picture
 from dyce_runtime.errors import ConfigurationError, DyceError, PieceError, RuntimeInputError, TargetError
@@ -102,6 +102,20 @@ class Session(EngineOwner):
     def configuration(self) -> Configuration:
         """The active configuration."""
         return self._plan.configuration
+
+    @property
+    def configurations(self) -> dict[str, Figures | None]:
+        """The names that :meth:`use` knows, each with its loss and cost on the test samples; None if never measured."""
+        return {name: entry.test for name, entry in self.bundle.configurations.named.items()}
+
+    def __repr__(self) -> str:
+        """A line: what is open, where, and how the knob is set."""
+        state = f", {self._ended}" if self._ended else ""
+        names = ", ".join(self.bundle.configurations.named)
+        return (
+            f"<Session of {self.bundle.path.name} ({self.manifest.model.name}) on {self.target.name} "
+            f"{self.manifest.precision}, using {self.configuration.name!r} of {names}{state}>"
+        )
 
     def use(self, configuration: str | Configuration) -> None:
         """Turn the knob: a name from the bundle, or a configuration of your own.
@@ -375,4 +389,5 @@ def _joined(parts: Sequence[Result]) -> Result:
         np.concatenate([part.confidence for part in parts]),
         np.concatenate([part.exit for part in parts]),
         parts[0].configuration,
+        parts[0].exit_ids,
     )

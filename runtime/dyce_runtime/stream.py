@@ -155,7 +155,12 @@ class Stream:
         for place in np.flatnonzero(leave).tolist():
             one = slice(place, place + 1)
             result = Result(
-                logits[one].copy(), label[one].copy(), confidence[one].copy(), step.exits.copy(), plan.configuration
+                logits[one].copy(),
+                label[one].copy(),
+                confidence[one].copy(),
+                step.exits.copy(),
+                plan.configuration,
+                plan.exit_ids,
             )
             self._done(result, time.perf_counter() - self._admitted.pop(numbers[place]))
             self._results[numbers[place]] = result

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -16,11 +17,13 @@ from torch.nn import functional
 
 import dyce_export
 from dyce_export import exit_points, onnx_graphs, pipeline
+from dyce_export.calibrate import check_amount
 from dyce_export.cascade import export_source
 from dyce_export.options import Options
 from dyce_export.pipeline import Export
 from dyce_export.progress import Progress
 from dyce_runtime.bundle import open_bundle
+from dyce_runtime.datasets import Dataset
 from dyce_runtime.errors import (
     CaptureError,
     DataError,
@@ -122,7 +125,9 @@ FAILURES = {
         "onnxruntime cannot run what the model became: NotImplemented", Precise
     ),
     "data that is not there": Failure(DataError, "no such file", data=lambda path: path / "nowhere"),
-    "too little data": Failure(DataError, "too few", data=lambda path: labelled(path / "few.npz", count=12)),
+    "too little data": Failure(
+        DataError, "too few", data=lambda path: labelled(path / "few.npz", count=12), arrange=no_training
+    ),
     "one class": Failure(DataError, "only one class", data=lambda path: labelled(path / "one.npz", classes=1)),
     "other classes": Failure(DataError, "model has 5 classes", data=lambda path: labelled(path / "o.npz", classes=9)),
     "no room for the features": Failure(
@@ -194,3 +199,15 @@ def test_a_model_of_unknown_input_size_is_asked_for_it(tmp_path: Path):
 def test_a_model_that_returns_a_tuple_is_refused(tmp_path: Path):
     with pytest.raises(CaptureError, match="returns 2 tensors"):
         dyce_export.export(build(lambda: Wrapped(lambda y: (y, y))), [1], tmp_path / "b.dyce", input_size=INPUT_SIZE)
+
+
+def test_fewer_pictures_to_choose_on_than_classes_are_refused_with_what_would_do():
+    pictures = np.random.default_rng(0).integers(0, 256, (300, 4, 4, 3), dtype=np.uint8)
+    data = Dataset("many classes", pictures, np.arange(300) % 100)
+    with pytest.raises(
+        DataError, match=r"many classes leaves \d+ pictures to choose configurations on, for 100 classes"
+    ):
+        check_amount(data, None, 0)
+    few = Dataset("few classes", pictures, np.arange(300) % 10)
+    check_amount(few, None, 0)
+    check_amount(data, few, 0)

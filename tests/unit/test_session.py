@@ -16,8 +16,8 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 import dyce_runtime.session
-from dyce_runtime import Configuration, Session, load
-from dyce_runtime.bundle import CONFIGURATIONS
+from dyce_runtime import Configuration, Session, load, open_bundle
+from dyce_runtime.bundle import CONFIGURATIONS, write_configurations
 from dyce_runtime.configuration import Configurations, Entry, Figures
 from dyce_runtime.errors import ConfigurationError, PieceError, RuntimeInputError
 from tests.bundles import CLASSES, NAMED, Spy, all_heads, expected, make_images, near_threshold, on
@@ -373,3 +373,37 @@ def test_samples_are_moved_together_only_when_enough_have_left(spied: Session, s
     assert 0 < left < 40
     rows = dict(spy.calls)
     assert rows["segment_01"] == rows["exit_07_linear"] == (40 - left if second == "fewer" else 40)
+
+
+def test_what_is_printed_of_a_session_and_a_result_is_short(shared_session: Session):
+    shared_session.use("fast")
+    result = shared_session(make_images(500))
+    for shown in (repr(shared_session), repr(result)):
+        assert len(shown) < 250
+        assert "'fast'" in shown
+    assert "tiny.dyce" in repr(shared_session)
+    assert f"class {result.label[0]} at" in repr(result)
+
+
+def test_exits_have_names_in_results_beside_their_index(shared_session: Session):
+    shared_session.use("fast")
+    result = shared_session(make_images(40))
+    ids = [exit.id for exit in shared_session.manifest.exits]
+    assert result.exit_name == tuple(ids[index] for index in result.exit)
+    assert len(set(result.exit_name)) > 1
+    one = shared_session(make_images(1))
+    assert one.exit_name == (ids[one.exit[0]],)
+    (streamed,) = shared_session.stream(make_images(1))
+    assert streamed.exit_name == one.exit_name
+
+
+def test_a_session_lists_its_configurations_with_what_they_lose_and_cost(bundle_copy: Path):
+    known = open_bundle(bundle_copy).configurations
+    figures = Figures(0.8, 0.1, 0.4, 100, (0.5, 0.25, 0.25))
+    named = known.named | {"fast": msgspec.structs.replace(known.named["fast"], test=figures)}
+    write_configurations(msgspec.structs.replace(known, named=named), bundle_copy)
+    with load(bundle_copy, threads=1) as session:
+        assert list(session.configurations) == list(known.named)
+        assert session.configurations["fast"].loss == 0.1
+        assert session.configurations["fast"].cost == 0.4
+        assert session.configurations["full"] is None

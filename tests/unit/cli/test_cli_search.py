@@ -12,7 +12,7 @@ import pytest
 from dyce_calibration.costs import CostTable
 from dyce_calibration.released import write_released
 from dyce_runtime import open_bundle
-from tests.unit.cli.command import dyce
+from tests.unit.cli.command import dyce, dyce_here
 from tests.unit.test_choose import COSTS, make_records
 
 
@@ -108,3 +108,13 @@ def test_a_model_that_knows_the_samples_to_search_on_is_noticed(tmp_path: Path) 
         write_released(renamed, costs, tmp_path / f"{name}.npz", tmp_path / "macs.json")
     words = ("search", "--records", "search.npz", "--costs", "macs.json", "--test", "test.npz", "--points", "5")
     assert "it was probably trained on the former" in " ".join(dyce(*words, cwd=tmp_path).stderr.split())
+
+
+def test_search_says_what_it_changed_and_in_which_unit(searchable: Path, tmp_path: Path) -> None:
+    dyce_here("search", str(searchable))
+    again = dyce_here("search", str(searchable)).stdout
+    assert "Costs were weighed in multiply-accumulates, as before." in again
+    assert "as before: full, accurate, balanced, fast" in again
+    changed = dyce_here("search", str(searchable), "--max-loss", "0.3").stdout
+    assert "new: chosen" in changed
+    assert "gone: chosen" in dyce_here("search", str(searchable)).stdout
