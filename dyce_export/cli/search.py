@@ -153,8 +153,8 @@ def _store(opened: Bundle, configurations: Configurations, output: Path | None, 
 
 
 def _renew_report(opened: Bundle, records: Records, costs: CostTable, configurations: Configurations) -> None:
-    """Write the report again, without example pictures; where that is not possible, an old one would be wrong."""
-    from dyce_calibration.report import make_contents, write_report
+    """Write the report again, with the example pictures that it has; where it cannot be drawn, let it say so."""
+    from dyce_calibration.report import make_contents, mark_outdated, write_report
     from dyce_runtime.bundle import REPORT
 
     path, model = opened.file(REPORT), opened.manifest.model
@@ -171,8 +171,8 @@ def _renew_report(opened: Bundle, records: Records, costs: CostTable, configurat
         write_report(path, contents)
     except UsageError as error:
         if path.is_file():
-            path.unlink()
-            log.warning("%s was removed: it showed the search before, and %s", path, error.message)
+            mark_outdated(path, error.message)
+            log.warning("%s shows the search before, and now says so: %s. %s", path, error.message, error.hint)
 
 
 def _costs_of(opened: Bundle, path: Path | None) -> CostTable:

@@ -74,6 +74,7 @@ class Figures(msgspec.Struct, frozen=True):
         loss: accuracy of the full model on the same samples minus ``accuracy``.
         cost: relative to the full model, in the unit of the cost table that the search used.
         share_per_exit: share of the samples that left at each exit, ``final`` last.
+        loss_error: paired standard error of ``loss``; None where it was not computed.
     """
 
     accuracy: float
@@ -81,6 +82,7 @@ class Figures(msgspec.Struct, frozen=True):
     cost: float
     samples: int
     share_per_exit: tuple[float, ...]
+    loss_error: float | None = None
 
 
 class Certificate(msgspec.Struct, frozen=True):

@@ -204,9 +204,7 @@ def test_a_model_that_returns_a_tuple_is_refused(tmp_path: Path):
 def test_fewer_pictures_to_choose_on_than_classes_are_refused_with_what_would_do():
     pictures = np.random.default_rng(0).integers(0, 256, (300, 4, 4, 3), dtype=np.uint8)
     data = Dataset("many classes", pictures, np.arange(300) % 100)
-    with pytest.raises(
-        DataError, match=r"many classes leaves \d+ pictures to choose configurations on, for 100 classes"
-    ):
+    with pytest.raises(DataError, match=r"many classes leaves \d+ pictures to choose .* on, for 100 classes"):
         check_amount(data, None, 0)
     few = Dataset("few classes", pictures, np.arange(300) % 10)
     check_amount(few, None, 0)

@@ -347,13 +347,16 @@ def test_samples_that_the_model_may_know_and_labels_that_it_gave_are_pointed_out
     assert "accuracy means agreement with it" in words
 
 
-def test_examples_name_their_classes_and_without_any_there_is_no_section(written):
+def test_examples_name_their_classes(written):
     page = written(class_names=tuple("abcdefghij"))
     assert [with_["alt"] for tag, with_ in page.elements if tag == "img"] == [
         "test picture labelled d",
         "test picture labelled b",
     ]
     assert "label b predicted c (wrong) confidence 0.4100 left at final head" in page.words()
+
+
+def test_without_examples_there_is_no_section(written):
     assert "Pictures" not in written(examples=()).words()
 
 

@@ -35,7 +35,7 @@ def front_plot(contents: Contents, views: Sequence[View]) -> Any:
     The data source ``chosen-data`` holds the point that the slider stands on; those called ``search`` and ``test`` can
     be tapped.
     """
-    plot = _figure(_COST, "accuracy", 420, tools="box_zoom,reset", toolbar_location="above")
+    plot = _figure(_COST, "accuracy", 420, tools="box_zoom,zoom_out,reset", toolbar_location="above")
     plot.toolbar.logo = plot.toolbar.active_drag = None  # a finger on the plot scrolls the page
     plot.x_range, plot.y_range = _ranges(contents, views)
     plot.yaxis.formatter = NumeralTickFormatter(format="0.0%")
@@ -54,6 +54,7 @@ def front_plot(contents: Contents, views: Sequence[View]) -> Any:
         line_color=COLOURS["certified"],
         line_width=1.5,
     )
+    _label_named(plot, contents, views)
     chosen = ColumnDataSource({"x": [], "y": []}, name="chosen-data")
     plot.line("x", "y", source=chosen, color=COLOURS["search"], width=1.5)
     plot.scatter("x", "y", source=chosen, size=18, fill_color=None, line_color=COLOURS["search"], line_width=3)
@@ -127,13 +128,42 @@ def _series(plot: Any, views: Sequence[View], which: int, split: str) -> Any:
     return points
 
 
-def _ranges(contents: Contents, views: Sequence[View]) -> tuple[Range1d, Range1d]:
-    """All of the front and the uncut model; baselines may leave the plot at the bottom."""
+def _label_named(plot: Any, contents: Contents, views: Sequence[View]) -> None:
+    """Names beside their points on the split test; those that share a point share a label."""
     assert contents.uncut.test is not None
-    costs = [1.0, *(cost for view in views for cost in view.costs)]
-    accuracies = [contents.uncut.test.accuracy, *(accuracy for view in views for accuracy in view.accuracies)]
-    margin = max(0.05 * float(np.ptp(accuracies)), 0.002)
+    names: dict[tuple[float, float], list[str]] = {(1.0, contents.uncut.test.accuracy): ["uncut model"]}
+    for name, entry in contents.configurations.named.items():
+        if entry.exits and entry.test is not None:
+            names.setdefault((entry.test.cost, entry.test.accuracy), []).append(name)
+    points = sorted(names)
+    plot.text(
+        [x for x, _ in points],
+        [y for _, y in points],
+        text=[", ".join(names[point]) for point in points],
+        # Neighbours stand above and below in turn, and the last to the left of its point, inside the plot.
+        x_offset=[-8 if x > 0.8 else 8 for x, _ in points],
+        y_offset=[(-8, 18)[index % 2] for index in range(len(points))],
+        text_align=["right" if x > 0.8 else "left" for x, _ in points],
+        text_font_size="13px",
+        text_color=COLOURS["test"],
+    )
+
+
+def _ranges(contents: Contents, views: Sequence[View]) -> tuple[Range1d, Range1d]:
+    """Where decisions are made: from below the worst named configuration up, and all costs from there on.
+
+    The cheap end of a front, which loses ten times what anybody wants, would flatten the rest; zooming out shows it.
+    """
+    named = [entry for entry in contents.configurations.named.values() if entry.search and entry.test]
+    shown = [figures for entry in (contents.uncut, *named) for figures in (entry.search, entry.test) if figures]
+    accuracies = [figures.accuracy for figures in shown]
+    span = max(float(np.ptp(accuracies)), 0.005)
+    low = min(accuracies) - 0.5 * span
+    inside = [view for view in views if min(view.accuracies) >= low]
+    costs = [figures.cost for figures in shown] + [cost for view in inside for cost in view.costs]
+    top = max(accuracies + [accuracy for view in inside for accuracy in view.accuracies])
+    margin = 0.15 * (max(costs) - min(costs)) or 0.1
     return (
-        Range1d(start=0, end=1.05 * max(costs)),
-        Range1d(start=min(accuracies) - margin, end=max(accuracies) + margin),
+        Range1d(start=max(0.0, min(costs) - margin), end=max(costs) + margin),
+        Range1d(start=low, end=top + 0.25 * span),
     )

@@ -1,13 +1,14 @@
-"""The part of a report that a benchmark fills: made without the rest, so that a device can renew it by itself."""
+"""The parts of a report that a benchmark fills: made without the rest, so that a device can renew them by itself."""
 
 from __future__ import annotations
 
 from html import escape
 
+from dyce_calibration.report.headline import headline
+from dyce_calibration.report.kept import marked, part_of, with_part
 from dyce_runtime.configuration import BenchFigures, Configurations
 
-_START, _END = "<!-- measured -->", "<!-- end of measured -->"
-_COLUMNS = ("Median, ms", "90 % quantile, ms", "Time saved", "Accuracy")
+_COLUMNS = ("Median, ms", "90 % quantile, ms", "Time saved", "Loses, points", "Accuracy")
 
 
 def measured_section(configurations: Configurations) -> str:
@@ -30,16 +31,20 @@ def measured_section(configurations: Configurations) -> str:
             "call without preprocessing. Time saved is against the uncut model in the same run; below zero early exit "
             f"loses.</p>\n{text}</section>\n"
         )
-    return f"{_START}\n{text}{_END}"
+    return marked("measured", text)
+
+
+def headline_section(configurations: Configurations) -> str:
+    """The sentence that the report opens with, between marks."""
+    return marked("headline", headline(configurations))
 
 
 def with_measured(page: str, configurations: Configurations) -> str:
-    """A report with that part renewed and everything else as it was; one of before there were marks gets it last."""
+    """A report with those parts renewed and everything else as it was; one without marks gets the table last."""
     section = measured_section(configurations)
-    before, start, rest = page.partition(_START)
-    _, end, after = rest.partition(_END)
-    if start and end:
-        return before + section + after
+    if part_of(page, "measured") is not None:
+        page = with_part(page, "headline", headline(configurations))
+        return with_part(page, "measured", part_of(section, "measured") or "")
     before, main, after = page.rpartition("</main>")
     return f"{before}{section}\n{main}{after}" if main else page
 
@@ -65,6 +70,8 @@ def _where(bench: BenchFigures) -> str:
 
 def _row(name: str, bench: BenchFigures) -> str:
     accuracy = "" if bench.accuracy is None else f"{bench.accuracy:.1%}"
-    cells = (f"{bench.p50_ms:.2f}", f"{bench.p90_ms:.2f}", f"{1 - bench.time_ratio:.0%}", accuracy)
+    known = bench.loss is not None and bench.loss_error is not None
+    lost = f"{100 * bench.loss:.1f} ± {100 * bench.loss_error:.1f}" if known else ""  # type: ignore[operator]
+    cells = (f"{bench.p50_ms:.2f}", f"{bench.p90_ms:.2f}", f"{1 - bench.time_ratio:.0%}", lost, accuracy)
     numbers = "".join(f'<td class="number">{cell}</td>' for cell in cells)
     return f'<tr><th scope="row">{escape(name)}</th>{numbers}</tr>\n'

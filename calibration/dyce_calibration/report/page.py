@@ -6,13 +6,15 @@ import base64
 import hashlib
 import os
 import tempfile
+import time
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
 from dyce_calibration.report.contents import Contents
 from dyce_calibration.report.examples import Example
-from dyce_calibration.report.measured import measured_section, with_measured
+from dyce_calibration.report.kept import marked_outdated, with_kept_pictures
+from dyce_calibration.report.measured import headline_section, measured_section, with_measured
 from dyce_calibration.report.reliability import EDGES
 from dyce_calibration.report.views import UNITS, exit_name, front_views, named_views, percent
 from dyce_runtime.configuration import FULL, Configurations
@@ -24,13 +26,26 @@ _START = "balanced"
 
 
 def write_report(path: Path, contents: Contents) -> None:
-    """Write the report of a bundle; readers see the old file or the new one, never a part.
+    """Write the report of a bundle; without pictures of its own it keeps those of the report that was there.
 
     Raises:
         UsageError: Bokeh, which draws the plots, is not installed.
         DestinationError: the file cannot be written.
     """
-    _write(path, render(contents))
+    page = render(contents)
+    if path.is_file():
+        page = with_kept_pictures(page, path.read_text("utf-8", "replace"))
+    _write(path, page)
+
+
+def mark_outdated(path: Path, reason: str) -> None:
+    """Let a report say that configurations were chosen again since, and why it was not drawn again.
+
+    Raises:
+        DestinationError: the file cannot be written.
+    """
+    if path.is_file():
+        _write(path, marked_outdated(path.read_text("utf-8", "replace"), time.strftime("%Y-%m-%d"), reason))
 
 
 def renew_measured(path: Path, configurations: Configurations) -> None:
@@ -104,6 +119,7 @@ def render(contents: Contents) -> str:
         early=[example for example in contents.examples if example.exit != FINAL],
         late=[example for example in contents.examples if example.exit == FINAL],
         measured=measured_section(contents.configurations),
+        headline=headline_section(contents.configurations),
         class_name=lambda index: _class_name(contents, index),
         picture=_picture,
         percent=percent,

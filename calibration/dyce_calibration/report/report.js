@@ -35,14 +35,44 @@
     find("title").textContent = view.title;
     find("certificate").textContent = view.certificate;
     fill("figures", view.figures);
-    const rows = fill("exits", view.exits.map((cells) => cells.slice(0, 4)));
+    const rows = fill("exits", view.exits.map((cells) => cells.slice(0, 5)));
     view.exits.forEach((cells, index) => {
-      const share = rows[index].lastElementChild;
+      const share = rows[index].cells[3];
       share.classList.add("share");
-      share.style.setProperty("--share", `${100 * cells[4]}%`);
+      share.style.setProperty("--share", `${100 * cells[5]}%`);
     });
+    river(view);
     for (const button of buttons) button.setAttribute("aria-pressed", String(view.names.includes(button.dataset.name)));
     mark(view);
+  }
+
+  // The network from left to right: pieces as wide as they cost, as high as the share of samples that get there.
+  function river(view) {
+    const least = 0.04; // a piece that costs next to nothing can still be seen
+    const widths = view.network.map(([width]) => Math.max(width, least));
+    const total = widths.reduce((sum, width) => sum + width, 0);
+    find("river").replaceChildren(
+      ...view.network.map(([, reach, spent], index) => {
+        const piece = document.createElement("div");
+        piece.className = "piece";
+        piece.style.setProperty("--width", `${(100 * widths[index]) / total}%`);
+        piece.style.setProperty("--reach", `${100 * reach}%`);
+        piece.title = `${percent(reach)} of the samples get here, ${percent(spent)} of the cost is spent here`;
+        const [name] = view.exits[index];
+        const on = view.exits[index][1] !== "off";
+        const label = document.createElement("span");
+        label.textContent = on ? `${name}: ${percent(view.exits[index][5])} leave` : name;
+        piece.classList.toggle("off", !on);
+        const water = document.createElement("i");
+        water.textContent = reach >= 0.15 ? percent(spent) : "";
+        piece.append(water, label);
+        return piece;
+      }),
+    );
+  }
+
+  function percent(share) {
+    return `${Math.round(100 * share)} %`;
   }
 
   function mark(view) {

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+
+import numpy as np
 
 from dyce_calibration.report.contents import Contents
 from dyce_runtime.configuration import Certificate, Entry, Figures
@@ -19,7 +21,10 @@ class View:
     Attributes:
         names: the named configurations that are the same.
         place: where the slider stands, from 1; for one beside the front, at the nearest in cost.
-        exits: per exit: its name, head, threshold, share of the test samples, and that share as a fraction.
+        exits: per exit: its name, head, threshold, share of the test samples, share of the cost that is spent
+            on the way there from the exit before, and the first share as a fraction.
+        network: per exit, the piece before it and its head: their cost as a share of the whole backbone's, the share
+            of the test samples that get there, and the share of this configuration's cost that is spent there.
         figures: per split: its name, accuracy, loss, cost and samples.
         costs, accuracies: on search and on test, as fractions.
     """
@@ -27,10 +32,11 @@ class View:
     title: str
     names: tuple[str, ...]
     place: int
-    exits: tuple[tuple[str, str, str, str, float], ...]
+    exits: tuple[tuple[str, str, str, str, str, float], ...]
     figures: tuple[tuple[str, str, str, str, str], ...]
     certificate: str
     certified: bool
+    network: tuple[tuple[float, float, float], ...]
     costs: tuple[float, float]
     accuracies: tuple[float, float]
 
@@ -106,20 +112,47 @@ def _undominated(entries: Sequence[Entry]) -> list[Entry]:
 
 def _view(contents: Contents, entry: Entry, title: str, names: tuple[str, ...], place: int) -> View:
     search, test = _known(entry.search), _known(entry.test)
+    network = _network(contents, entry, test)
     return View(
         title=title,
         names=names,
         place=place,
         exits=tuple(
-            (exit_name(exit), *_setting(entry, exit), percent(share), share)
-            for exit, share in zip(contents.exits, test.share_per_exit, strict=True)
+            (exit_name(exit), *_setting(entry, exit), percent(share), f"{part[2]:.0%}", share)
+            for exit, share, part in zip(contents.exits, test.share_per_exit, network, strict=True)
         ),
+        network=network,
         figures=(_row("search (chosen on it)", search), _row("test", test)),
         certificate=in_words(entry),
         certified=entry.certified is not None and bool(entry.exits),
         costs=(search.cost, test.cost),
         accuracies=(search.accuracy, test.accuracy),
     )
+
+
+def _network(contents: Contents, entry: Entry, test: Figures) -> tuple[tuple[float, float, float], ...]:
+    """See :class:`View`. What a batch may save is left out, so that the parts are those of one sample at a time."""
+    costs = contents.costs
+    backbone = list(costs.backbone.values())
+    segments = np.diff(backbone, prepend=0.0)
+    last_on = {saver: saver in entry.exits for saver in costs.savers}
+    reach = 1 - np.cumsum([0.0, *test.share_per_exit[:-1]])
+    paid = []
+    for exit, segment in zip(contents.exits, segments.tolist(), strict=True):
+        on = entry.exits.get(exit)
+        runs = segment if _runs(contents, exit, last_on) else 0.0
+        paid.append(runs + (costs.heads.get(exit, {}).get(on.head, 0.0) if on else 0.0))
+    spent = reach * np.array(paid)
+    widths = segments / max(backbone[-1], 1e-12)
+    shares = spent / max(float(spent.sum()), 1e-12)
+    return tuple(zip(widths.tolist(), np.clip(reach, 0, 1).tolist(), shares.tolist(), strict=True))
+
+
+def _runs(contents: Contents, exit: str, saver_on: Mapping[str, bool]) -> bool:
+    """Whether the segment before an exit runs: one of a saver only if an exit at the end of that saver is on."""
+    exits = list(contents.exits)
+    end = next((saver for saver in contents.costs.savers if exits.index(exit) <= exits.index(saver)), None)
+    return end is None or saver_on[end]
 
 
 def _setting(entry: Entry, exit: str) -> tuple[str, str]:

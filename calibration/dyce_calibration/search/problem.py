@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from dyce_calibration.costs import CostTable
 from dyce_calibration.records import Records
+from dyce_runtime.bench_loss import paired_error
 from dyce_runtime.configuration import ExitSetting, Figures
 from dyce_runtime.errors import DataError
 from dyce_runtime.manifest import FINAL
@@ -236,7 +237,15 @@ class Problem:
             cost=float(left @ self.paid(setting)) / len(self),
             samples=len(self),
             share_per_exit=tuple((left / len(self)).tolist()),
+            loss_error=self._loss_error(setting),
         )
+
+    def _loss_error(self, setting: Setting) -> float:
+        """Paired standard error of the loss; the full model loses nothing against itself."""
+        if setting == self.off:
+            return 0.0
+        lost = self.correct - self.outcomes(setting)
+        return paired_error(int((lost == 1).sum()), int((lost == -1).sum()), len(self))
 
     def outcomes(self, setting: Setting) -> NDArray[np.int8]:
         """(N,) 1 where the setting labels a sample right."""
