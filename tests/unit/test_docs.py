@@ -48,7 +48,7 @@ def test_the_python_of_the_readme_runs(tiny_bundle: Path, tmp_path: Path) -> Non
 
     for name in ("cat.jpg", "dog.jpg"):
         Image.new("L", (8, 8), 90).save(tmp_path / name)
-    (tmp_path / "resnet50.dyce").symlink_to(tiny_bundle)
+    (tmp_path / "resnet18.dyce").symlink_to(tiny_bundle)
     code = re.search(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
     assert code is not None
     done = subprocess.run([sys.executable, "-c", code[1]], cwd=tmp_path, capture_output=True, text=True, check=False)
