@@ -38,7 +38,7 @@ def advice(features: tuple[str, ...] | None) -> str:
     parts = [
         "8-bit integers can be faster than float32 here"
         if integers
-        else "8-bit integers are seldom faster than float32 here, and make bundles smaller all the same",
+        else "8-bit integers are seldom faster than float32 here, and ONNX Runtime's sums of them can saturate",
         "bfloat16 can be faster, in OpenVINO"
         if "bf16" in features
         else "bfloat16 is computed in float32 and gains no time",
