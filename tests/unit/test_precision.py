@@ -35,7 +35,7 @@ MODELS = [Convolutions, Tokens, Branches, Folded, LongSkip]
 CLOSE = {"float16": 0.01, "uint8": 0.12, "int8": 0.15}
 
 Precision = Literal["float16", "int8", "uint8"]
-# Without VNNI or the like ONNX Runtime adds products of bytes in 16 bits, which saturate: errors of a third of the spread.
+# Without VNNI ONNX Runtime adds products of bytes in 16 bits, which saturate: errors of a third of the spread.
 SATURATES = platform.machine() == "x86_64" and "VNNI" not in (cpu_features() or ())
 INTEGERS = pytest.mark.skipif(SATURATES, reason="this processor has no VNNI: ONNX Runtime's sums of bytes saturate")
 PRECISIONS = ["float16", pytest.param("int8", marks=INTEGERS), pytest.param("uint8", marks=INTEGERS)]
