@@ -355,9 +355,11 @@ def _show_losses(document: dict[str, Any]) -> None:
 
 def _loss(entry: dict[str, Any]) -> str:
     """Points lost with their standard error; empty for the uncut model and without labels."""
+    from dyce_runtime.bench_verdict import loss_text
+
     if entry.get("loss") is None or not entry["exits"]:
         return ""
-    return f"{100 * entry['loss']:.1f} ± {100 * entry['loss_error']:.1f}"
+    return loss_text(entry)
 
 
 def _chain_line(chain: dict[str, Any]) -> str:

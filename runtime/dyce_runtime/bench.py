@@ -111,7 +111,7 @@ def benchmark(
 
 
 def _timed_and_rest(rows: NDArray[np.int64], most: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """The samples that are timed, at most so many and evenly spread, and the others."""
+    """The samples that are timed, at most ``most`` and evenly spread, and the others."""
     chosen = spread_rows(rows, most)
     return rows[chosen], np.delete(rows, chosen)
 

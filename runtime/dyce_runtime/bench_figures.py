@@ -22,7 +22,7 @@ class Timings:
 
     Attributes:
         seconds: (calls,) wall-clock time of each call of a whole batch.
-        labels: (N,) int64, of the samples that were timed and of those that were only answered, behind them.
+        labels: (N,) int64, of the samples that were timed, followed by those that were only answered.
         exits: (N,) int64, index into the manifest's exits; None for what knows no exits.
     """
 

@@ -85,7 +85,7 @@ def _loss_words(entry: _Entry, samples: int) -> str:
             f"without labels its loss is unknown, {entry['same_label_as_uncut']:.1%} of its answers are those of the "
             "uncut model"
         )
-    allowed, kind, lost = entry["allowed_loss"], entry["loss_verdict"], loss_text(entry)
+    allowed, kind, lost = entry["allowed_loss"], entry["loss_verdict"], f"{loss_text(entry)} points"
     within_error = abs(entry["loss"]) <= SURE * entry["loss_error"]
     if kind == "exceeded":
         return f"it loses {lost}, more than the {points(allowed)} it may"
@@ -101,7 +101,7 @@ def _loss_words(entry: _Entry, samples: int) -> str:
 def _exceeded(rivals: Sequence[_Entry], best: _Entry) -> list[str]:
     """A sentence for those that lose too much, if there are others than the one that was named."""
     others = [e for e in rivals if e["loss_verdict"] == "exceeded"]
-    named = [f"{e['name']} loses {loss_text(e)} instead of at most {points(e['allowed_loss'])}" for e in others]
+    named = [f"{e['name']} loses {loss_text(e)} points instead of at most {points(e['allowed_loss'])}" for e in others]
     if not others:
         return []
     advice = "`dyce search BUNDLE --conservative` chooses with a margin."
@@ -120,8 +120,8 @@ def _caveat(samples: int, used: int) -> list[str]:
 
 
 def loss_text(entry: _Entry) -> str:
-    """A loss with its standard error, such as ``0.7 ± 0.3 points``."""
-    return f"{100 * entry['loss']:.1f} ± {100 * entry['loss_error']:.1f} points"
+    """A loss in points with its standard error, such as ``0.7 ± 0.3``."""
+    return f"{100 * entry['loss']:.1f} ± {100 * entry['loss_error']:.1f}"
 
 
 def points(share: float) -> str:

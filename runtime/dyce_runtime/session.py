@@ -109,7 +109,7 @@ class Session(EngineOwner):
         return {name: entry.test for name, entry in self.bundle.configurations.named.items()}
 
     def __repr__(self) -> str:
-        """A line: what is open, where, and how the knob is set."""
+        """One line: the bundle, the engine, and the active configuration."""
         state = f", {self._ended}" if self._ended else ""
         names = ", ".join(self.bundle.configurations.named)
         return (

@@ -1,4 +1,4 @@
-"""The memory of a bundle, as a process of its own tells it."""
+"""The memory of a bundle, measured in a new process."""
 
 from __future__ import annotations
 

@@ -140,7 +140,7 @@ def _label_named(plot: Any, contents: Contents, views: Sequence[View]) -> None:
         [x for x, _ in points],
         [y for _, y in points],
         text=[", ".join(names[point]) for point in points],
-        # Neighbours stand above and below in turn, and the last to the left of its point, inside the plot.
+        # Labels alternate above and below their points; those near the right edge stand to the left, inside the plot.
         x_offset=[-8 if x > 0.8 else 8 for x, _ in points],
         y_offset=[(-8, 18)[index % 2] for index in range(len(points))],
         text_align=["right" if x > 0.8 else "left" for x, _ in points],

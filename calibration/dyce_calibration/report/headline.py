@@ -51,11 +51,11 @@ def _lost(bench: BenchFigures, allowed: float | None) -> str:
 def _searched(name: str, entry: Entry, unit: str) -> str:
     test = entry.test
     if test is None:
-        return f"<b>{escape(name)}</b> was not tried on samples of its own."
+        return f"<b>{escape(name)}</b> has no figures on the test samples yet."
     return (
         f"<b>{escape(name)}</b> needs {test.cost:.0%} of the full model's {_UNITS.get(unit, unit)} and loses "
         f"{100 * test.loss:.1f}{_error(test)} points of accuracy{_allowed(entry.allowed_loss)}, on {test.samples} test "
-        "samples, which had no say in choosing it. How fast it is here, <code>dyce bench BUNDLE --data PICTURES "
+        "samples, which were not used to choose it. How fast it is here, <code>dyce bench BUNDLE --data PICTURES "
         "--save</code> writes into this page."
     )
 

@@ -26,7 +26,7 @@ _START = "balanced"
 
 
 def write_report(path: Path, contents: Contents) -> None:
-    """Write the report of a bundle; without pictures of its own it keeps those of the report that was there.
+    """Write the report of a bundle; without example pictures it keeps those of the report that was there.
 
     Raises:
         UsageError: Bokeh, which draws the plots, is not installed.
