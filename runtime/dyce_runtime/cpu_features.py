@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 from pathlib import Path
 
 # Flags of /proc/cpuinfo by what they are called in data sheets.
@@ -30,6 +31,14 @@ def cpu_features(cpuinfo: Path = Path("/proc/cpuinfo")) -> tuple[str, ...] | Non
     return tuple(name for name, words in _NAMES.items() if common & set(words))
 
 
+def byte_sums_saturate() -> bool:
+    """Whether engines may get sums of products of bytes wrong here: x86 without VNNI adds pairs of them in 16 bits.
+
+    True, too, for an x86 processor whose instructions the system does not list.
+    """
+    return platform.machine().lower() in ("x86_64", "amd64") and "VNNI" not in (cpu_features() or ())
+
+
 def advice(features: tuple[str, ...] | None) -> str:
     """What the features mean for a bundle, in a sentence."""
     if features is None:
@@ -38,7 +47,7 @@ def advice(features: tuple[str, ...] | None) -> str:
     parts = [
         "8-bit integers can be faster than float32 here"
         if integers
-        else "8-bit integers are seldom faster than float32 here, and ONNX Runtime's sums of them can saturate",
+        else "8-bit integers are seldom faster than float32 here",
         "bfloat16 can be faster, in OpenVINO"
         if "bf16" in features
         else "bfloat16 is computed in float32 and gains no time",

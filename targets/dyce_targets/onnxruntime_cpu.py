@@ -94,6 +94,8 @@ def session_options(spec: TargetSpec) -> onnxruntime.SessionOptions:
 
     options = ort.SessionOptions()
     options.log_severity_level = 3
+    # Without VNNI its sums of products of bytes saturate in 16 bits; with this it computes them another way there.
+    options.add_session_config_entry("session.x64quantprecision", "1")
     if spec.pool == "global":
         _make_global_pool(spec.threads)
         options.use_per_session_threads = False

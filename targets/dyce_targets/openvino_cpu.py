@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from dyce_runtime.contracts import PieceSpec, TargetSpec
+from dyce_runtime.cpu_features import byte_sums_saturate
 from dyce_runtime.errors import BundleError, TargetError
 from dyce_targets import installation
 from dyce_targets.cpu import CpuTarget
@@ -118,6 +119,8 @@ def _options(spec: TargetSpec) -> dict[str, Any]:
         "PERFORMANCE_HINT": spec.mode.upper(),
         "INFERENCE_PRECISION_HINT": _PRECISIONS[spec.precision],
     }
+    if byte_sums_saturate():
+        options["LP_TRANSFORMS_MODE"] = "NO"  # graphs of 8-bit integers are computed in float32
     if spec.threads is not None:
         options["INFERENCE_NUM_THREADS"] = spec.threads
     return options
