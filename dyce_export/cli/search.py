@@ -93,6 +93,7 @@ def _search_bundle(
 ) -> None:
     from dyce_calibration.choose import choose
     from dyce_calibration.records import Records
+    from dyce_export.reports import renew_report
     from dyce_runtime.bundle import RECORDS, open_bundle
 
     opened = open_bundle(path, check_hashes=output is not None)
@@ -108,7 +109,7 @@ def _search_bundle(
     seconds = time.perf_counter() - start
     before = opened.configurations
     opened = _store(opened, configurations, output, force=force)
-    _renew_report(opened, records, costs, opened.configurations)
+    renew_report(opened, records, costs, opened.configurations)
     if json:
         print_json("search", {"bundle": str(opened.path), **_document(how, seconds, opened.configurations)})
     else:
@@ -150,29 +151,6 @@ def _store(opened: Bundle, configurations: Configurations, output: Path | None, 
     before = opened.configurations
     write_configurations(configurations.with_bench([*before.named.values(), *before.front]), opened.path)
     return open_bundle(opened.path, check_hashes=False)
-
-
-def _renew_report(opened: Bundle, records: Records, costs: CostTable, configurations: Configurations) -> None:
-    """Write the report again, with the example pictures that it has; where it cannot be drawn, let it say so."""
-    from dyce_calibration.report import make_contents, mark_outdated, write_report
-    from dyce_runtime.bundle import REPORT
-
-    path, model = opened.file(REPORT), opened.manifest.model
-    try:
-        contents = make_contents(
-            model.name,
-            model.class_names,
-            records,
-            costs,
-            configurations,
-            splits=opened.manifest.splits,
-            suspicious=opened.manifest.suspicious,
-        )
-        write_report(path, contents)
-    except UsageError as error:
-        if path.is_file():
-            mark_outdated(path, error.message)
-            log.warning("%s shows the search before, and now says so: %s. %s", path, error.message, error.hint)
 
 
 def _costs_of(opened: Bundle, path: Path | None) -> CostTable:

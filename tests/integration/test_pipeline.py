@@ -76,6 +76,7 @@ def test_no_configuration_with_a_name_pays_for_an_exit_that_is_off(digits: Digit
 
 def test_the_report_shows_the_configurations_and_pictures(digits: Digits):
     page = (digits.path / "report.html").read_text()
+    assert "share of the time spent" in page
     assert all(name in page for name in digits.export.configurations.named)
     assert page.count("data:image/png") > 0
 

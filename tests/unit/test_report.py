@@ -16,6 +16,7 @@ from hypothesis.extra import numpy as arrays
 from PIL import Image
 
 from dyce_calibration.choose import choose
+from dyce_calibration.costs import CostTable
 from dyce_calibration.records import Records
 from dyce_calibration.report import Example, choose_examples, contents, make_contents, write_report
 from dyce_calibration.report.reliability import BINS, EDGES, reliability
@@ -265,6 +266,22 @@ def test_the_slider_also_stops_at_named_configurations_that_the_kept_front_leave
 
 
 # --- the page --------------------------------------------------------------------------------------------------------
+
+
+def test_the_drawing_shows_times_where_they_are_known(written):
+    """The second piece costs a third of the multiply-accumulates, and here nearly all of the time."""
+    times = CostTable(
+        "ms", {"2": 1.0, "5": 9.0, "final": 10.0}, {"2": {"mlp1x1000": 0.0}, "5": {"mlp1x1000": 0.0}}, 10.0
+    )
+    times = msgspec.structs.replace(times, measured={"cpu": "a processor", "target": "an engine", "date": "2026-01-02"})
+    by_time, by_macs = (front_views(make(times=known))[-1].network for known in (times, None))
+    assert [piece[0] for piece in by_time] == pytest.approx([0.1, 0.8, 0.1])
+    assert [piece[0] for piece in by_macs] == pytest.approx([0.25, 0.35, 0.4])
+    assert by_time[1][2] > by_macs[1][2]
+    assert (
+        "share of the time spent there, measured on a processor, an engine, 2026-01-02" in written(times=times).words()
+    )
+    assert "share of the multiply-accumulates spent there." in written().words()
 
 
 def test_nothing_on_the_page_comes_from_elsewhere(written):

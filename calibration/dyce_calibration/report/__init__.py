@@ -6,6 +6,15 @@
 
 from dyce_calibration.report.contents import Contents, make_contents
 from dyce_calibration.report.examples import Example, choose_examples
-from dyce_calibration.report.page import mark_outdated, renew_measured, write_report
+from dyce_calibration.report.page import check_drawable, mark_outdated, renew_measured, write_report
 
-__all__ = ["Contents", "Example", "choose_examples", "make_contents", "mark_outdated", "renew_measured", "write_report"]
+__all__ = [
+    "Contents",
+    "Example",
+    "check_drawable",
+    "choose_examples",
+    "make_contents",
+    "mark_outdated",
+    "renew_measured",
+    "write_report",
+]

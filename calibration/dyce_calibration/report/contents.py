@@ -54,6 +54,7 @@ class Contents:
         reliability: of every head on the split ``test``, the final head last.
         splits: where the samples come from; None if that is not known.
         suspicious: what speaks against the results, a sentence each.
+        times: what each piece takes, in milliseconds; None where that was not measured.
     """
 
     model_name: str
@@ -68,6 +69,7 @@ class Contents:
     examples: tuple[Example, ...]
     splits: Splits | None = None
     suspicious: tuple[str, ...] = ()
+    times: CostTable | None = None
 
 
 def make_contents(
@@ -79,6 +81,7 @@ def make_contents(
     examples: Sequence[Example] = (),
     splits: Splits | None = None,
     suspicious: Sequence[str] = (),
+    times: CostTable | None = None,
 ) -> Contents:
     """Compute what a report shows.
 
@@ -89,6 +92,7 @@ def make_contents(
         configurations: as ``choose`` returns them. Those without figures on both splits are left out.
         examples: as ``choose_examples`` returns them; may be empty.
         splits, suspicious: of the manifest.
+        times: of the same pieces, in milliseconds: what the drawing of the network shows, instead of ``costs``.
 
     Raises:
         DataError: a split has no samples, a head has no cost, or the configurations were searched in another unit or
@@ -117,6 +121,7 @@ def make_contents(
         examples=tuple(examples),
         splits=splits,
         suspicious=tuple(suspicious),
+        times=times,
     )
 
 

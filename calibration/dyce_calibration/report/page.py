@@ -7,7 +7,7 @@ import hashlib
 import os
 import tempfile
 import time
-from importlib import resources
+from importlib import import_module, resources
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from dyce_calibration.report.examples import Example
 from dyce_calibration.report.kept import marked_outdated, with_kept_pictures
 from dyce_calibration.report.measured import headline_section, measured_section, with_measured
 from dyce_calibration.report.reliability import EDGES
-from dyce_calibration.report.views import UNITS, exit_name, front_views, named_views, percent
+from dyce_calibration.report.views import UNITS, exit_name, front_views, named_views, percent, spent_in, timed_where
 from dyce_runtime.configuration import FULL, Configurations
 from dyce_runtime.errors import DestinationError, UsageError
 from dyce_runtime.manifest import FINAL
@@ -78,23 +78,32 @@ def _write(path: Path, text: str) -> None:
         raise
 
 
-def render(contents: Contents) -> str:
-    """The page. Raises UsageError if Bokeh is not installed or broken."""
+def check_drawable() -> None:
+    """Raise UsageError if Bokeh is not installed or broken."""
     try:
-        from bokeh.resources import Resources
-        from jinja2 import Environment, StrictUndefined
-
-        from dyce_calibration.report import figures
+        for module in ("bokeh.resources", "jinja2", f"{__package__}.figures"):
+            import_module(module)
     except Exception as error:  # a broken installation raises anything
         raise UsageError(
             f"the report needs Bokeh, which is not installed or does not load ({type(error).__name__}: {error})",
             hint="pip install 'dyce-export[report]'",
         ) from None
+
+
+def render(contents: Contents) -> str:
+    """The page. Raises UsageError if Bokeh is not installed or broken."""
+    check_drawable()
+    from bokeh.resources import Resources
+    from jinja2 import Environment, StrictUndefined
+
+    from dyce_calibration.report import figures
+
     front = front_views(contents)
     scripts = [Resources(mode="inline", components=["bokeh"], minified=True).js_raw[0], _file("report.js")]
     data = {
         "front": front,
         "named": named_views(contents, front),
+        "spent": spent_in(contents),
         "start": _START if _START in contents.configurations.named else FULL,
         "plots": {
             "front-plot": figures.as_json(figures.front_plot(contents, front)),
@@ -114,6 +123,8 @@ def render(contents: Contents) -> str:
         style=_file("report.css"),
         colours=figures.COLOURS,
         few=figures.FEW,
+        spent=spent_in(contents),
+        where=timed_where(contents),
         unit=UNITS.get(contents.costs.unit, contents.costs.unit),
         edges=EDGES.tolist(),
         early=[example for example in contents.examples if example.exit != FINAL],

@@ -46,9 +46,9 @@
     mark(view);
   }
 
-  // The network from left to right: pieces as wide as they cost, as high as the share of samples that get there.
+  // The network from left to right: pieces as wide as the time they take, as high as the share of samples that get there.
   function river(view) {
-    const least = 0.04; // a piece that costs next to nothing can still be seen
+    const least = 0.04; // a piece that takes next to nothing can still be seen
     const widths = view.network.map(([width]) => Math.max(width, least));
     const total = widths.reduce((sum, width) => sum + width, 0);
     find("river").replaceChildren(
@@ -57,7 +57,7 @@
         piece.className = "piece";
         piece.style.setProperty("--width", `${(100 * widths[index]) / total}%`);
         piece.style.setProperty("--reach", `${100 * reach}%`);
-        piece.title = `${percent(reach)} of the samples get here, ${percent(spent)} of the cost is spent here`;
+        piece.title = `${percent(reach)} of the samples get here, ${percent(spent)} of the ${data.spent} is spent here`;
         const [name] = view.exits[index];
         const on = view.exits[index][1] !== "off";
         const label = document.createElement("span");

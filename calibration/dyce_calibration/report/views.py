@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from dyce_calibration.costs import CostTable
 from dyce_calibration.report.contents import Contents
 from dyce_runtime.configuration import Certificate, Entry, Figures
 from dyce_runtime.manifest import FINAL
@@ -21,10 +22,11 @@ class View:
     Attributes:
         names: the named configurations that are the same.
         place: where the slider stands, from 1; for one beside the front, at the nearest in cost.
-        exits: per exit: its name, head, threshold, share of the test samples, share of the cost that is spent
-            on the way there from the exit before, and the first share as a fraction.
-        network: per exit, the piece before it and its head: their cost as a share of the whole backbone's, the share
-            of the test samples that get there, and the share of this configuration's cost that is spent there.
+        exits: per exit: its name, head, threshold, share of the test samples, share of the time (as in ``network``)
+            that is spent on the way there from the exit before, and the first share as a fraction.
+        network: per exit, the piece before it and its head: its time as a share of the whole backbone's, the share
+            of the test samples that get there, and the share of this configuration's time that is spent there; costs
+            where no times are known.
         figures: per split: its name, accuracy, loss, cost and samples.
         costs, accuracies: on search and on test, as fractions.
     """
@@ -66,6 +68,18 @@ def named_views(contents: Contents, front: Sequence[View]) -> dict[str, View]:
         title = f"{name}: beside the front, which has something as cheap and as accurate"
         views[name] = same[0] if same else _view(contents, entry, title, (name,), nearest)
     return views
+
+
+def spent_in(contents: Contents) -> str:
+    """What the drawing of the network shows the shares of, in words."""
+    return "time" if contents.times else UNITS.get(contents.costs.unit, contents.costs.unit)
+
+
+def timed_where(contents: Contents) -> str:
+    """The machine, engine and day of the times; empty where there are none, or nothing is known of them."""
+    measured = contents.times.measured if contents.times else {}
+    known = [measured[key] for key in ("cpu", "target", "date") if key in measured]
+    return f"measured on {', '.join(known)}, pictures per call: {measured.get('batch', '1')}" if known else ""
 
 
 def percent(fraction: float) -> str:
@@ -132,7 +146,7 @@ def _view(contents: Contents, entry: Entry, title: str, names: tuple[str, ...], 
 
 def _network(contents: Contents, entry: Entry, test: Figures) -> tuple[tuple[float, float, float], ...]:
     """See :class:`View`. What a batch may save is left out, so that the parts are those of one sample at a time."""
-    costs = contents.costs
+    costs = contents.times or contents.costs
     backbone = list(costs.backbone.values())
     segments = np.diff(backbone, prepend=0.0)
     last_on = {saver: saver in entry.exits for saver in costs.savers}
@@ -140,7 +154,7 @@ def _network(contents: Contents, entry: Entry, test: Figures) -> tuple[tuple[flo
     paid = []
     for exit, segment in zip(contents.exits, segments.tolist(), strict=True):
         on = entry.exits.get(exit)
-        runs = segment if _runs(contents, exit, last_on) else 0.0
+        runs = segment if _runs(costs, exit, last_on) else 0.0
         paid.append(runs + (costs.heads.get(exit, {}).get(on.head, 0.0) if on else 0.0))
     spent = reach * np.array(paid)
     widths = segments / max(backbone[-1], 1e-12)
@@ -148,10 +162,10 @@ def _network(contents: Contents, entry: Entry, test: Figures) -> tuple[tuple[flo
     return tuple(zip(widths.tolist(), np.clip(reach, 0, 1).tolist(), shares.tolist(), strict=True))
 
 
-def _runs(contents: Contents, exit: str, saver_on: Mapping[str, bool]) -> bool:
+def _runs(costs: CostTable, exit: str, saver_on: Mapping[str, bool]) -> bool:
     """Whether the segment before an exit runs: one of a saver only if an exit at the end of that saver is on."""
-    exits = list(contents.exits)
-    end = next((saver for saver in contents.costs.savers if exits.index(exit) <= exits.index(saver)), None)
+    exits = list(costs.backbone)
+    end = next((saver for saver in costs.savers if exits.index(exit) <= exits.index(saver)), None)
     return end is None or saver_on[end]
 
 
