@@ -12,8 +12,8 @@ DIGITS := --model benchmarks.digits:make_model --input-size 1,16,16 --mean 0.5 -
 .PHONY: demo test lint pythons aarch64 real-inputs wheel docs figures clean
 
 demo: $(VENV)/.demo
-	$(BIN)/python -m benchmarks.digits $(DEMO)/digits.pt
-	$(BIN)/dyce-export $(DEMO)/digits.pt $(DIGITS) --exits 1,2,4 --data digits#train -o $(DEMO)/digits.dyce --force
+	$(BIN)/python -m benchmarks.digits $(DEMO)
+	$(BIN)/dyce-export $(DEMO)/digits.pt $(DIGITS) --exits 1,2,4 --data $(DEMO)/train.npz --val $(DEMO)/val.npz -o $(DEMO)/digits.dyce --force
 	$(BIN)/dyce run $(DEMO)/digits.dyce digits#test --limit 10
 	$(BIN)/dyce bench $(DEMO)/digits.dyce --data digits#test --save
 	@echo
