@@ -7,7 +7,7 @@ DEBIAN := dataset-fashion-mnist chromium debootstrap qemu-user-static
 # fashion_savers --train makes the networks that some of the others read; readme comes last.
 FIGURES := 'fashion_savers --train' fashion_savers fashion_mnist brute_force search guarantee recipes savings overhead governor \
 	serving targets precision coverage earlyon lite_savers readme
-DIGITS := --model benchmarks.digits:make_model --input-size 1,16,16 --mean 0.5 --std 0.5 --crop-pct 1 --interpolation bilinear
+DIGITS := --model benchmarks.digits:digits_net --input-size 1,16,16 --mean 0.5 --std 0.5 --crop-pct 1 --interpolation bilinear
 
 .PHONY: demo test lint pythons aarch64 real-inputs wheel docs figures clean
 

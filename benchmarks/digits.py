@@ -1,8 +1,8 @@
 """The demo's model: a small residual network for scikit-learn's handwritten digits, trained in seconds on a CPU.
 
 ``python -m benchmarks.digits FOLDER`` trains it on two thirds of ``digits#train`` and writes ``digits.pt``, its weights,
-and the pictures: ``train.npz``, and ``val.npz``, which it has not seen. ``make_model`` is the factory that
-``dyce-export --model benchmarks.digits:make_model`` calls.
+and the pictures: ``train.npz``, and ``val.npz``, which it has not seen. ``digits_net`` is the factory that
+``dyce-export --model benchmarks.digits:digits_net`` calls.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class ResidualNet(nn.Module):
         return self.classifier(self.blocks(self.stem(x)).mean((2, 3)))
 
 
-def make_model() -> nn.Module:
+def digits_net() -> nn.Module:
     """An untrained network for 16x16 grey pictures: six blocks."""
     return ResidualNet(widths=(32, 32, 64, 64, 128, 128), strides=(1, 1, 2, 1, 2, 1))
 
@@ -127,7 +127,7 @@ def main(folder: Path) -> None:
     seen = open_dataset(folder / "train.npz")
     images = torch.from_numpy(preprocess(seen.images(range(len(seen))), INPUT))
     assert seen.labels is not None
-    model = make_model()
+    model = digits_net()
     train(model, images, torch.from_numpy(seen.labels), epochs=EPOCHS, batch=64)
     torch.save(model.state_dict(), folder / "digits.pt")
 

@@ -135,10 +135,11 @@ def _certify(
     if count or not bold:
         return found, ""
     needed = samples_needed(losses[0], how.epsilon, how.delta)
-    wanted = "no number of samples like these would do" if needed is None else f"about {needed} would be needed"
+    wanted = "no number of samples like these would" if needed is None else f"about {needed} would be needed"
+    points = 100 * how.epsilon
     return found, (
-        f"nothing but the full model can be certified to lose at most {100 * how.epsilon:g} points with probability "
-        f"{1 - how.delta:g} from the {len(problem)} certification samples; {wanted}"
+        f"no early exit is certified: {len(problem)} certification samples do not show a loss of at most "
+        f"{points:g} point{'' if points == 1 else 's'} with probability {1 - how.delta:g}; {wanted}"
     )
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from benchmarks.digits import INPUT, make_model, train
+from benchmarks.digits import INPUT, digits_net, train
 from dyce_calibration.heads import Recipe
 from dyce_export.cascade import export_source
 from dyce_export.options import Options
@@ -47,7 +47,7 @@ def export_digits(parent: Path) -> Digits:
     pixels = torch.from_numpy(preprocess(data.images(range(640)), INPUT))
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        model = make_model()
+        model = digits_net()
         train(model, pixels, torch.from_numpy(data.labels[:640]), epochs=2, batch=64)
     model.train()  # an export must not care, and must not change it
     before = copy.deepcopy(model)

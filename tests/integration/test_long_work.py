@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks.digits import make_model
+from benchmarks.digits import digits_net
 from dyce_calibration.heads import Recipe
 from dyce_calibration.records import Records
 from dyce_export import calibrate as calibrate_module
@@ -85,9 +85,9 @@ def test_two_processes_end_with_what_one_computes(tmp_path: Path):
     pytest.importorskip("accelerate", reason="several processes talk through Accelerate")
     pytest.importorskip("sklearn", reason="the digits come with scikit-learn")
     torch.manual_seed(0)
-    torch.save(make_model().state_dict(), tmp_path / "model.pt")
+    torch.save(digits_net().state_dict(), tmp_path / "model.pt")
     command = [
-        *("-m", "dyce_export", tmp_path / "model.pt", "--model", "benchmarks.digits:make_model", "--exits", "2,4"),
+        *("-m", "dyce_export", tmp_path / "model.pt", "--model", "benchmarks.digits:digits_net", "--exits", "2,4"),
         *("--data", "digits#train", "--val", "digits#test", "--input-size", "1,16,16", "--mean", ".5", "--std", ".5"),
         *("--heads", "mlp1x1000,mlp3x500", "--epochs", "4", "--json", "--allow-suspicious"),
     ]
