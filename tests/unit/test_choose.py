@@ -205,7 +205,7 @@ def test_what_is_certified_says_so_and_is_the_safer_part_of_the_front():
 def test_too_few_samples_certify_nothing_and_say_how_many_would():
     found = choose(make_records(200), COSTS, QUICK)
     assert all(entry.certified is None for entry in found.front if entry.exits)
-    assert "from the 50 certification samples; about" in found.note
+    assert "50 certification samples do not show a loss of at most 1 point with probability 0.95; about" in found.note
     assert "certified" not in found.named
 
 
