@@ -67,8 +67,8 @@ MaxPrecisionLoss = Annotated[
     float, typer.Option(callback=bounds.share, help="What a lower precision may take from the full model's accuracy.")
 ]
 
-out = Terminal(soft_wrap=True)
-err = Terminal(stderr=True, soft_wrap=True)
+out = Terminal()
+err = Terminal(stderr=True)
 
 
 def set_up(*, verbose: bool = False, quiet: bool = False) -> None:
@@ -98,7 +98,7 @@ def print_table(title: str, columns: Iterable[str], rows: Iterable[Iterable[obje
     out.print(bold(title))
     # Figures that are cut off are worth nothing: a narrow terminal may wrap the lines.
     needed = out.measure(table, options=out.options.update(max_width=_MOST_COLUMNS)).maximum
-    Terminal(width=max(out.width, needed)).print(table)
+    Terminal(width=max(out.width, needed)).print(table, soft_wrap=False)
 
 
 @contextmanager

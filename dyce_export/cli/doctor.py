@@ -88,12 +88,12 @@ def _show_own(name: str, profile: Profile, available: set[str]) -> None:
     if profile.target not in available:
         out.print(f"The target for it, {profile.target}, does not run here yet. It needs {profile.requires}:")
         for command in profile.install:
-            out.print(f"  {command}")
+            out.print(f"  {command}", soft_wrap=True)
     added = ",".join(profile.precisions)
     out.print(f"Worth adding to a bundle: `dyce lower BUNDLE --precision {added} --data PICTURES`.")
     if profile.power:
         out.print("Before measuring, so that clocks stay where they are:")
         for command in profile.power:
-            out.print(f"  {command}")
+            out.print(f"  {command}", soft_wrap=True)
     if profile.note:
         out.print(profile.note)

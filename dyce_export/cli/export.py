@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -338,10 +339,10 @@ def _show_export(result: Export, json: bool, data: str | None) -> None:
 
 def _show_next(path: Path, *, trained: bool, data: str | None) -> None:
     """The two commands that most people want now."""
-    pictures = data or "PICTURES"
+    bundle, pictures = quote(str(path)), quote(data) if data else "PICTURES"
     flag = "" if trained else " --allow-untrained"
     out.print("Next:")
-    out.print(f"  dyce run {path} {pictures} --limit 10{flag}")
-    out.print(f"  dyce bench {path} --data {pictures if not trained else 'OTHER_PICTURES'}")
+    out.print(f"  dyce run {bundle} {pictures} --limit 10{flag}", soft_wrap=True)
+    out.print(f"  dyce bench {bundle} --data {pictures if not trained else 'OTHER_PICTURES'}", soft_wrap=True)
     if (path / REPORT).is_file():
         out.print(f"{path / REPORT} shows what was chosen.")

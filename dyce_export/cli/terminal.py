@@ -44,10 +44,17 @@ def bold(text: object) -> Text:
 
 
 class Terminal(Console):
-    """A console that shows strings as they are: square brackets and colons mean nothing."""
+    """A console that shows strings as they are: square brackets and colons mean nothing.
+
+    Lines are wrapped between words on a screen, and nowhere else.
+    """
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options, markup=False, emoji=False, highlight=False)
+
+    def print(self, *objects: Any, soft_wrap: bool | None = None, **options: Any) -> None:
+        """As rich prints; ``soft_wrap`` leaves lines whole, such as commands to be copied."""
+        super().print(*objects, soft_wrap=not self.is_terminal if soft_wrap is None else soft_wrap, **options)
 
     def render_str(self, text: str, **options: Any) -> Text:
         """Every string that is printed, also as the cell of a table, passes through here."""

@@ -6,6 +6,7 @@ import json
 import logging
 import unicodedata
 from collections.abc import Callable
+from io import StringIO
 
 import pytest
 import typer
@@ -13,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dyce_export.cli import console
-from dyce_export.cli.terminal import bold, escaped
+from dyce_export.cli.terminal import Terminal, bold, escaped
 from dyce_runtime.errors import DataError
 
 MARKUP = ["[v2]", "[/x]", "[bold]x[/bold]", "[link=http://x]y[/link]", ":smile:", "[red]", "%s {0}"]
@@ -113,3 +114,14 @@ def test_json_holds_exact_data_in_any_encoding(text: str, number: float) -> None
     document = json.loads("".join(written), parse_constant=refuse)
     assert document["name"] == text or text == "name"
     assert document[text] == [number if abs(number) < float("inf") else None]
+
+
+@given(st.lists(st.text("abc", min_size=1, max_size=20), min_size=1, max_size=30))
+def test_a_screen_gets_whole_words_and_everything_else_whole_lines(words: list[str]):
+    line = " ".join(words)
+    for screen, soft_wrap, expected in ((True, None, False), (False, None, True), (True, True, True)):
+        file = StringIO()
+        Terminal(file=file, width=30, force_terminal=screen, no_color=True).print(line, soft_wrap=soft_wrap)
+        lines = file.getvalue().rstrip("\n").split("\n")
+        assert " ".join(part.strip() for part in lines) == line
+        assert len(lines) == 1 if expected else all(len(part) <= 30 for part in lines)
