@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from pathlib import Path
 
@@ -17,6 +18,8 @@ from dyce_calibration.records import Records
 from dyce_calibration.search.problem import make_problem
 from dyce_calibration.temperature import fit_temperature, softmax
 from dyce_export.cascade import export_source
+from dyce_export.cli import console
+from dyce_export.cli.main import app
 from dyce_export.options import Options
 from dyce_export.pipeline import Export
 from dyce_export.sources import from_module
@@ -363,3 +366,15 @@ def test_without_labels_the_heads_imitate_the_model(tmp_path: Path):
     records = Records.load(export.path / RECORDS)
     np.testing.assert_array_equal(records.labels, records.predictions[:, -1])
     assert export.configurations.named["full"].search.accuracy == 1
+
+
+def test_the_commands_that_an_export_ends_with_can_be_copied(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    data, bundle = labelled(tmp_path / "my pictures.npz"), tmp_path / "my bundle.dyce"
+    torch.save(build(Convolutions), tmp_path / "model.pt")
+    size = ",".join(map(str, INPUT_SIZE))
+    words = ["export", tmp_path / "model.pt", "--trust-pickle", "--input-size", size, "--exits", "2", "-o", bundle]
+    assert console.run(app, "dyce", [*map(str, words), "--data", str(data), "--allow-suspicious"]) == 0
+    commands = [shlex.split(line) for line in capsys.readouterr().out.splitlines() if line.startswith("  dyce ")]
+    assert [command[:3] for command in commands] == [["dyce", "run", str(bundle)], ["dyce", "bench", str(bundle)]]
+    assert console.run(app, "dyce", commands[0][1:]) == 0
+    assert "my pictures.npz[9]" in capsys.readouterr().out
