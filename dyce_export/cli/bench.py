@@ -33,27 +33,34 @@ def command(
     config: Annotated[
         list[str] | None,
         typer.Option(
-            help="Configuration (repeatable), or `all`: every named one and the whole front. Every named one without.",
+            help="A configuration to measure, or `all`: every named one and the whole front. Default: every named one.",
             show_default=False,
         ),
     ] = None,
     baseline: Annotated[bool, typer.Option("--baseline", help="Measure the uncut model alone.")] = False,
     batch: Annotated[str, typer.Option(help="Pictures per call; several sizes with commas: 1,8,32.")] = "1",
     limit: Annotated[
-        int, typer.Option(min=1, help="At most that many pictures, spread over the data; at most 1,000 are timed.")
+        int,
+        typer.Option(
+            min=1, help="Use at most this many pictures, spread over the data; at most 1,000 of them are timed."
+        ),
     ] = 10_000,
     save: Annotated[
-        bool, typer.Option("--save", help="Store the figures in the bundle; `dyce inspect` and its report show them.")
+        bool,
+        typer.Option("--save", help="Store the figures in the bundle, where `dyce inspect` and the report show them."),
     ] = False,
     write_cost_table: Annotated[
         Path | None,
-        typer.Option(help="Measure every piece instead and write what `dyce search` reads.", show_default=False),
+        typer.Option(
+            help="Measure every piece on its own instead, and write a cost table for `dyce search --costs`.",
+            show_default=False,
+        ),
     ] = None,
     unit: Annotated[
-        str, typer.Option(help="Of the cost table: ms, or joules where the machine has a meter that may be read.")
+        str, typer.Option(help="Unit of the cost table: ms, or joules where the machine has a readable energy meter.")
     ] = "ms",
     classes: Annotated[Path | None, typer.Option(help="File that maps class folders to the model's classes.")] = None,
-    target: Annotated[str | None, typer.Option(help="Target; the fastest one without it.")] = None,
+    target: Annotated[str | None, typer.Option(help="Engine. Default: the fastest on this machine.")] = None,
     threads: Threads = None,
     json: Json = False,
     verbose: Verbose = False,

@@ -26,7 +26,7 @@ def command(
     target: Annotated[
         str,
         typer.Option(
-            help="A target; `rtx:sm86,sm89` builds for GPUs of these compute capabilities. Or a device that "
+            help="Target to build for; `rtx:sm86,sm89` names the compute capabilities of GPUs. Or a device that "
             "`dyce inspect` lists, such as rtx-40.",
             show_default=False,
         ),
@@ -35,7 +35,7 @@ def command(
         int | None,
         typer.Option(
             callback=bounds.batch,
-            help="The most samples in one call of an engine; the device's, or 8.",
+            help="Most pictures in one call of an engine. Default: what suits the device, or 8.",
             show_default=False,
         ),
     ] = None,

@@ -54,17 +54,20 @@ Version = Annotated[
     typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and stop."),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
-Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Say more: every step, and where an error arose.")]
+Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Show every step, and a traceback with errors.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress, no warnings.")]
 Threads = Annotated[
-    int | None, typer.Option(callback=bounds.threads, help="Threads per call; the engine decides without it.")
+    int | None, typer.Option(callback=bounds.threads, help="Threads per call. Default: the engine decides.")
 ]
 MinAgreement = Annotated[
     float,
-    typer.Option(callback=bounds.share, help="Share of samples that have to leave where they do in float32."),
+    typer.Option(callback=bounds.share, help="Share of the pictures that must leave at the same exit as in float32."),
 ]
 MaxPrecisionLoss = Annotated[
-    float, typer.Option(callback=bounds.share, help="What a lower precision may take from the full model's accuracy.")
+    float,
+    typer.Option(
+        callback=bounds.share, help="Accuracy that the full model may lose in a lower precision, as a fraction."
+    ),
 ]
 
 out = Terminal()

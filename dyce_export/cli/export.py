@@ -81,12 +81,15 @@ def command(
         bool,
         typer.Option(
             "--esn",
-            help="Give heads the features of the saver and earlier exits, too.",
+            help="Add heads that also see the features of the saver and of earlier exits (exit sequence network).",
         ),
     ] = False,
     heads: Annotated[
         str,
-        typer.Option(help="Heads at every exit: mlp1x1000 has one hidden layer of 1,000 units; with commas, or all."),
+        typer.Option(
+            help="Types of heads to train at every exit, with commas, or all. mlp1x1000 is one linear layer; "
+            "mlp3x500 has two hidden layers of 500 units before it."
+        ),
     ] = "mlp1x1000",
     list_exits: Annotated[
         bool, typer.Option("--list-exits", help="Print the exit points of the model and stop.")
@@ -107,7 +110,10 @@ def command(
         ),
     ] = None,
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="The bundle; MODEL.dyce here without it.", show_default=False)
+        Path | None,
+        typer.Option(
+            "--output", "-o", help="The bundle. Default: MODEL.dyce in the current folder.", show_default=False
+        ),
     ] = None,
     arch: Arch = None,
     factory: Factory = None,
@@ -121,13 +127,16 @@ def command(
     crop_pct: CropPct = None,
     crop_mode: CropMode = None,
     epochs: Annotated[
-        int | None, typer.Option(callback=bounds.epochs, help="Epochs of head training.", show_default=False)
+        int | None,
+        typer.Option(callback=bounds.epochs, help="Epochs for which the heads are trained.", show_default=False),
     ] = None,
-    seed: Annotated[int, typer.Option(callback=bounds.seed, help="Seed of the splits and of head training.")] = 0,
+    seed: Annotated[
+        int, typer.Option(callback=bounds.seed, help="Seed for dividing the pictures and for training the heads.")
+    ] = 0,
     tolerance: Annotated[
         float | None,
         typer.Option(
-            callback=bounds.tolerance, help="Largest relative error against torch; 1e-4 without it.", show_default=False
+            callback=bounds.tolerance, help="Largest relative error against torch. Default: 1e-4.", show_default=False
         ),
     ] = None,
     precision: Annotated[
@@ -143,7 +152,7 @@ def command(
     allow_suspicious: AllowSuspicious = False,
     force: Annotated[bool, typer.Option("--force", help="Replace the bundle if it exists.")] = False,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Check everything that can be checked at once, and stop.")
+        bool, typer.Option("--dry-run", help="Check the model, the options and the pictures, write nothing, and stop.")
     ] = False,
     json: Json = False,
     verbose: Verbose = False,

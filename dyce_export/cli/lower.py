@@ -32,16 +32,19 @@ def command(
     precision: Annotated[
         str, typer.Option(help="bfloat16, float16, int8, uint8; several with commas.", show_default=False)
     ],
-    data: Annotated[str, typer.Option(help="Pictures that set the ranges of integers.", show_default=False)],
+    data: Annotated[
+        str, typer.Option(help="Pictures from which the ranges of 8-bit integers are measured.", show_default=False)
+    ],
     val: Annotated[
         str | None,
-        typer.Option(help="As at the export; not needed if there was none.", show_default=False),
+        typer.Option(help="The --val of the export; not needed if the export had none.", show_default=False),
     ] = None,
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="A new bundle; this one without it.", show_default=False)
+        Path | None,
+        typer.Option("--output", "-o", help="A new bundle. Default: this one is changed.", show_default=False),
     ] = None,
     target: Annotated[
-        str, typer.Option(help="What makes the records: engines round integers each in their own way.")
+        str, typer.Option(help="Engine in which thresholds are chosen; engines round 8-bit integers differently.")
     ] = "onnxruntime",
     min_agreement: MinAgreement = 0.99,
     max_precision_loss: MaxPrecisionLoss = 0.01,

@@ -18,9 +18,16 @@ if TYPE_CHECKING:
 
 _NAMES = "Expected the name of one class per line, in the order of the model's outputs."
 
-Arch = Annotated[str | None, typer.Option(help="timm architecture of a checkpoint.", show_default=False)]
+Arch = Annotated[
+    str | None, typer.Option(help="Name of the timm architecture that the checkpoint belongs to.", show_default=False)
+]
 Factory = Annotated[
-    str | None, typer.Option("--model", help="package.module:function that makes the model.", show_default=False)
+    str | None,
+    typer.Option(
+        "--model",
+        help="Your own model, as package.module:function; the function takes nothing and returns the module.",
+        show_default=False,
+    ),
 ]
 Classes = Annotated[
     Path | None, typer.Option(help="File that maps class folders to the model's classes.", show_default=False)
@@ -31,11 +38,23 @@ ClassNames = Annotated[
         help="File with the names of the model's classes in the order of its outputs, one per line.", show_default=False
     ),
 ]
-InputSize = Annotated[str | None, typer.Option(help="Channels,height,width.", show_default=False)]
-Mean = Annotated[str | None, typer.Option(help="Per channel, on the scale 0 to 1.", show_default=False)]
-Std = Annotated[str | None, typer.Option(help="Per channel, on the scale 0 to 1.", show_default=False)]
-Interpolation = Annotated[str | None, typer.Option(help="Of the resize: bilinear, bicubic, …", show_default=False)]
-CropPct = Annotated[float | None, typer.Option(help="Crop edge divided by the edge resized to.", show_default=False)]
+InputSize = Annotated[
+    str | None, typer.Option(help="Input of the model, as channels,height,width: 3,224,224.", show_default=False)
+]
+Mean = Annotated[
+    str | None, typer.Option(help="Mean per channel, for pixels from 0 to 1: 0.485,0.456,0.406.", show_default=False)
+]
+Std = Annotated[
+    str | None,
+    typer.Option(help="Standard deviation per channel, for pixels from 0 to 1: 0.229,0.224,0.225.", show_default=False),
+]
+Interpolation = Annotated[
+    str | None, typer.Option(help="How pictures are resized, such as bilinear, bicubic or nearest.", show_default=False)
+]
+CropPct = Annotated[
+    float | None,
+    typer.Option(help="Size of the crop divided by the size resized to: 0.875 is 224 of 256.", show_default=False),
+]
 CropMode = Annotated[
     str | None,
     typer.Option(
@@ -46,18 +65,21 @@ CropMode = Annotated[
 SaverClasses = Annotated[
     str | None,
     typer.Option(
-        help="How the classes of savers are those of the model: `names`, or a JSON file; the same without it.",
+        help="Which class of the model each class of a saver is: `names`, or a JSON file. Default: the same order.",
         show_default=False,
     ),
 ]
-Task = Annotated[str, typer.Option(help="What the outputs mean; so far single-label alone.")]
+Task = Annotated[str, typer.Option(help="What the outputs mean. Only single-label is supported.")]
 AllowSuspicious = Annotated[
     bool,
     typer.Option(
-        "--allow-suspicious", help="Go on where labels and answers do not go together; the bundle and report say so."
+        "--allow-suspicious",
+        help="Go on although labels and answers do not fit together; the bundle and its report then say so.",
     ),
 ]
-TrustPickle = Annotated[bool, typer.Option("--trust-pickle", help="Allow a checkpoint or .pt2 file to run code.")]
+TrustPickle = Annotated[
+    bool, typer.Option("--trust-pickle", help="Load files whose loading can run any code they contain.")
+]
 
 
 def overrides_of(

@@ -18,10 +18,12 @@ def command(
     inputs: Annotated[
         list[str], typer.Argument(help="Pictures, folders of pictures or data sets.", show_default=False)
     ],
-    config: Annotated[str | None, typer.Option(help="Configuration; `balanced` without it, or `full`.")] = None,
+    config: Annotated[
+        str | None, typer.Option(help="Configuration. Default: `balanced`, or `full` where there is none.")
+    ] = None,
     batch: Annotated[int, typer.Option(callback=bounds.batch, help="Pictures per call.")] = 8,
     limit: Annotated[int | None, typer.Option(min=1, help="At most that many pictures of each input.")] = None,
-    target: Annotated[str | None, typer.Option(help="Target; the fastest one without it.")] = None,
+    target: Annotated[str | None, typer.Option(help="Engine. Default: the fastest on this machine.")] = None,
     threads: Threads = None,
     allow_untrained: Annotated[bool, typer.Option(help="Run untrained heads; their answers mean nothing.")] = False,
     json: Json = False,

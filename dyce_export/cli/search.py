@@ -28,38 +28,58 @@ HELP = "Choose configurations again from the records in a bundle, such as with c
 
 
 def command(
-    bundle: Annotated[Path | None, typer.Argument(help="The bundle; it gets the result.", show_default=False)] = None,
+    bundle: Annotated[
+        Path | None, typer.Argument(help="The bundle. Its configurations are replaced.", show_default=False)
+    ] = None,
     costs: Annotated[
         Path | None,
         typer.Option(
-            help="Cost table, or `macs` for multiply-accumulates, which a bundle is searched with at first.",
+            help="Cost table from `dyce bench --write-cost-table`, or `macs` to count multiply-accumulates.",
             show_default=False,
         ),
     ] = None,
     records: Annotated[
-        Path | None, typer.Option(help="Records (.npz) instead of a bundle; needs --costs.", show_default=False)
+        Path | None,
+        typer.Option(help="Search in a file of records (.npz) instead of a bundle; needs --costs.", show_default=False),
     ] = None,
     test: Annotated[
-        Path | None, typer.Option(help="Further records, to report the result on.", show_default=False)
+        Path | None, typer.Option(help="Second file of records, on which the result is reported.", show_default=False)
     ] = None,
-    method: Annotated[str, typer.Option(help="exact, onepass, circular or samethres.")] = "exact",
+    method: Annotated[
+        str, typer.Option(help="Search method: exact; or, for comparison, onepass, circular or samethres.")
+    ] = "exact",
     points: Annotated[
-        int, typer.Option(callback=bounds.points, help="Weights of accuracy against cost to solve.")
+        int, typer.Option(callback=bounds.points, help="Number of trade-offs between accuracy and cost to solve for.")
     ] = 500,
-    epsilon: Annotated[float, typer.Option(help="Loss of accuracy that a certificate promises.")] = 0.01,
-    delta: Annotated[float, typer.Option(help="Probability that the promise may fail.")] = 0.05,
+    epsilon: Annotated[
+        float, typer.Option(help="Largest loss of accuracy that a certificate promises, as a fraction.")
+    ] = 0.01,
+    delta: Annotated[float, typer.Option(help="Probability with which the promise may fail.")] = 0.05,
     max_loss: Annotated[
-        float | None, typer.Option(help="Name the cheapest one that loses at most this `chosen`.", show_default=False)
+        float | None,
+        typer.Option(
+            help="Add a configuration `chosen`: the cheapest that loses at most this, as a fraction.",
+            show_default=False,
+        ),
     ] = None,
     max_cost: Annotated[
-        float | None, typer.Option(help="Name the most accurate one within this cost `chosen`.", show_default=False)
+        float | None,
+        typer.Option(
+            help="Add a configuration `chosen`: the most accurate that costs at most this share of the full model.",
+            show_default=False,
+        ),
     ] = None,
     conservative: Annotated[
-        bool, typer.Option("--conservative", help="Count on 10 % quantiles of the accuracies: for few samples.")
+        bool, typer.Option("--conservative", help="Choose with a safety margin, for few pictures.")
     ] = False,
     output: Annotated[
         Path | None,
-        typer.Option("-o", "--output", help="A new bundle, with spans for what is chosen.", show_default=False),
+        typer.Option(
+            "-o",
+            "--output",
+            help="A new bundle, with the segments joined where a chosen configuration has no exit between them.",
+            show_default=False,
+        ),
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace the bundle at --output.")] = False,
     json: Json = False,

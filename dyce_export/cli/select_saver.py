@@ -48,26 +48,40 @@ HELP = "Find the small model of a pool that is worth running before a model, and
 
 def command(
     model: Annotated[
-        str | None, typer.Argument(help="The base: a checkpoint, .pt2, timm:NAME or a bundle.", show_default=False)
+        str | None, typer.Argument(help="Your model: a checkpoint, .pt2, timm:NAME or a bundle.", show_default=False)
     ] = None,
     pool: Annotated[
         str,
         typer.Option(
-            help="The candidates with commas: bundles, checkpoints, ARCH=CHECKPOINT or timm:NAME.", show_default=False
+            help="Candidates, with commas: bundles, checkpoints, ARCH=CHECKPOINT or timm:NAME.", show_default=False
         ),
     ] = "",
-    data: Annotated[str | None, typer.Option(help="Pictures, as for an export.", show_default=False)] = None,
+    data: Annotated[
+        str | None, typer.Option(help="Pictures that train the exit heads, as for an export.", show_default=False)
+    ] = None,
     val: Annotated[
         str | None,
-        typer.Option(help="Pictures that no model has seen: on a part of them all are judged.", show_default=False),
+        typer.Option(
+            help="Pictures that none of the models was trained on; the candidates are judged on a part of them.",
+            show_default=False,
+        ),
     ] = None,
     output: Annotated[
         Path | None,
-        typer.Option("-o", "--output", help="A bundle with the best one before the base.", show_default=False),
+        typer.Option(
+            "-o",
+            "--output",
+            help="Write a bundle in which the best candidate runs before your model.",
+            show_default=False,
+        ),
     ] = None,
-    by: Annotated[Unit, typer.Option(help="What the best one saves most of.")] = Unit.ms,
+    by: Annotated[Unit, typer.Option(help="The best candidate is the one that saves most of: ms or macs.")] = Unit.ms,
     max_loss: Annotated[
-        float, typer.Option(callback=bounds.share, help="Of accuracy, for the search beside it.")
+        float,
+        typer.Option(
+            callback=bounds.share,
+            help="Loss of accuracy that the search next to each candidate may take, as a fraction.",
+        ),
     ] = 0.005,
     arch: Arch = None,
     factory: Factory = None,
@@ -79,11 +93,14 @@ def command(
     interpolation: Interpolation = None,
     crop_pct: CropPct = None,
     crop_mode: CropMode = None,
-    target: Annotated[str | None, typer.Option(help="What is measured.", show_default=False)] = None,
+    target: Annotated[
+        str | None,
+        typer.Option(help="Engine in which the models are timed.", show_default=False),
+    ] = None,
     threads: Threads = None,
-    seed: Annotated[int, typer.Option(callback=bounds.seed, help="Of splits.")] = 0,
+    seed: Annotated[int, typer.Option(callback=bounds.seed, help="Seed for dividing the pictures.")] = 0,
     cache: Annotated[
-        Path | None, typer.Option(help="Keeps what was recorded; the user's cache without it.", show_default=False)
+        Path | None, typer.Option(help="Where recordings are kept. Default: the user's cache.", show_default=False)
     ] = None,
     trust_pickle: TrustPickle = False,
     allow_suspicious: AllowSuspicious = False,

@@ -84,6 +84,14 @@ class Figures(msgspec.Struct, frozen=True):
     share_per_exit: tuple[float, ...]
     loss_error: float | None = None
 
+    def __repr__(self) -> str:
+        """Accuracy, loss and cost, rounded."""
+        error = "" if self.loss_error is None else f" ± {100 * self.loss_error:.2f}"
+        return (
+            f"<accuracy {self.accuracy:.1%}, loses {100 * self.loss:.2f}{error} points, costs {self.cost:.1%} of full, "
+            f"on {self.samples} samples>"
+        )
+
 
 class Certificate(msgspec.Struct, frozen=True):
     """With probability at least 1 - ``delta`` the accuracy lost against the full model is at most ``epsilon``.

@@ -385,6 +385,11 @@ def test_what_is_printed_of_a_session_and_a_result_is_short(shared_session: Sess
     assert f"class {result.label[0]} at" in repr(result)
 
 
+def test_figures_of_a_configuration_are_printed_rounded():
+    figures = Figures(accuracy=0.93456, loss=-0.01, cost=1 / 3, samples=80, share_per_exit=(0.5, 0.5), loss_error=0.02)
+    assert repr(figures) == "<accuracy 93.5%, loses -1.00 ± 2.00 points, costs 33.3% of full, on 80 samples>"
+
+
 def test_exits_have_names_in_results_beside_their_index(shared_session: Session):
     shared_session.use("fast")
     result = shared_session(make_images(40))
