@@ -40,8 +40,9 @@ pythons: $(VENV)/.dev
 	tests/pythons/run $(BIN)/python $(DEMO)/digits.dyce 3.10 3.12 3.13
 
 # A file that installs on a device without a checkout.
-wheel: $(VENV)/.demo
-	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir dist .
+wheel:
+	$(PYTHON) -m venv build/wheel
+	build/wheel/bin/python -m pip wheel --quiet --no-deps --wheel-dir dist .
 
 # The pages in docs/ as a site in build/site, readable without a network.
 docs: $(VENV)/.dev

@@ -186,9 +186,9 @@ def show_configurations(configurations: Any, manifest: Any) -> None:
         rows.append((name, *losses[0], *losses[1], f"{entry.test.accuracy:.1%}", _promise(entry.certified), *shares))
     if rows:
         print_table(
-            "configurations on the search split | the test split, with the share of samples per exit\n"
-            f"(loss: points against full; cost: share of its {UNITS[configurations.unit]};\n"
-            "certified: a loss, and the probability that it is exceeded)",
+            "configurations, on the samples that they were chosen on | on test samples, with the share per exit\n"
+            f"(loss: points of accuracy less than full; cost: share of its {UNITS[configurations.unit]};\n"
+            "certified: largest loss that is promised on unseen samples, and with which probability)",
             ("name", "loss", "cost", "| loss", "cost", "accuracy" if labelled else "agreement", "certified", *exits),
             rows,
         )
@@ -214,10 +214,12 @@ def _show_bench(named: Any) -> None:
             f"pictures ({bench.unseen} unseen), {bench.batch} per call; time relative to the uncut model"
         )
         accuracy = "" if bench.accuracy is None else f"{bench.accuracy:.1%}"
-        row = (name, f"{bench.p50_ms:.2f}", f"{bench.p90_ms:.2f}", f"{bench.time_ratio:.2f}", accuracy)
+        known = bench.loss is not None and bench.loss_error is not None
+        lost = f"{100 * bench.loss:.1f} ± {100 * bench.loss_error:.1f}" if known else ""
+        row = (name, f"{bench.p50_ms:.2f}", f"{bench.p90_ms:.2f}", f"{bench.time_ratio:.2f}", lost, accuracy)
         tables.setdefault(where, []).append(row)
     for where, rows in tables.items():
-        print_table(where, ("name", "p50 ms", "p90 ms", "time", "accuracy"), rows)
+        print_table(where, ("name", "p50 ms", "p90 ms", "time", "loses", "accuracy"), rows)
 
 
 def _setting(on: Any, name_head: bool) -> str:
@@ -227,7 +229,7 @@ def _setting(on: Any, name_head: bool) -> str:
 
 
 def _promise(certificate: Any) -> str:
-    return "" if certificate is None else f"{100 * certificate.epsilon:g}, {certificate.delta:g}"
+    return "" if certificate is None else f"{100 * certificate.epsilon:g}, {1 - certificate.delta:.4g}"
 
 
 def _preprocessing(p: Any) -> str:

@@ -87,6 +87,8 @@ def _loss_words(entry: _Entry, samples: int) -> str:
         )
     allowed, kind, lost = entry["allowed_loss"], entry["loss_verdict"], f"{loss_text(entry)} points"
     within_error = abs(entry["loss"]) <= SURE * entry["loss_error"]
+    if entry["loss"] < 0 and not within_error:
+        return f"it is {-100 * entry['loss']:.1f} ± {100 * entry['loss_error']:.1f} points more accurate"
     if kind == "exceeded":
         return f"it loses {lost}, more than the {points(allowed)} it may"
     if kind == "kept":

@@ -179,6 +179,19 @@ def test_a_configuration_that_loses_more_than_its_name_allows_is_flagged(clock, 
     assert "early exit gains" not in document["verdict"]
 
 
+def test_a_configuration_that_is_right_more_often_is_called_more_accurate(clock, spied: Session):
+    clock |= {"full": 10.0, "segment_00": 4.0}
+    data = make_data(300)
+    images = preprocess(data.images(range(300)), spied.manifest.preprocessing)
+    data = Dataset("made", data.items, expected(images, EARLY).label)
+    document = benchmark(spied, data, [allowing(spied, 0.01)])
+    gained = 1 - document["uncut"]["accuracy"]
+    assert gained > 0.1
+    assert f"it is {100 * gained:.1f} ± " in document["verdict"]
+    assert "points more accurate" in document["verdict"]
+    assert "loses" not in document["verdict"]
+
+
 def test_three_points_lost_where_two_are_allowed_are_flagged_and_two_and_a_half_on_few_are_undecided():
     labels = np.zeros(10_000, np.int64)
     for count, lost, kind in ((10_000, 300, "exceeded"), (1000, 25, "undecided"), (10_000, 100, "kept")):

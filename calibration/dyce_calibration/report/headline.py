@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from html import escape
 
+from dyce_runtime.bench_loss import SURE
 from dyce_runtime.configuration import BenchFigures, Configurations, Entry, Figures
 
 # Whose figures open the report, the first of these that turns an exit on.
@@ -45,6 +46,8 @@ def _measured(name: str, entry: Entry) -> str:
 def _lost(bench: BenchFigures, allowed: float | None) -> str:
     if bench.loss is None or bench.loss_error is None:
         return ""
+    if bench.loss < -SURE * bench.loss_error:
+        return f" and is {-100 * bench.loss:.1f} ± {100 * bench.loss_error:.1f} points more accurate"
     return f" and loses {100 * bench.loss:.1f} ± {100 * bench.loss_error:.1f} points of accuracy{_allowed(allowed)}"
 
 
