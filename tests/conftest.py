@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import sys
 import time
 from collections.abc import Generator, Iterator
 from pathlib import Path
@@ -48,6 +49,14 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestR
     report = yield
     report.sections = [(name, text.encode("utf-8", "backslashreplace").decode()) for name, text in report.sections]
     return report
+
+
+@pytest.fixture(autouse=True)
+def onnxruntime_pool_of_the_process() -> Iterator[None]:
+    """A test that makes it, as ``dyce run`` does, needs a process of its own: no later test could open a session."""
+    yield
+    module = sys.modules.get("dyce_targets.onnxruntime_cpu")
+    assert module is None or module._global_pool_threads is None, "onnxruntime's process-wide pool was made here"
 
 
 @pytest.fixture(scope="session")
