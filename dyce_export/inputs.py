@@ -98,7 +98,13 @@ def describe_input(said: Mapping[str, Any], config: Mapping[str, Any]) -> Input:
     assumed = {name: value for name, value in _standard(channels, height, width).items() if name not in given}
     if assumed:
         listed = ", ".join(f"{name} {value}" for name, value in assumed.items())
-        logger.warning("nothing says how pictures are prepared for this model; assuming %s. %s", listed, INPUT_HINT)
+        options = ", ".join(f"--{name.replace('_', '-')}" for name in assumed)
+        logger.warning(
+            "nothing says in full how pictures are prepared for this model; assuming %s. If it was trained otherwise, "
+            "give %s",
+            listed,
+            options,
+        )
     given = _checked({**assumed, **given, "input_size": size})
     mean, std = (tuple(map(float, given[key])) * (channels if len(given[key]) == 1 else 1) for key in ("mean", "std"))
     resize, fit = _resize(height, width, given["crop_pct"], given.get("crop_mode"))

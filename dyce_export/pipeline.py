@@ -378,8 +378,8 @@ def _select(
             hint="Check the accuracy of the model on --val, or choose exits with --exits to see what they do.",
         )
     chosen = [point for point in points if str(point.number) in {exit for exit, _ in kept}]
-    exits, heads = ", ".join(str(place.number) for place in chosen), ", ".join(sorted({type for _, type in kept}))
-    log.info("exits that save most: %s, with heads %s", exits, heads)
+    numbers, types = (str(place.number) for place in chosen), sorted({type for _, type in kept})
+    log.info("exits that save most: %s, with heads %s", ", ".join(numbers), ", ".join(types))
     backbone = Backbone(prepared.program, chosen)
     graph = to_onnx(prepared.program, node_names(chosen))
     return replace(prepared, backbone=backbone, graph=graph, auto=False), calibration.restricted(kept)

@@ -266,7 +266,9 @@ def _call_factory(factory: str) -> nn.Module:
         try:
             imported = importlib.import_module(path)
         except (Exception, SystemExit) as error:  # importing runs the user's code
-            hint = "What only a script does belongs under if __name__ == '__main__'." * isinstance(error, SystemExit)
+            hint = "Write the module as in an import, found from the current folder: net:MyNet for MyNet in net.py."
+            if isinstance(error, SystemExit):
+                hint = "What only a script does belongs under if __name__ == '__main__'."
             raise ModelError(
                 f"cannot import {path!r} of the factory {factory}: {reason_of(error)}", hint=hint
             ) from error

@@ -174,7 +174,9 @@ def read_costs(path: Path) -> CostTable:
     """Read a cost table. Raises DataError if the file is not one or its numbers cannot be costs."""
     try:
         return read_json(path, CostTable).check()
-    except (OSError, msgspec.DecodeError) as error:
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror}") from error
+    except msgspec.DecodeError as error:
         raise DataError(
             f"{path} does not hold a cost table: {error}",
             hint="`dyce bench BUNDLE --data PICTURES --write-cost-table FILE` makes one.",

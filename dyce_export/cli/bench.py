@@ -318,7 +318,7 @@ def _show_table(part: dict[str, Any], *, with_energy: bool) -> None:
     )
     print_table(
         f"{part['batch']} per call; saved and lost against the uncut model, losses in points ± standard error\n"
-        "(p50, p90, p99: ms that so many % of the calls stay within"
+        "(below 0: gained; p50, p90, p99: ms that so many % of the calls stay within"
         f"{'; last columns: share of pictures per exit' if exits else ''})",
         ("configuration", *(f" {column}" for column in columns)),
         rows,

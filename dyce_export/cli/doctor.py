@@ -86,7 +86,7 @@ def _show_own(name: str, profile: Profile, available: set[str]) -> None:
     """What to do on this machine."""
     out.print(f"This machine is taken for {name}: {profile.title}.")
     if profile.target not in available:
-        out.print(f"The target for it, {profile.target}, does not run here yet. It needs {profile.requires}:")
+        out.print(f"Often fastest on it is {profile.target}, which does not run here yet. It needs {profile.requires}:")
         for command in profile.install:
             out.print(f"  {command}", soft_wrap=True)
     added = ",".join(profile.precisions)

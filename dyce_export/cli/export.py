@@ -201,7 +201,7 @@ def command(
     )
     with drawn_progress(quiet=quiet or not is_main()) as progress:
         if not list_exits:
-            check_destination(destination, force=force)
+            check_destination(destination, force=force or dry_run)
         base = open_model(
             model,
             arch,
@@ -224,7 +224,7 @@ def command(
     elif result is None:
         _show_dry_run(destination, json)
     else:
-        _show_export(result, json, data)
+        _show_export(result, json, val or data)
 
 
 def _check_exits(model: str | None, exits: str | None, savers: list[str] | None, *, list_exits: bool) -> None:
@@ -308,7 +308,8 @@ def _show_dry_run(destination: Path, json: bool) -> None:
     if json:
         print_json("export", {"bundle": str(destination), "dry_run": True})
     else:
-        out.print(f"{destination} could be written: model, exits and data are in order. Nothing was written.")
+        written = "exists, so it could be written with --force" if destination.exists() else "could be written"
+        out.print(f"{destination} {written}: model, exits and data are in order. Nothing was written.")
 
 
 def _show_export(result: Export, json: bool, data: str | None) -> None:

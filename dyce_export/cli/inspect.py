@@ -188,10 +188,13 @@ def show_configurations(configurations: Any, manifest: Any) -> None:
         print_table(
             "configurations, on the samples that they were chosen on | on test samples, with the share per exit\n"
             f"(loss: points of accuracy less than full; cost: share of its {UNITS[configurations.unit]};\n"
-            "certified: largest loss that is promised on unseen samples, and with which probability)",
+            "a loss below 0 is a gain; certified: largest loss promised on unseen samples, and its probability)",
             ("name", "loss", "cost", "| loss", "cost", "accuracy" if labelled else "agreement", "certified", *exits),
             rows,
         )
+        unused = [name for name, entry in searched.items() if entry.exits and not _reaches_the_end(entry)]
+        if unused:
+            out.print(f"Under {', '.join(unused)} every sample leaves before the model's own classifier.")
         if not labelled:
             out.print("The pictures had no labels: agreement is with the answers of the whole model.")
     several = len({on.head for entry in configurations.named.values() for on in entry.exits.values()}) > 1
@@ -203,6 +206,10 @@ def show_configurations(configurations: Any, manifest: Any) -> None:
     _show_bench(configurations.named)
     if configurations.note:
         out.print(configurations.note)
+
+
+def _reaches_the_end(entry: Any) -> bool:
+    return bool(entry.search.share_per_exit[-1] or entry.test.share_per_exit[-1])
 
 
 def _show_bench(named: Any) -> None:

@@ -130,6 +130,8 @@ def _search_bundle(
     before = opened.configurations
     opened = _store(opened, configurations, output, force=force)
     renew_report(opened, records, costs, opened.configurations)
+    if output is not None and not json:
+        out.print(f"{output} written; {path} is as it was.")
     if json:
         print_json("search", {"bundle": str(opened.path), **_document(how, seconds, opened.configurations)})
     else:

@@ -102,7 +102,7 @@ def loss_of(
         "loss_error": error,
         "allowed_loss": allowed,
         "worst_class": _worst_class(lost, labels, class_names),
-        "loss_verdict": _judge(loss, error, allowed),
+        "loss_verdict": judge(loss, error, allowed),
     }
 
 
@@ -112,7 +112,8 @@ def paired_error(worse: int, better: int, count: int) -> float:
     return sqrt(worse_ + better_ - (worse_ - better_) ** 2 / count_) / count_
 
 
-def _judge(loss: float, error: float, allowed: float | None) -> str:
+def judge(loss: float, error: float, allowed: float | None) -> str:
+    """The ``loss_verdict`` of :func:`loss_of`."""
     if loss - (allowed or 0.0) > SURE * error:
         return "loses" if allowed is None else "exceeded"
     if allowed is not None and loss + SURE * error <= allowed:

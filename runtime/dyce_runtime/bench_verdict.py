@@ -11,6 +11,7 @@ from dyce_runtime.manifest import Manifest
 
 # What a configuration has to gain before the benchmark says so; less is within the noise of a shared machine.
 _NOTABLE = 0.03
+_MOST_PICTURES = 1_000_000
 # What is said of the fastest configuration, by what is known of its loss: the first of these that is faster counts.
 _FASTER = {
     "none": "gains",
@@ -43,12 +44,12 @@ def verdict(entries: Sequence[_Entry], manifest: Manifest, batch: int, samples: 
             f"The {what} untrained: nothing can be said about early exit. The times are real, and where samples leave, "
             "which decides them, is not."
         )
-    best = _best(rivals)
+    best = best_of(rivals)
     calls = f"With {batch} picture{'' if batch == 1 else 's'} per call early exit"
     return " ".join([f"{calls} {_of_best(best, samples)}.", *_exceeded(rivals, best), *_caveat(samples, used)])
 
 
-def _best(rivals: Sequence[_Entry]) -> _Entry:
+def best_of(rivals: Sequence[_Entry]) -> _Entry:
     """The fastest of those of which most is known to be well; the fastest of all if none of them is faster."""
     for verdicts in (("none", "kept"), ("undecided", None), ("loses",), ("exceeded",)):
         faster = [e for e in rivals if e["loss_verdict"] in verdicts and _ratio(e) <= 1 - _NOTABLE]
@@ -75,11 +76,12 @@ def _of_best(best: _Entry, samples: int) -> str:
     low, high = best["time_ratio_range"]
     return (
         f"{_FASTER[best['loss_verdict']]}: {name} takes {ratio:.0%} ({low:.0%} to {high:.0%}) of the uncut model's "
-        f"time and {macs:.0%} of its MACs; {_loss_words(best, samples)}"
+        f"time and {macs:.0%} of its MACs; {loss_words(best, samples)}"
     )
 
 
-def _loss_words(entry: _Entry, samples: int) -> str:
+def loss_words(entry: _Entry, samples: int) -> str:
+    """What is known of a loss, with how many pictures would decide what is not."""
     if entry["loss"] is None:
         return (
             f"without labels its loss is unknown, {entry['same_label_as_uncut']:.1%} of its answers are those of the "
@@ -96,8 +98,17 @@ def _loss_words(entry: _Entry, samples: int) -> str:
         return f"it loses {lost}, within the {points(allowed)} it may{also}"
     if kind == "undecided":
         what = "it loses anything" if allowed is None else f"that is within the {points(allowed)} it may lose"
-        return f"it loses {lost}: on {samples} pictures it is undecided whether {what}"
+        return f"it loses {lost}: on {samples} pictures it is undecided whether {what}{_would_decide(entry, samples)}"
     return f"it loses {lost}"
+
+
+def _would_decide(entry: _Entry, samples: int) -> str:
+    """How many pictures would, if the loss stayed what it is; nothing where that is more than anybody has."""
+    gap = abs(entry["loss"] - (entry["allowed_loss"] or 0.0))
+    if gap * _MOST_PICTURES**0.5 <= SURE * entry["loss_error"] * samples**0.5:
+        return ""
+    needed = samples * (SURE * entry["loss_error"] / gap) ** 2
+    return f"; about {float(f'{needed:.1e}'):,.0f} would tell"
 
 
 def _exceeded(rivals: Sequence[_Entry], best: _Entry) -> list[str]:

@@ -138,7 +138,8 @@ def _folder(path: object) -> Path:
                 )
             return folder
     named = path if isinstance(path, (str, Path)) and len(str(path)) < _LONGEST_PATH else shown(path)
-    raise BundleError(f"{named} is not a folder; expected a bundle, the folder that `dyce-export` writes")
+    found = "is not a folder" if os.path.lexists(named) else "does not exist"
+    raise BundleError(f"{named} {found}; expected a bundle, the folder that `dyce-export` writes")
 
 
 def write_document(document: Manifest | Configurations, path: Path) -> None:

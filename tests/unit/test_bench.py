@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from dyce_runtime import Configuration, Session, bench, load, open_bundle
 from dyce_runtime.bench import benchmark, choose, environment, save_figures, split_counts
 from dyce_runtime.bench_loss import loss_of
+from dyce_runtime.bench_verdict import loss_words
 from dyce_runtime.bundle import SPLITS, write_configurations
 from dyce_runtime.configuration import BenchFigures, Configurations, Entry
 from dyce_runtime.datasets import Dataset
@@ -190,6 +191,13 @@ def test_a_configuration_that_is_right_more_often_is_called_more_accurate(clock,
     assert f"it is {100 * gained:.1f} ± " in document["verdict"]
     assert "points more accurate" in document["verdict"]
     assert "loses" not in document["verdict"]
+
+
+def test_what_is_undecided_comes_with_how_many_pictures_would_tell():
+    entry = {"loss": 0.02, "loss_error": 0.01, "allowed_loss": 0.01, "loss_verdict": "undecided"}
+    assert loss_words(entry, 100).endswith("within the 1 it may lose; about 400 would tell")
+    for loss in (0.01, 0.01 + 1e-9):  # on the limit no number would
+        assert loss_words(entry | {"loss": loss}, 100).endswith("within the 1 it may lose")
 
 
 def test_three_points_lost_where_two_are_allowed_are_flagged_and_two_and_a_half_on_few_are_undecided():

@@ -57,9 +57,9 @@ def test_a_bundle_may_be_moved(bundle_copy: Path, tmp_path: Path):
 
 def test_what_is_no_folder_is_refused(tmp_path: Path):
     (tmp_path / "model.pt").touch()
-    for path in (tmp_path / "model.pt", tmp_path / "nowhere"):
-        with pytest.raises(BundleError, match=f"{path} is not a folder; expected a bundle"):
-            open_bundle(path)
+    for name, found in (("model.pt", "is not a folder"), ("nowhere", "does not exist")):
+        with pytest.raises(BundleError, match=f"{tmp_path / name} {found}; expected a bundle"):
+            open_bundle(tmp_path / name)
 
 
 @pytest.mark.parametrize("name", [MANIFEST, CONFIGURATIONS, SEGMENT])

@@ -43,7 +43,7 @@ def test_a_file_that_is_no_cost_table_is_refused_by_its_name(tmp_path, content):
 
 
 def test_a_missing_file_is_refused_by_its_name(tmp_path):
-    with pytest.raises(DataError, match=r"nowhere\.json does not hold a cost table"):
+    with pytest.raises(DataError, match=r"nowhere\.json cannot be read: No such file"):
         read_costs(tmp_path / "nowhere.json")
 
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from html import escape
+from typing import Any
 
-from dyce_runtime.bench_loss import SURE
-from dyce_runtime.configuration import BenchFigures, Configurations, Entry, Figures
+from dyce_runtime.bench_loss import judge
+from dyce_runtime.bench_verdict import best_of, loss_words
+from dyce_runtime.configuration import Configurations, Entry, Figures
 
-# Whose figures open the report, the first of these that turns an exit on.
+# Whose figures open the report before anything is measured, the first of these that turns an exit on.
 _FIRST = ("balanced", "accurate", "fast", "certified")
 _UNITS = {"macs": "multiply-accumulates", "ms": "time", "joules": "energy"}
 
@@ -16,39 +19,48 @@ def headline(configurations: Configurations) -> str:
     """A paragraph in HTML: measured times where a benchmark stored them, what the test split says otherwise."""
     early = {name: entry for name, entry in configurations.named.items() if entry.exits}
     order = [*(name for name in _FIRST if name in early), *(name for name in early if name not in _FIRST)]
-    timed = [name for name in order if early[name].bench is not None]
+    timed = [_as_measured(name, entry) for name, entry in early.items() if entry.bench is not None]
     if not order:
         text = (
             "No configuration stops early: within the losses that were allowed nothing is cheaper than the full model."
         )
     elif timed:
-        text = _measured(timed[0], early[timed[0]])
+        best = best_of(timed)  # the one that the benchmark named
+        text = _measured(best, early[best["name"]])
     else:
         text = _searched(order[0], early[order[0]], configurations.unit)
     return f'<p class="headline">{text}</p>\n'
 
 
-def _measured(name: str, entry: Entry) -> str:
+def _as_measured(name: str, entry: Entry) -> dict[str, Any]:
+    """A configuration as the ``bench`` document has it."""
     bench = entry.bench
     assert bench is not None
+    known = bench.loss is not None and bench.loss_error is not None
+    return {
+        "name": name,
+        "time_ratio_to_uncut": bench.time_ratio,
+        "loss": bench.loss,
+        "loss_error": bench.loss_error,
+        "allowed_loss": entry.allowed_loss,
+        "loss_verdict": judge(bench.loss, bench.loss_error, entry.allowed_loss) if known else None,  # type: ignore[arg-type]
+    }
+
+
+def _measured(best: Mapping[str, Any], entry: Entry) -> str:
+    bench = entry.bench
+    assert bench is not None
+    lost = f"; {loss_words(best, bench.samples)}" if best["loss_verdict"] else ""
     low, high = bench.time_ratio_range or (bench.time_ratio, bench.time_ratio)
     span = f" ({low:.0%} to {high:.0%})" if low < high else ""
     pictures = f"{bench.samples} pictures" + (
         f", {bench.unseen} of them unseen" if bench.unseen < bench.samples else ""
     )
     return (
-        f"<b>{escape(name)}</b> answers in {bench.time_ratio:.0%}{span} of the uncut model's time"
-        f"{_lost(bench, entry.allowed_loss)}. Measured on {escape(bench.cpu)} with {escape(bench.target)}, "
+        f"<b>{escape(best['name'])}</b> answers in {bench.time_ratio:.0%}{span} of the uncut model's time"
+        f"{lost}. Measured on {escape(bench.cpu)} with {escape(bench.target)}, "
         f"{bench.batch} per call, {escape(bench.date)}, on {pictures}."
     )
-
-
-def _lost(bench: BenchFigures, allowed: float | None) -> str:
-    if bench.loss is None or bench.loss_error is None:
-        return ""
-    if bench.loss < -SURE * bench.loss_error:
-        return f" and is {-100 * bench.loss:.1f} ± {100 * bench.loss_error:.1f} points more accurate"
-    return f" and loses {100 * bench.loss:.1f} ± {100 * bench.loss_error:.1f} points of accuracy{_allowed(allowed)}"
 
 
 def _searched(name: str, entry: Entry, unit: str) -> str:

@@ -53,7 +53,7 @@ class Search:
             raise UsageError(f"{self.weights} weights were asked for; expected at least 1")
         if self.max_loss is not None and not 0 <= self.max_loss < 1:
             raise UsageError(f"the largest loss is {self.max_loss:g}; expected a fraction, such as 0.003")
-        if self.max_cost is not None and not self.max_cost > 0:
+        if self.max_cost is not None and not 0 < self.max_cost <= 1:
             raise UsageError(f"the largest cost is {self.max_cost:g}; expected a share of the full model, such as 0.6")
 
 

@@ -74,7 +74,7 @@ def test_inspect_says_what_this_machine_is_and_how_to_get_what_it_lacks(
     assert console.run(app, "dyce", ["inspect"]) == 0
     shown = capsys.readouterr().out
     assert "This machine is taken for jetson-orin-nano: Jetson Orin Nano." in shown
-    assert "tensorrt, does not run here yet. It needs JetPack 6: TensorRT 10.3, Python 3.10:" in shown
+    assert "tensorrt, which does not run here yet. It needs JetPack 6: TensorRT 10.3, Python 3.10:" in shown
     assert "sudo apt install python3-libnvinfer" in shown
     assert "sudo jetson_clocks" in shown
     assert "openvino  it is not installed; pip install it" in shown
