@@ -139,6 +139,8 @@ def test_a_dry_run_and_the_export_agree_about_channels(tmp_path: Path, channels:
         assert json.loads(dry.stdout)["error"] == json.loads(real.stdout)["error"]
         assert "channels" in json.loads(dry.stdout)["error"]["message"]
         return
+    again = dyce("export", *words[:-1], "--dry-run", cwd=tmp_path)  # the bundle is there by now
+    assert (again.returncode, "exists, so it could be written with --force" in again.stdout) == (0, True)
     ran = dyce("run", "b.dyce", "data", "--limit", "9", "--target", "onnxruntime", "--json", cwd=tmp_path)
     labels = [result["label"] for result in json.loads(ran.stdout)["results"]]
     with dyce_runtime.load(tmp_path / "b.dyce", "onnxruntime", threads=1) as session:

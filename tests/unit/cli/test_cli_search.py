@@ -60,6 +60,7 @@ def test_a_bundle_searched_by_time_goes_back_to_macs_only_when_told_to(searchabl
         (("BUNDLE", "--epsilon", "0"), "epsilon is 0"),
         (("BUNDLE", "--method", "newton"), "no search method"),
         (("BUNDLE", "--max-loss", "0.1", "--max-cost", "0.5"), "do not go together"),
+        (("BUNDLE", "--max-cost", "50"), "expected a share of the full model"),
         (("BUNDLE", "--max-cost", "0.001"), "no configuration meets the limit"),
     ],
 )
