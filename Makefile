@@ -20,7 +20,7 @@ demo: $(VENV)/.demo
 	@echo 'Open $(DEMO)/digits.dyce/report.html in a browser; docs/guide.md says how to export a model of your own.'
 
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder  # few tests in a file are not short ones
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check
