@@ -22,7 +22,7 @@ def within(least: _Number, most: _Number, reason: str) -> Callable[[_Number | No
 
 
 # An engine starts all of its threads at once, and no CPU that it runs on has more cores.
-threads = within(1, 1024, "an engine starts all of them")
+threads = within(1, 1024, "an engine starts all of them at once")
 # 1,024 pictures of 224 x 224 pixels are 0.6 GB, before anything is computed from them.
 LARGEST_BATCH = 1024
 batch = within(1, LARGEST_BATCH, "a batch is in memory at once, with all that is computed from it")
