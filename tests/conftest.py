@@ -1,6 +1,11 @@
 from __future__ import annotations
 
 import os
+
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # Workers share the cores. With a pool of threads in each, torch took twice as long; set before torch is imported.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import shutil
 import sys
 import time
@@ -15,8 +20,9 @@ from dyce_runtime import DyceError, Session, bench, load, piece_costs, targets
 from tests.bundles import Clock, Spy, make_bundle
 
 # The machines that run the tests are shared: how long an example takes says nothing.
-settings.register_profile("shared", deadline=None, suppress_health_check=[HealthCheck.too_slow])
-settings.load_profile("shared")
+settings.register_profile("quick", max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile("nightly", parent=settings.get_profile("quick"), max_examples=200)
+settings.load_profile("quick")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -22,7 +22,7 @@ from dyce_runtime.datasets import open_dataset
 from dyce_runtime.errors import DataError
 from tests.integration.small import ANY_LABELS, labelled, tiny
 from tests.models import INPUT_SIZE, Convolutions, build
-from tests.unit.cli.command import dyce
+from tests.unit.cli.command import dyce, dyce_here
 
 COUNT = 400
 
@@ -133,13 +133,13 @@ def test_a_dry_run_and_the_export_agree_about_channels(tmp_path: Path, channels:
         "b.dyce",
         "--json",
     )
-    dry, real = (dyce("export", *words, *more, cwd=tmp_path) for more in (["--dry-run"], []))
+    dry, real = (dyce_here("export", *words, *more, cwd=tmp_path) for more in (["--dry-run"], []))
     assert (dry.returncode, real.returncode) == (code, code), dry.stderr + real.stderr
     if code:
         assert json.loads(dry.stdout)["error"] == json.loads(real.stdout)["error"]
         assert "channels" in json.loads(dry.stdout)["error"]["message"]
         return
-    again = dyce("export", *words[:-1], "--dry-run", cwd=tmp_path)  # the bundle is there by now
+    again = dyce_here("export", *words[:-1], "--dry-run", cwd=tmp_path)  # the bundle is there by now
     assert (again.returncode, "exists, so it could be written with --force" in again.stdout) == (0, True)
     ran = dyce("run", "b.dyce", "data", "--limit", "9", "--target", "onnxruntime", "--json", cwd=tmp_path)
     labels = [result["label"] for result in json.loads(ran.stdout)["results"]]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +20,11 @@ from dyce_runtime.bundle import sha256_of
 from dyce_runtime.errors import VerificationError
 from dyce_runtime.plan import make_plan
 from tests.integration.digits import Digits
+from tests.unit.cli.command import dyce_here
 
 
 def search(*arguments: object) -> subprocess.CompletedProcess[str]:
-    script = "from dyce_export.cli.main import dyce; dyce()"
-    command = [sys.executable, "-c", script, "search", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, check=False)
+    return dyce_here("search", *map(str, arguments))
 
 
 @pytest.fixture

@@ -20,7 +20,13 @@ from dyce_targets.nvidia.products import RTX
 from dyce_targets.nvidia.targets import TensorRtRtx
 
 pytestmark = pytest.mark.skipif(RTX.missing() is not None, reason=str(RTX.missing()))
-MODELS = ["resnet50", "vit_tiny_patch16_224", "convnext_atto", "swin_tiny_patch4_window7_224"]
+MODELS = [
+    "convnext_atto",
+    *(
+        pytest.param(name, marks=pytest.mark.slow)
+        for name in ("resnet50", "vit_tiny_patch16_224", "swin_tiny_patch4_window7_224")
+    ),
+]
 
 
 @pytest.mark.parametrize("name", MODELS)

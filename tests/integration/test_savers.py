@@ -42,8 +42,8 @@ GREY = {"mean": INPUT.mean, "std": INPUT.std, "crop_pct": 1.0}
 
 
 def dyce(*arguments: object) -> tuple[int, Any]:
-    """The command in a process of its own: its status and its document."""
-    done = command.dyce(*map(str, arguments), "--json", "--quiet")
+    """The command in this process: its status and its document."""
+    done = command.dyce_here(*map(str, arguments), "--json", "--quiet")
     return done.returncode, json.loads(done.stdout)
 
 

@@ -56,10 +56,9 @@ def not_importable(names: list[str], blocked: tuple[str, ...]) -> str:
 
 
 def modules(package) -> list[str]:
-    return [
-        package.__name__,
-        *(f"{package.__name__}.{module.name}" for module in pkgutil.iter_modules(package.__path__)),
-    ]
+    """Of a package and of all packages in it."""
+    prefix = f"{package.__name__}."
+    return [package.__name__, *(module.name for module in pkgutil.walk_packages(package.__path__, prefix))]
 
 
 def test_the_block_blocks():
@@ -70,6 +69,10 @@ def test_the_block_blocks():
 def test_a_module_that_needs_what_is_missing_is_named():
     found = not_importable(["dyce_runtime", "dyce_targets.openvino_cpu", "json"], ("dyce_targets",))
     assert found == "dyce_targets.openvino_cpu: dyce_targets is blocked\n"
+
+
+def test_modules_in_folders_are_tried_too():
+    assert "dyce_targets.nvidia.tensorrt_executor" in modules(dyce_targets)
 
 
 def test_no_module_for_the_device_needs_the_workstation_or_an_engine():

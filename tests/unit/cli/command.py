@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from contextlib import redirect_stderr, redirect_stdout
+from contextlib import chdir, redirect_stderr, redirect_stdout
 from io import StringIO
 from pathlib import Path
 
@@ -18,12 +18,12 @@ def dyce(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProces
     )
 
 
-def dyce_here(*arguments: str) -> subprocess.CompletedProcess[str]:
-    """The command in this process, for what never opens a session: starting Python takes longer than most mistakes."""
+def dyce_here(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    """The command in this process, for all other verbs: importing torch takes longer than most of what is tested."""
     from dyce_export.cli import console
     from dyce_export.cli.main import app
 
     out, err = StringIO(), StringIO()
-    with redirect_stdout(out), redirect_stderr(err):
+    with redirect_stdout(out), redirect_stderr(err), chdir(cwd or Path.cwd()):
         code = console.run(app, "dyce", list(arguments))
     return subprocess.CompletedProcess(list(arguments), code, out.getvalue(), err.getvalue())

@@ -14,7 +14,7 @@ from dyce_runtime import open_bundle
 from dyce_runtime.bundle import REPORT, write_configurations
 from dyce_runtime.configuration import Entry
 from tests.bundles import on
-from tests.unit.cli.command import SCRIPT, dyce
+from tests.unit.cli.command import SCRIPT, dyce, dyce_here
 
 
 def test_bench_measures_every_configuration_next_to_the_uncut_model(tiny_bundle: Path, pictures: Path) -> None:
@@ -77,7 +77,7 @@ def test_costs_measured_on_this_machine_are_searched_with(searchable: Path, pict
     assert list(costs["backbone"]) == ["3", "7", "final"]
     assert list(costs["backbone"].values()) == sorted(costs["backbone"].values())
     assert costs["measured"]["target"] == "onnxruntime"
-    done = dyce("search", str(searchable), "--costs", str(table), "--json")
+    done = dyce_here("search", str(searchable), "--costs", str(table), "--json")
     assert done.returncode == 0, done.stderr
     assert open_bundle(searchable).configurations.unit == "ms"
 
@@ -93,13 +93,13 @@ def test_figures_of_a_benchmark_stay_while_the_configuration_stays(searchable: P
 
     save("full", "fast")
     assert measured() == {"full", "fast"}
-    dyce("search", str(searchable))
+    dyce_here("search", str(searchable))
     assert "full" in measured()
     assert "fast" not in measured()
     save("fast")
-    dyce("search", str(searchable))
+    dyce_here("search", str(searchable))
     assert {"full", "fast"} <= measured()
-    printed = dyce("inspect", str(searchable)).stdout
+    printed = dyce_here("inspect", str(searchable)).stdout
     cpu = open_bundle(searchable).configurations.named["fast"].bench.cpu  # type: ignore[union-attr]
     assert f"measured on {cpu}, onnxruntime, threads default" in printed
     assert "with 3 pictures (3 unseen), 1 per call" in printed
@@ -170,7 +170,7 @@ def test_a_search_takes_costs_in_joules(searchable: Path, pictures: Path, tmp_pa
     costs = json.loads(table.read_text())
     assert (costs["unit"], costs["measured"]["meter"]) == ("joules", "what this process computes, at 10 W")
     assert 0 < costs["full"] < 1
-    done = dyce("search", str(searchable), "--costs", str(table), "--json")
+    done = dyce_here("search", str(searchable), "--costs", str(table), "--json")
     assert done.returncode == 0, done.stderr
     assert open_bundle(searchable).configurations.unit == "joules"
 

@@ -18,14 +18,14 @@ from dyce_runtime.bundle import MANIFEST, sha256_of, write_document
 from dyce_runtime.contracts import TargetSpec
 from dyce_runtime.errors import UsageError
 from dyce_targets.nvidia.products import RTX, TENSORRT
-from tests.unit.cli.command import dyce
+from tests.unit.cli.command import dyce_here
 
 needs_rtx = pytest.mark.skipif(RTX.missing() is not None, reason=str(RTX.missing()))
 
 
 def compile(bundle: Path, target: str, *more: str) -> dict:
     """The document of a run that went well."""
-    done = dyce("compile", str(bundle), "--target", target, "--json", *more)
+    done = dyce_here("compile", str(bundle), "--target", target, "--json", *more)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
 
@@ -50,7 +50,7 @@ def test_engines_are_built_once_and_again_where_something_changed(bundle_copy: P
     assert built(compile(bundle_copy, "rtx:sm86,sm89")) == {"segment_01", "full", "exit_03_linear"}
     assert built(compile(bundle_copy, "rtx:sm120")) == every
     assert built(compile(bundle_copy, "rtx:sm120", "--max-batch", "1")) == every
-    shown = " ".join(dyce("inspect", str(bundle_copy)).stdout.split())
+    shown = " ".join(dyce_here("inspect", str(bundle_copy)).stdout.split())
     assert f"rtx {note['version']} sm120 1 6" in shown
     # Engines are no part of what the manifest describes.
     assert open_bundle(bundle_copy).fingerprint == before
@@ -85,7 +85,7 @@ def test_an_operator_that_is_not_supported_is_named_and_the_bundle_still_runs(bu
     manifest = open_bundle(bundle_copy, check_hashes=False).manifest
     files = {**manifest.files, "segments/segment_01.onnx": sha256_of(file)}
     write_document(msgspec.structs.replace(manifest, files=files), bundle_copy / MANIFEST)
-    done = dyce("compile", str(bundle_copy), "--target", "rtx:sm86")
+    done = dyce_here("compile", str(bundle_copy), "--target", "rtx:sm86")
     assert done.returncode == 1
     assert f"{file} does not load in TensorRT-RTX" in done.stderr
     assert "the operator Unique (node unusual) is not supported" in done.stderr
@@ -95,7 +95,7 @@ def test_an_operator_that_is_not_supported_is_named_and_the_bundle_still_runs(bu
 
 @needs_rtx
 def test_gpus_that_the_product_does_not_build_for_are_named(bundle_copy: Path):
-    done = dyce("compile", str(bundle_copy), "--target", "rtx:sm99,sm86")
+    done = dyce_here("compile", str(bundle_copy), "--target", "rtx:sm99,sm86")
     assert done.returncode == 4
     assert "does not build for sm99; it builds for sm75, sm80, sm86" in done.stderr
     assert not (bundle_copy / "engines").exists()
@@ -103,7 +103,7 @@ def test_gpus_that_the_product_does_not_build_for_are_named(bundle_copy: Path):
 
 @pytest.mark.skipif(TENSORRT.missing() is None, reason="TensorRT is installed here")
 def test_a_product_that_is_missing_says_how_to_get_it(bundle_copy: Path):
-    done = dyce("compile", str(bundle_copy), "--target", "tensorrt")
+    done = dyce_here("compile", str(bundle_copy), "--target", "tensorrt")
     assert done.returncode == 4
     assert "TensorRT is not installed; on Jetson it comes with JetPack" in done.stderr
 
@@ -118,7 +118,7 @@ def test_where_onnx_is_read_as_it_is_there_is_nothing_to_build(bundle_copy: Path
         "folder": None,
         "pieces": [],
     }
-    assert "there is nothing to build" in dyce("compile", str(bundle_copy), "--target", "onnxruntime").stdout
+    assert "there is nothing to build" in dyce_here("compile", str(bundle_copy), "--target", "onnxruntime").stdout
     assert not (bundle_copy / "engines").exists()
 
 

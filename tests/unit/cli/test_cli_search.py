@@ -12,13 +12,13 @@ import pytest
 from dyce_calibration.costs import CostTable
 from dyce_calibration.released import write_released
 from dyce_runtime import open_bundle
-from tests.unit.cli.command import dyce, dyce_here
+from tests.unit.cli.command import dyce_here
 from tests.unit.test_choose import COSTS, make_records
 
 
 def test_search_replaces_the_configurations_of_a_bundle(searchable: Path) -> None:
     before = open_bundle(searchable).configurations
-    document = json.loads(dyce("search", str(searchable), "--json").stdout)
+    document = json.loads(dyce_here("search", str(searchable), "--json").stdout)
     after = open_bundle(searchable).configurations
     assert after != before
     assert document["configurations"] == json.loads(msgspec.json.encode(after))
@@ -31,7 +31,7 @@ def test_costs_of_another_bundle_are_refused_and_nothing_changes(searchable: Pat
     backbone = {"3": 3.0, "7": 7.0, "final": 10.0}
     table.write_bytes(msgspec.json.encode(CostTable("ms", backbone, heads, 10.0, model="0" * 64)))
     before = (searchable / "configurations.json").read_bytes()
-    done = dyce("search", str(searchable), "--costs", str(table))
+    done = dyce_here("search", str(searchable), "--costs", str(table))
     assert done.returncode == 1
     assert "was measured on another bundle" in done.stderr
     assert (searchable / "configurations.json").read_bytes() == before
@@ -41,14 +41,14 @@ def test_a_bundle_searched_by_time_goes_back_to_macs_only_when_told_to(searchabl
     path = searchable / "configurations.json"
     document = {**json.loads(path.read_bytes()), "unit": "ms"}
     path.write_text(json.dumps(document))
-    done = dyce("search", str(searchable))
+    done = dyce_here("search", str(searchable))
     assert done.returncode == 2
     assert "were chosen by ms; without a cost table they would be chosen by multiply-accumulates" in done.stderr
     assert "--costs macs" in done.stderr
     assert json.loads(path.read_bytes()) == document
-    assert dyce("search", str(searchable), "--costs", "macs").returncode == 0
+    assert dyce_here("search", str(searchable), "--costs", "macs").returncode == 0
     assert open_bundle(searchable).configurations.unit == "macs"
-    assert dyce("search", str(searchable)).returncode == 0
+    assert dyce_here("search", str(searchable)).returncode == 0
 
 
 @pytest.mark.parametrize(
@@ -66,7 +66,7 @@ def test_a_bundle_searched_by_time_goes_back_to_macs_only_when_told_to(searchabl
 )
 def test_search_refuses_what_makes_no_sense(searchable: Path, arguments: tuple[str, ...], message: str) -> None:
     before = (searchable / "configurations.json").read_bytes()
-    done = dyce("search", *(str(searchable) if word == "BUNDLE" else word for word in arguments))
+    done = dyce_here("search", *(str(searchable) if word == "BUNDLE" else word for word in arguments))
     assert done.returncode == 2
     assert message in done.stderr
     assert "Traceback" not in done.stderr
@@ -74,7 +74,7 @@ def test_search_refuses_what_makes_no_sense(searchable: Path, arguments: tuple[s
 
 
 def test_a_bundle_without_records_cannot_be_searched(tiny_bundle: Path) -> None:
-    done = dyce("search", str(tiny_bundle))
+    done = dyce_here("search", str(tiny_bundle))
     assert done.returncode == 1
     assert "has no records to search in" in done.stderr
 
@@ -87,14 +87,14 @@ def test_released_records_are_searched_with_their_costs_and_reported_on_test(tmp
         records = replace(make_records(300, seed), heads=(("1", "mlp1x1000"), ("2", "mlp1x1000")))
         write_released(records, renamed, tmp_path / f"{name}.npz", tmp_path / "macs.json")
     words = ("search", "--records", "search.npz", "--costs", "macs.json", "--test", "test.npz")
-    document = json.loads(dyce(*words, "--points", "20", "--json", cwd=tmp_path).stdout)
+    document = json.loads(dyce_here(*words, "--points", "20", "--json", cwd=tmp_path).stdout)
     assert (document["method"], document["points"]) == ("exact", 20)
     assert document["base"]["search"]["samples"] == document["base"]["test"]["samples"] == 300
     assert len(document["front"]) > 10
     for point in document["front"]:
         assert {"accuracy", "cost", "loss"} <= set(point["search"]) & set(point["test"])
         assert point["certified"] is None
-    done = dyce(*words, "--points", "20", cwd=tmp_path)
+    done = dyce_here(*words, "--points", "20", cwd=tmp_path)
     assert "points of the front" in done.stdout
     assert "probably trained" not in done.stderr
 
@@ -108,7 +108,7 @@ def test_a_model_that_knows_the_samples_to_search_on_is_noticed(tmp_path: Path) 
         )
         write_released(renamed, costs, tmp_path / f"{name}.npz", tmp_path / "macs.json")
     words = ("search", "--records", "search.npz", "--costs", "macs.json", "--test", "test.npz", "--points", "5")
-    assert "it was probably trained on the former" in " ".join(dyce(*words, cwd=tmp_path).stderr.split())
+    assert "it was probably trained on the former" in " ".join(dyce_here(*words, cwd=tmp_path).stderr.split())
 
 
 def test_search_says_what_it_changed_and_in_which_unit(searchable: Path, tmp_path: Path) -> None:
