@@ -3,13 +3,15 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 DEMO := build/demo
+# Files stay together, since fixtures are made once for a file; in order, since few tests in a file are not short ones.
+PARALLEL := -n 2 --dist loadfile --no-loadscope-reorder
 DEBIAN := dataset-fashion-mnist chromium debootstrap qemu-user-static
 # fashion_savers --train makes the networks that some of the others read; readme comes last.
 FIGURES := 'fashion_savers --train' fashion_savers fashion_mnist brute_force search guarantee recipes savings overhead governor \
 	serving targets precision coverage earlyon lite_savers readme
 DIGITS := --model benchmarks.digits:digits_net --input-size 1,16,16 --mean 0.5 --std 0.5 --crop-pct 1 --interpolation bilinear
 
-.PHONY: demo test lint pythons aarch64 real-inputs wheel docs figures clean
+.PHONY: demo test nightly lint pythons aarch64 real-inputs wheel docs figures clean
 
 demo: $(VENV)/.demo
 	$(BIN)/python -m benchmarks.digits $(DEMO)
@@ -20,7 +22,11 @@ demo: $(VENV)/.demo
 	@echo 'Open $(DEMO)/digits.dyce/report.html in a browser; docs/guide.md says how to export a model of your own.'
 
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder  # few tests in a file are not short ones
+	$(BIN)/python -m pytest -m "not slow" $(PARALLEL)
+
+# All tests, property tests with eight times the examples.
+nightly: $(VENV)/.dev
+	$(BIN)/python -m pytest --hypothesis-profile nightly $(PARALLEL)
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check

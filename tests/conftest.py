@@ -6,10 +6,12 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     # Workers share the cores. With a pool of threads in each, torch took twice as long; set before torch is imported.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import gc
 import shutil
 import sys
 import time
 from collections.abc import Generator, Iterator
+from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -55,6 +57,18 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestR
     report = yield
     report.sections = [(name, text.encode("utf-8", "backslashreplace").decode()) for name, text in report.sections]
     return report
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Once torch's exporter is there, let it keep the list of operators that it parses anew for every export."""
+    apis = sys.modules.get("onnxscript._framework_apis.torch_2_11")
+    if apis is not None and not hasattr(apis.get_torchlib_ops, "cache_info"):
+        apis.get_torchlib_ops = cache(apis.get_torchlib_ops)
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """What was imported stays: the garbage collector need not look at it again and again."""
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)

@@ -123,8 +123,9 @@ PROMISED = {
 }
 
 
+@pytest.mark.slow  # test_docs.py reads the same commands without running them
 @pytest.mark.timeout(1800)
-@pytest.mark.parametrize("name", ["README.md", pytest.param("docs/guide.md", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("name", PROMISED)
 def test_the_blocks_of_a_page_run_as_written_and_leave_what_they_name(place: Path, name: str) -> None:
     page = ROOT / name
     for left in (*place.glob("cascade*.dyce"), place / "model.dyce"):

@@ -34,7 +34,17 @@ FAMILIES = {
 }
 
 
-@pytest.mark.parametrize(("name", "edge", "smaller", "tensors"), [(n, *f) for n, f in FAMILIES.items()], ids=FAMILIES)
+# Channels last; `make nightly` cuts all. Cuts of two tensors are in tests/models.py, too.
+QUICK = {"test_mambaout"}
+
+
+@pytest.mark.parametrize(
+    ("name", "edge", "smaller", "tensors"),
+    [
+        pytest.param(name, *how, id=name, marks=[] if name in QUICK else pytest.mark.slow)
+        for name, how in FAMILIES.items()
+    ],
+)
 def test_a_family_is_cut_at_three_exits_and_verified(tmp_path: Path, name, edge, smaller, tensors):
     with torch.random.fork_rng():
         torch.manual_seed(0)

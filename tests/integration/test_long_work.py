@@ -24,6 +24,7 @@ from dyce_runtime.bundle import RECORDS
 from dyce_runtime.errors import VerificationError
 from tests.integration.small import ANY_LABELS, labelled, tiny
 from tests.models import INPUT_SIZE, Convolutions, build
+from tests.unit.cli.command import dyce_here
 
 OPTIONS = replace(ANY_LABELS, recipe=Recipe(epochs=3))
 
@@ -80,6 +81,12 @@ def test_another_model_is_other_work(tmp_path: Path, monkeypatch: pytest.MonkeyP
     np.testing.assert_array_equal(records_of(output).confidences, records_of(tmp_path / "afresh.dyce").confidences)
 
 
+def launched(verb: str, *words: str) -> subprocess.CompletedProcess[str]:
+    """``dyce export`` under a launcher that starts two processes."""
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "dyce_export"]
+    return subprocess.run([sys.executable, *launcher, *words], capture_output=True, text=True, check=False, timeout=200)
+
+
 def test_two_processes_end_with_what_one_computes(tmp_path: Path):
     """The same command under a launcher; only the order of the sums differs."""
     pytest.importorskip("accelerate", reason="several processes talk through Accelerate")
@@ -87,15 +94,13 @@ def test_two_processes_end_with_what_one_computes(tmp_path: Path):
     torch.manual_seed(0)
     torch.save(digits_net().state_dict(), tmp_path / "model.pt")
     command = [
-        *("-m", "dyce_export", tmp_path / "model.pt", "--model", "benchmarks.digits:digits_net", "--exits", "2,4"),
+        *("export", tmp_path / "model.pt", "--model", "benchmarks.digits:digits_net", "--exits", "2,4"),
         *("--data", "digits#train", "--val", "digits#test", "--input-size", "1,16,16", "--mean", ".5", "--std", ".5"),
-        *("--heads", "mlp1x1000,mlp3x500", "--epochs", "4", "--json", "--allow-suspicious"),
+        *("--heads", "mlp1x1000,mlp3x500", "--epochs", "1", "--json", "--allow-suspicious"),
     ]
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     documents = {}
-    for name, before in (("one", []), ("two", launcher)):
-        arguments = [sys.executable, *before, *command, "-o", tmp_path / f"{name}.dyce"]
-        done = subprocess.run(list(map(str, arguments)), capture_output=True, text=True, check=False, timeout=200)
+    for name, run in (("one", dyce_here), ("two", launched)):
+        done = run(*map(str, command), "-o", str(tmp_path / f"{name}.dyce"))
         assert done.returncode == 0, done.stderr
         documents[name] = json.loads(done.stdout)  # one document: one process prints
     assert documents["two"]["verify"]["verdict"] == "passed"

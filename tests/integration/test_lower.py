@@ -5,12 +5,9 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
-import sys
-from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import replace
-from io import StringIO
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,8 +16,6 @@ from dyce_calibration.agreement import exits_taken
 from dyce_calibration.records import Records
 from dyce_calibration.search.run import Search
 from dyce_export.cascade import export_source
-from dyce_export.cli import console
-from dyce_export.cli.main import app
 from dyce_export.options import Options
 from dyce_export.precision.trials import Limits
 from dyce_export.progress import Progress
@@ -36,33 +31,22 @@ from dyce_targets.nvidia.targets import TensorRtRtx
 from dyce_targets.openvino_cpu import OpenVinoCpu
 from tests.integration.digits import Digits
 from tests.integration.small import ANY_LABELS, labelled, tiny
+from tests.unit.cli import command
 
 PRECISIONS = ("float16", "int8", "uint8")
 LOOSE = ("--min-agreement", 0.9, "--json")
 PICTURES = ("--data", "digits#train", "--val", "digits#test")
 
 
-class Done(NamedTuple):
-    """A command that has ended."""
-
-    returncode: int
-    stdout: str
-    stderr: str
+def dyce(*arguments: object) -> subprocess.CompletedProcess[str]:
+    return command.dyce_here(*map(str, arguments))
 
 
-def dyce(*arguments: object) -> Done:
-    """In this process: importing torch takes longer than most of what is tested."""
-    out, err = StringIO(), StringIO()
-    with redirect_stdout(out), redirect_stderr(err):
-        code = console.run(app, "dyce", [str(argument) for argument in arguments])
-    return Done(code, out.getvalue(), err.getvalue())
-
-
-def lower(*arguments: object) -> Done:
+def lower(*arguments: object) -> subprocess.CompletedProcess[str]:
     return dyce("lower", *arguments)
 
 
-def refused(done: Done) -> dict[str, str]:
+def refused(done: subprocess.CompletedProcess[str]) -> dict[str, str]:
     assert done.returncode != 0
     document = json.loads(done.stdout)
     assert document["status"] == "error", done.stderr
@@ -204,8 +188,7 @@ def test_bfloat16_is_what_openvino_computes_the_same_graphs_in(
 
 def bench(*words: object) -> subprocess.CompletedProcess[str]:
     """Apart: it makes onnxruntime's process-wide pool."""
-    command = [sys.executable, "-c", "from dyce_export.cli.main import dyce; dyce()", "bench", *map(str, words)]
-    return subprocess.run(command, capture_output=True, text=True, check=False)
+    return command.dyce("bench", *map(str, words))
 
 
 def test_a_benchmark_says_how_the_precision_differs(lowered: Path) -> None:

@@ -20,15 +20,10 @@ from dyce_targets.nvidia.products import RTX
 from dyce_targets.nvidia.targets import TensorRtRtx
 
 pytestmark = pytest.mark.skipif(RTX.missing() is not None, reason=str(RTX.missing()))
-MODELS = [
-    "convnext_atto",
-    *(
-        pytest.param(name, marks=pytest.mark.slow)
-        for name in ("resnet50", "vit_tiny_patch16_224", "swin_tiny_patch4_window7_224")
-    ),
-]
+MODELS = ["resnet50", "vit_tiny_patch16_224", "convnext_atto", "swin_tiny_patch4_window7_224"]
 
 
+@pytest.mark.slow  # test_cli_compile.py builds engines of a small bundle
 @pytest.mark.parametrize("name", MODELS)
 def test_engines_of_every_piece_are_built_for_two_compute_capabilities(tmp_path: Path, name: str):
     with torch.random.fork_rng():

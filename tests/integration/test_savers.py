@@ -198,7 +198,8 @@ def test_what_an_interrupted_export_has_finished_is_not_done_again(
 ):
     def export() -> None:
         source = from_module(digits.model, input_size=(1, 16, 16), **GREY)
-        export_source(source, ["3"], tmp_path / "b.dyce", savers=[small], **DATA)
+        options = Options(recipe=Recipe(epochs=1))
+        export_source(source, ["3"], tmp_path / "b.dyce", savers=[small], **DATA, options=options)
 
     def interrupted(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
@@ -272,7 +273,7 @@ def test_what_an_interrupted_sequence_has_seen_is_not_computed_again(
 ):
     def export() -> None:
         source = from_module(digits.model, input_size=(1, 16, 16), **GREY)
-        options = Options(sequence="esn1x16", recipe=Recipe(epochs=2))
+        options = Options(sequence="esn1x16", recipe=Recipe(epochs=1))
         export_source(source, ["3"], tmp_path / "b.dyce", savers=[smaller], **DATA, options=options)
 
     def interrupted(*_: object, **__: object) -> None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import typer.main
+from click import Context
 
 from dyce_export.cli.main import app
 
@@ -20,11 +22,28 @@ OPTIONS = {option for command in COMMANDS.values() for parameter in command.para
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_every_option_that_a_page_names_exists(page: Path) -> None:
+    """Also where it stands in a sentence; a verb of its own is not known there."""
     named = {
         option for line in page.read_text().splitlines() for option in re.findall(r"(?<![\w-])--[a-z][a-z-]+", line)
     }
     elsewhere = {"--help", "--no-deps", "--only", "--nproc-per-node", "--system-site-packages"}
     assert named - OPTIONS - elsewhere == set()
+
+
+def commands_of(page: Path) -> list[list[str]]:
+    """The words of every ``dyce`` command in the blocks of a page."""
+    text = page.read_text().replace("\\\n", " ")
+    lines = re.findall(r"^(?: {4})?(dyce(?:-export)? .*)$", text, re.MULTILINE)
+    return [words for line in lines if (words := shlex.split(line, comments=True))]
+
+
+def test_every_documented_command_has_options_that_its_verb_takes() -> None:
+    found = [words for page in PAGES for words in commands_of(page)]
+    assert {words[1] for words in found if words[0] == "dyce"} >= {"run", "bench", "search", "lower", "compile"}
+    for program, *arguments in found:
+        verb = "export" if program == "dyce-export" else arguments.pop(0)
+        command = COMMANDS[verb]
+        command.make_parser(Context(command, info_name=verb)).parse_args(arguments)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

@@ -45,8 +45,10 @@ ALL = [("resnet50", 224), ("vit_base_patch16_224", 32), ("convnext_tiny", 64), (
         ("vit_base_patch16_224", 32, 12, "blocks.0", "blocks.11"),
         ("convnext_tiny", 64, 18, "stages.0.blocks.0", "stages.3.blocks.2"),
         ("efficientnet_b0", 64, 16, "blocks.0.0", "blocks.6.0"),
-        ("swin_tiny_patch4_window7_224", 56, 12, "layers.0.blocks.0", "layers.3.blocks.1"),
-        ("mobilevit_xxs", 256, 10, "stages.0.0", "stages.4.1"),
+        pytest.param(
+            *("swin_tiny_patch4_window7_224", 56, 12, "layers.0.blocks.0", "layers.3.blocks.1"), marks=pytest.mark.slow
+        ),
+        pytest.param("mobilevit_xxs", 256, 10, "stages.0.0", "stages.4.1", marks=pytest.mark.slow),
     ],
 )
 def test_there_is_one_exit_point_per_repeated_block(name, edge, count, first, last):

@@ -83,7 +83,7 @@ def test_a_setting_costs_what_its_models_cost_one_by_one(setting, count, seed):
     assert found.cost == pytest.approx(cost)
 
 
-@settings(max_examples=5)
+@settings(max_examples=3)
 @given(st.integers(0, 10_000))
 def test_no_setting_is_better_than_those_found(seed):
     records = make_records(30, seed)
