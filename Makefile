@@ -21,6 +21,9 @@ demo: $(VENV)/.demo
 	@echo
 	@echo 'Open $(DEMO)/digits.dyce/report.html in a browser; docs/guide.md says how to export a model of your own.'
 
+$(DEMO)/digits.dyce:
+	$(MAKE) demo
+
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest -m "not slow" $(PARALLEL)
 
@@ -36,13 +39,11 @@ lint: $(VENV)/.dev
 	$(BIN)/mypy
 
 # The base install and a bundle on the boards' architecture, emulated; needs Debian as root.
-aarch64: $(VENV)/.dev
-	test -d $(DEMO)/digits.dyce || $(MAKE) demo
-	tests/aarch64/emulate $(BIN)/python $(DEMO)/digits.dyce digits#test
+aarch64: $(VENV)/.dev $(DEMO)/digits.dyce
+	timeout 900 tests/aarch64/emulate $(BIN)/python $(DEMO)/digits.dyce digits#test
 
 # The base install and a bundle with other versions of Python.
-pythons: $(VENV)/.dev
-	test -d $(DEMO)/digits.dyce || $(MAKE) demo
+pythons: $(VENV)/.dev $(DEMO)/digits.dyce
 	tests/pythons/run $(BIN)/python $(DEMO)/digits.dyce 3.10 3.12 3.13
 
 # A file that installs on a device without a checkout.

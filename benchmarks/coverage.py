@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 from benchmarks import machine
 
 if TYPE_CHECKING:
-    from dyce_export.sources import Source
+    from dyce_export.sources.source import Source
 
 HERE = Path(__file__).parent
 FAMILIES: dict[str, str] = json.loads((HERE / "families.json").read_text())
@@ -49,7 +49,7 @@ def make_source(name: str) -> Source:
     import timm
     import torch
 
-    from dyce_export.sources import from_module, load_source
+    from dyce_export.sources.source import from_module, load_source
 
     if timm.get_pretrained_cfg(name).num_classes:
         return load_source(f"timm:{name}")
@@ -98,10 +98,10 @@ def measure(name: str) -> dict[str, Any]:
 
 def build_engines(path: Path) -> dict[str, Any]:
     """Build the TensorRT-RTX engine of every piece of a bundle: how many, in how long, and why not if one fails."""
-    from dyce_runtime import targets
-    from dyce_runtime.bundle import open_bundle
-    from dyce_runtime.contracts import TargetSpec
+    from dyce_runtime.bundle.reader import open_bundle
     from dyce_runtime.errors import DyceError
+    from dyce_runtime.execution import targets
+    from dyce_runtime.execution.contracts import TargetSpec
 
     bundle, rtx, spec = open_bundle(path), targets.get("rtx"), TargetSpec(devices=GPUS)
     start, built = time.perf_counter(), 0

@@ -16,9 +16,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dyce_runtime.datasets import open_dataset
-from dyce_runtime.manifest import Preprocessing
-from dyce_runtime.preprocessing import preprocess
+from dyce_runtime.bundle.manifest import Preprocessing
+from dyce_runtime.inputs.datasets import open_dataset
+from dyce_runtime.inputs.preprocessing import preprocess
 
 INPUT = Preprocessing(resize=16, crop=(16, 16), interpolation="bilinear", mean=(0.5,), std=(0.5,))
 EPOCHS = 30

@@ -45,10 +45,10 @@ from dyce_calibration.search.problem import make_problem
 from dyce_calibration.search.run import Search, run
 from dyce_export.rewrite import rewrite
 from dyce_runtime import Session, load, open_bundle
-from dyce_runtime.bundle import Bundle
-from dyce_runtime.configuration import Configuration, Configurations, Entry
-from dyce_runtime.datasets import open_dataset
-from dyce_runtime.manifest import FINAL
+from dyce_runtime.bundle.configuration import Configuration, Configurations, Entry
+from dyce_runtime.bundle.manifest import FINAL
+from dyce_runtime.bundle.reader import Bundle
+from dyce_runtime.inputs.datasets import open_dataset
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results" / "earlyon.json"

@@ -21,9 +21,9 @@ import torch
 
 from benchmarks import machine
 from benchmarks.digits import ResidualNet, train
-from dyce_runtime.datasets import open_dataset
-from dyce_runtime.manifest import Preprocessing
-from dyce_runtime.preprocessing import preprocess
+from dyce_runtime.bundle.manifest import Preprocessing
+from dyce_runtime.inputs.datasets import open_dataset
+from dyce_runtime.inputs.preprocessing import preprocess
 
 HERE = Path(__file__).parent
 # Relative, as every command runs in the repository: results name no folder of a machine.

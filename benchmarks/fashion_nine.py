@@ -18,12 +18,12 @@ import torch
 
 from benchmarks import fashion_mnist
 from benchmarks.digits import ResidualNet
-from dyce_calibration.costs import CostTable, macs_of
 from dyce_calibration.recorder import record
 from dyce_calibration.records import Records
+from dyce_calibration.search.costs import CostTable, macs_of
 from dyce_runtime import load
-from dyce_runtime.bundle import RECORDS, open_bundle
-from dyce_runtime.datasets import open_dataset
+from dyce_runtime.bundle.reader import RECORDS, open_bundle
+from dyce_runtime.inputs.datasets import open_dataset
 
 CACHE = Path("benchmarks/.cache/fashion_nine")
 BUNDLE = CACHE / "nine.dyce"

@@ -22,16 +22,16 @@ import torch
 
 from benchmarks import fashion_mnist, machine, savings
 from benchmarks.digits import ResidualNet
-from dyce_calibration.costs import CostTable, macs_of
 from dyce_calibration.recorder import record
 from dyce_calibration.records import Records
+from dyce_calibration.search.costs import CostTable, macs_of
 from dyce_calibration.search.problem import make_problem
 from dyce_calibration.search.run import Search, run
-from dyce_calibration.select import restrict_records
+from dyce_calibration.search.select import restrict_records
 from dyce_runtime import load, open_bundle
-from dyce_runtime.bundle import RECORDS
-from dyce_runtime.datasets import open_dataset
-from dyce_runtime.manifest import FINAL, OWN
+from dyce_runtime.bundle.manifest import FINAL, OWN
+from dyce_runtime.bundle.reader import RECORDS
+from dyce_runtime.inputs.datasets import open_dataset
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results" / "fashion_savers.json"

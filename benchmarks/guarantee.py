@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 
 from benchmarks import fashion_nine, machine
-from dyce_calibration.certify import certified
-from dyce_calibration.choose import thin
+from dyce_calibration.promises.certify import certified
+from dyce_calibration.promises.choose import thin
 from dyce_calibration.search.problem import make_problem
 from dyce_calibration.search.run import Search, run
 

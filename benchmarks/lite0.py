@@ -21,7 +21,7 @@ from torch import nn
 import dyce_export
 import dyce_runtime
 from benchmarks import machine
-from dyce_runtime.preprocessing import preprocess
+from dyce_runtime.inputs.preprocessing import preprocess
 
 RESULTS = Path(__file__).parent / "results" / "lite0.json"
 EXITS = (3, 7, 12)

@@ -26,10 +26,10 @@ from benchmarks import machine
 from benchmarks.lite0 import load_lite
 from benchmarks.overhead import in_turn
 from dyce_runtime import Configuration, Session, load
-from dyce_runtime.configuration import ExitSetting
-from dyce_runtime.images import Inputs, rows_of
-from dyce_runtime.manifest import OWN
-from dyce_runtime.preprocessing import preprocess
+from dyce_runtime.bundle.configuration import ExitSetting
+from dyce_runtime.bundle.manifest import OWN
+from dyce_runtime.inputs.images import Inputs, rows_of
+from dyce_runtime.inputs.preprocessing import preprocess
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results" / "lite_savers.json"

@@ -11,7 +11,7 @@ from importlib.metadata import version
 from multiprocessing import get_context
 from typing import Any
 
-from dyce_runtime.bench import cpu_name
+from dyce_runtime.measure.bench import cpu_name
 
 
 def describe(*packages: str) -> dict[str, str]:

@@ -26,11 +26,11 @@ from numpy.typing import NDArray
 from benchmarks import fashion_mnist, fashion_nine, machine
 from benchmarks.truncated import write_truncated
 from dyce_runtime import Session, load
-from dyce_runtime.batching import measure_best_batch
-from dyce_runtime.configuration import Configuration, ExitSetting, float32_midpoint
-from dyce_runtime.datasets import open_dataset
-from dyce_runtime.manifest import FINAL, UNCUT
-from dyce_targets import onnxruntime_cpu
+from dyce_runtime.bundle.configuration import Configuration, ExitSetting, float32_midpoint
+from dyce_runtime.bundle.manifest import FINAL, UNCUT
+from dyce_runtime.inputs.datasets import open_dataset
+from dyce_runtime.measure.batching import measure_best_batch
+from dyce_targets.cpu import onnxruntime_cpu
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results" / "overhead.json"

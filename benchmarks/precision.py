@@ -26,9 +26,9 @@ from benchmarks import fashion_mnist, fashion_nine, machine
 from benchmarks.lite0 import load_lite
 from benchmarks.overhead import Images, in_turn, picture, timed
 from dyce_runtime import Session, load
-from dyce_runtime.bundle import PRECISIONS, Bundle, open_bundle
-from dyce_runtime.configuration import FULL
-from dyce_runtime.datasets import open_dataset
+from dyce_runtime.bundle.configuration import FULL
+from dyce_runtime.bundle.reader import PRECISIONS, Bundle, open_bundle
+from dyce_runtime.inputs.datasets import open_dataset
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results" / "precision.json"
@@ -82,7 +82,7 @@ def lite0() -> tuple[Path, dict[str, Path]]:
     """The bundle of EfficientNet-Lite0 in float32 and the pictures that made it; made once."""
     from dyce_export.cascade import export_source
     from dyce_export.options import Options
-    from dyce_export.sources import from_module
+    from dyce_export.sources.source import from_module
     from tests.real_inputs import efficientnet_lite, imagenet_samples
 
     weights, samples = efficientnet_lite(0), imagenet_samples()

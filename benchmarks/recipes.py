@@ -18,15 +18,15 @@ import torch
 
 from benchmarks import fashion_mnist, machine
 from benchmarks.fronts import cheapest_on_test, hypervolume
-from dyce_calibration.heads import PUBLISHED, Recipe
+from dyce_calibration.heads.training import PUBLISHED, Recipe
 from dyce_calibration.search.problem import Problem, make_problem
 from dyce_calibration.search.run import Outcome, Search, run
-from dyce_export.backbone import Backbone
 from dyce_export.calibrate import calibrate, macs_of_heads
-from dyce_export.capture import capture
-from dyce_export.exit_points import find_exit_points
+from dyce_export.graph.backbone import Backbone
+from dyce_export.graph.capture import capture
+from dyce_export.graph.exit_points import find_exit_points
 from dyce_export.progress import Progress
-from dyce_runtime.datasets import Dataset, open_dataset
+from dyce_runtime.inputs.datasets import Dataset, open_dataset
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results" / "recipes.json"

@@ -18,15 +18,15 @@ from typing import Any
 
 from benchmarks import fashion_mnist, fashion_nine, machine
 from benchmarks.fronts import cheapest_on_test
-from dyce_calibration.costs import CostTable, read_costs
 from dyce_calibration.records import Records
+from dyce_calibration.search.costs import CostTable, read_costs
 from dyce_calibration.search.problem import Problem, Setting, make_problem
 from dyce_calibration.search.run import Search, run
 from dyce_export.rewrite import rewrite
 from dyce_runtime import load, open_bundle
-from dyce_runtime.bench import benchmark
-from dyce_runtime.configuration import Configuration, Configurations, Entry
-from dyce_runtime.datasets import open_dataset
+from dyce_runtime.bundle.configuration import Configuration, Configurations, Entry
+from dyce_runtime.inputs.datasets import open_dataset
+from dyce_runtime.measure.bench import benchmark
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results" / "savings.json"

@@ -18,10 +18,10 @@ from typing import Any
 
 from benchmarks import fashion_nine, machine, synthetic_records
 from benchmarks.fronts import hypervolume, shortfall
-from dyce_calibration.released import read_released_costs, read_released_records, write_released
 from dyce_calibration.search.problem import Problem, make_problem
+from dyce_calibration.search.released import read_released_costs, read_released_records, write_released
 from dyce_calibration.search.run import Outcome, Search, run
-from dyce_calibration.select import restrict_costs, restrict_records
+from dyce_calibration.search.select import restrict_costs, restrict_records
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results" / "search.json"

@@ -17,7 +17,7 @@ import numpy as np
 
 from benchmarks import fashion_mnist, fashion_nine, machine
 from dyce_runtime import load
-from dyce_runtime.datasets import open_dataset
+from dyce_runtime.inputs.datasets import open_dataset
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results" / "serving.json"

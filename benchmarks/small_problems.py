@@ -6,10 +6,10 @@ from typing import Any
 
 import numpy as np
 
-from dyce_calibration.costs import CostTable
 from dyce_calibration.records import Records
+from dyce_calibration.search.costs import CostTable
 from dyce_calibration.search.problem import Position, Problem, make_problem
-from dyce_runtime.manifest import FINAL
+from dyce_runtime.bundle.manifest import FINAL
 
 CLASSES = 5
 

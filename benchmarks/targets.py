@@ -20,11 +20,11 @@ from numpy.typing import NDArray
 from benchmarks import fashion_mnist, fashion_nine, machine
 from benchmarks.overhead import MODELS, Images, export, in_turn, never, picture, ratio, timed
 from dyce_runtime import Session
-from dyce_runtime.bundle import open_bundle
-from dyce_runtime.configuration import FULL, Configuration
-from dyce_runtime.contracts import TargetSpec
-from dyce_runtime.datasets import open_dataset
-from dyce_runtime.routing import Result
+from dyce_runtime.bundle.configuration import FULL, Configuration
+from dyce_runtime.bundle.reader import open_bundle
+from dyce_runtime.execution.contracts import TargetSpec
+from dyce_runtime.execution.routing import Result
+from dyce_runtime.inputs.datasets import open_dataset
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results" / "targets.json"

@@ -7,10 +7,10 @@ from pathlib import Path
 import onnx
 from onnx import compose
 
-from dyce_runtime.bundle import Bundle
-from dyce_runtime.configuration import Configuration
-from dyce_runtime.manifest import DECISION
-from dyce_runtime.plan import make_plan
+from dyce_runtime.bundle.configuration import Configuration
+from dyce_runtime.bundle.manifest import DECISION
+from dyce_runtime.bundle.reader import Bundle
+from dyce_runtime.execution.plan import make_plan
 
 
 def write_truncated(bundle: Bundle, configuration: Configuration, folder: Path) -> dict[int, Path]:

@@ -48,14 +48,14 @@ def export(
         task: what the outputs mean; ``single-label`` is the only task so far.
         allow_suspicious: go on where labels and answers do not go together; the bundle says so.
         **input_description: ``name``, ``mean``, ``std``, ``interpolation``, ``crop_pct``, ``crop_mode``,
-            ``class_names``; see :func:`dyce_export.sources.from_module`.
+            ``class_names``; see :func:`dyce_export.sources.source.from_module`.
 
     Raises:
         DyceError: its subclasses say which step failed; nothing is left at ``output`` then.
     """
     from dyce_export.cascade import export_source
     from dyce_export.options import Options
-    from dyce_export.sources import from_module
+    from dyce_export.sources.source import from_module
 
     source = from_module(module, input_size=input_size, **input_description)
     return export_source(

@@ -11,22 +11,22 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from dyce_calibration.costs import CostTable
-from dyce_calibration.features import Features, extract_features
-from dyce_calibration.heads import Recipe, TrainedHead, train_heads
+from dyce_calibration.heads.features import Features, extract_features
+from dyce_calibration.heads.resume import fingerprint, folder_for
+from dyce_calibration.heads.temperature import fit_temperature, softmax
+from dyce_calibration.heads.training import Recipe, TrainedHead, train_heads
 from dyce_calibration.processes import ALONE, Processes
 from dyce_calibration.records import Records
-from dyce_calibration.resume import fingerprint, folder_for
-from dyce_calibration.select import restrict_records
+from dyce_calibration.search.costs import CostTable
+from dyce_calibration.search.select import restrict_records
 from dyce_calibration.splits import HOLD_OUT, VAL_SHARES, divide
-from dyce_calibration.temperature import fit_temperature, softmax
-from dyce_export.backbone import Backbone
-from dyce_export.exit_points import ExitPoint
+from dyce_export.graph.backbone import Backbone
+from dyce_export.graph.exit_points import ExitPoint
 from dyce_export.progress import Progress
-from dyce_runtime.datasets import Dataset, require_classes
+from dyce_runtime.bundle.manifest import FINAL, Preprocessing, Splits
 from dyce_runtime.errors import DataError
-from dyce_runtime.manifest import FINAL, Preprocessing, Splits
-from dyce_runtime.preprocessing import preprocess
+from dyce_runtime.inputs.datasets import Dataset, require_classes
+from dyce_runtime.inputs.preprocessing import preprocess
 
 log = logging.getLogger("dyce_export")
 

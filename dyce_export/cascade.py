@@ -23,19 +23,19 @@ from dyce_export.pipeline import (
 )
 from dyce_export.precision.lower import add
 from dyce_export.progress import Progress
-from dyce_export.savers.agreement import Mapped, Member, Ready, check_members
 from dyce_export.savers.classes import open_for, prepare_saver, with_pictures_of
 from dyce_export.savers.compose import compose
-from dyce_export.savers.named import Savers
+from dyce_export.savers.joint_verification import Mapped, Member, Ready, check_members
+from dyce_export.savers.resolve_saver import Savers
 from dyce_export.savers.sequence import Training, add_sequence, check_sequence
-from dyce_export.sources import Source
+from dyce_export.sources.source import Source
+from dyce_export.sources.torch_settings import usual_settings
 from dyce_export.staging import check_destination, kept_work
-from dyce_export.torch_settings import usual_settings
-from dyce_runtime.bundle import RECORDS, Bundle, open_bundle
-from dyce_runtime.datasets import Dataset
+from dyce_runtime.bundle.manifest import Manifest
+from dyce_runtime.bundle.reader import RECORDS, Bundle, open_bundle
+from dyce_runtime.bundle.test_vectors import Vectors
 from dyce_runtime.errors import BundleError, ExitPointError
-from dyce_runtime.manifest import Manifest
-from dyce_runtime.vectors import Vectors
+from dyce_runtime.inputs.datasets import Dataset
 
 _USUAL = Options()
 
@@ -56,8 +56,8 @@ def export_source(
     Args:
         exits: numbers or module names of exit points, in ascending order; or ``["auto"]``; none where there are savers.
         output: the bundle's folder.
-        savers: run first; see :meth:`dyce_export.savers.named.Savers.of`.
-        data: fits the heads; without it they stay untrained. See :func:`dyce_runtime.datasets.open_dataset`.
+        savers: run first; see :meth:`dyce_export.savers.resolve_saver.Savers.of`.
+        data: fits the heads; without it they stay untrained. See :func:`dyce_runtime.inputs.datasets.open_dataset`.
         val: samples unseen by the model, from which configurations are chosen; None cuts them from ``data``.
 
     Raises:
@@ -77,7 +77,7 @@ class Cascade:
     """A base and the savers before it; everything that can be checked at once was.
 
     Attributes:
-        mapping: of classes; see :func:`dyce_export.savers.agreement.read_mapping`.
+        mapping: of classes; see :func:`dyce_export.savers.joint_verification.read_mapping`.
         data: sets the ranges of integers.
         pictures: hold those of the base's records.
         suspicious: what speaks against the labels of pictures for a base that is a bundle, and was allowed.

@@ -5,8 +5,8 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 
-from dyce_runtime.class_order import Doubt
 from dyce_runtime.errors import SuspiciousDataError
+from dyce_runtime.inputs.class_order import Doubt
 
 log = logging.getLogger("dyce_export")
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from dyce_calibration.heads import DEFAULT_TYPE, Recipe, parse_type
-from dyce_calibration.sequence import parse_sequence
+from dyce_calibration.heads.sequence import parse_sequence
+from dyce_calibration.heads.training import DEFAULT_TYPE, Recipe, parse_type
 from dyce_export.precision.lower import check_precisions
 from dyce_export.precision.trials import Limits
-from dyce_export.task import SINGLE_LABEL, check_task
-from dyce_export.verify import TOLERANCE
+from dyce_export.sources.task import SINGLE_LABEL, check_task
+from dyce_export.verification.verify import TOLERANCE
 from dyce_runtime.errors import UsageError
 
 
@@ -28,7 +28,7 @@ class Options:
         precisions: lower ones that the bundle holds beside float32.
         limits: what these may change.
         sequence: type of the exit sequence network behind savers, such as ``esn1x64``; None for none.
-        task: what the outputs of the model mean; see :func:`dyce_export.task.check_task`.
+        task: what the outputs of the model mean; see :func:`dyce_export.sources.task.check_task`.
         allow_suspicious: go on where labels and answers do not go together, and say so in the bundle.
     """
 

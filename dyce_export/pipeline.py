@@ -17,37 +17,39 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.export import ExportedProgram
 
-from dyce_calibration.choose import choose
-from dyce_calibration.costs import macs_of
-from dyce_calibration.heads import TrainedHead, untrained_heads
-from dyce_calibration.plausible import doubts_of
+from dyce_calibration.heads.resume import fingerprint
+from dyce_calibration.heads.training import TrainedHead, untrained_heads
 from dyce_calibration.processes import connect
-from dyce_calibration.resume import fingerprint
-from dyce_calibration.select import select_exits, used_heads
-from dyce_export.answers import answer
-from dyce_export.backbone import Backbone
-from dyce_export.behaviour import check_alone, check_behaviour, check_steady
+from dyce_calibration.promises.choose import choose
+from dyce_calibration.promises.plausible import doubts_of
+from dyce_calibration.search.costs import macs_of
+from dyce_calibration.search.select import select_exits, used_heads
 from dyce_export.calibrate import Calibration, calibrate, check_amount, content_of, macs_of_heads
-from dyce_export.capture import capture, functionalise, output_nodes
 from dyce_export.doubts import accept
-from dyce_export.exit_points import ExitPoints, find_exit_points
-from dyce_export.onnx_graphs import to_onnx
+from dyce_export.graph.backbone import Backbone
+from dyce_export.graph.capture import capture, functionalise, output_nodes
+from dyce_export.graph.exit_points import ExitPoints, find_exit_points
+from dyce_export.graph.onnx_graphs import to_onnx
+from dyce_export.graph.pieces import image_spec, node_names, write_backbone, write_heads
+from dyce_export.graph.spans import write_spans
 from dyce_export.options import Options
-from dyce_export.pieces import image_spec, node_names, write_backbone, write_heads
-from dyce_export.places import reason_of
 from dyce_export.precision.lower import add
-from dyce_export.probes import FEWEST_PROBES, condition, probe_count, synthetic_images
 from dyce_export.progress import Progress
 from dyce_export.reports import report_bundle
-from dyce_export.rounding import SAMPLES, rounding_errors
-from dyce_export.sources import Source
-from dyce_export.spans import write_spans
+from dyce_export.sources.answers import answer
+from dyce_export.sources.places import reason_of
+from dyce_export.sources.source import Source
+from dyce_export.sources.task import as_single_label, check_declared
+from dyce_export.sources.torch_settings import usual_settings
 from dyce_export.staging import kept_work, staged
-from dyce_export.task import as_single_label, check_declared
-from dyce_export.torch_settings import usual_settings
-from dyce_export.verdict import refusal
-from dyce_export.verify import Reference, check_runs, compute_reference, probe_configuration, verify
-from dyce_runtime.bundle import (
+from dyce_export.verification.behaviour import check_alone, check_behaviour, check_steady
+from dyce_export.verification.probes import FEWEST_PROBES, condition, probe_count, synthetic_images
+from dyce_export.verification.rounding import SAMPLES, rounding_errors
+from dyce_export.verification.verdict import refusal
+from dyce_export.verification.verify import Reference, check_runs, compute_reference, probe_configuration, verify
+from dyce_runtime.bundle.configuration import FULL, Configuration, Configurations, Entry
+from dyce_runtime.bundle.manifest import SCHEMA_VERSION, Manifest, Model
+from dyce_runtime.bundle.reader import (
     CONFIGURATIONS,
     MANIFEST,
     RECORDS,
@@ -57,14 +59,12 @@ from dyce_runtime.bundle import (
     sha256_of,
     write_document,
 )
-from dyce_runtime.configuration import FULL, Configuration, Configurations, Entry
-from dyce_runtime.datasets import Dataset
-from dyce_runtime.decoding import Picture
+from dyce_runtime.bundle.test_vectors import Vectors, write_vectors
 from dyce_runtime.errors import CaptureError, DyceError, ExitPointError, UsageError
-from dyce_runtime.labelled import ModelFacts, Pictures, open_labelled
-from dyce_runtime.manifest import SCHEMA_VERSION, Manifest, Model
-from dyce_runtime.preprocessing import preprocess
-from dyce_runtime.vectors import Vectors, write_vectors
+from dyce_runtime.inputs.datasets import Dataset
+from dyce_runtime.inputs.decoding import Picture
+from dyce_runtime.inputs.labelled import ModelFacts, Pictures, open_labelled
+from dyce_runtime.inputs.preprocessing import preprocess
 
 log = logging.getLogger("dyce_export")
 

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from dyce_calibration.costs import CostTable, costs_of, macs_of
 from dyce_calibration.records import Records
 from dyce_calibration.report import (
     Contents,
@@ -18,15 +17,16 @@ from dyce_calibration.report import (
     write_report,
 )
 from dyce_calibration.report.examples import Example
-from dyce_runtime.bench import environment
-from dyce_runtime.bundle import REPORT, Bundle
-from dyce_runtime.configuration import Configurations
-from dyce_runtime.contracts import TargetSpec
-from dyce_runtime.datasets import Dataset
+from dyce_calibration.search.costs import CostTable, costs_of, macs_of
+from dyce_runtime.bundle.configuration import Configurations
+from dyce_runtime.bundle.reader import REPORT, Bundle
+from dyce_runtime.bundle.test_vectors import read_vectors
 from dyce_runtime.errors import BundleError, DataError, PieceError, TargetError, UsageError
-from dyce_runtime.piece_costs import measure_times
-from dyce_runtime.session import Session
-from dyce_runtime.vectors import read_vectors
+from dyce_runtime.execution.contracts import TargetSpec
+from dyce_runtime.execution.session import Session
+from dyce_runtime.inputs.datasets import Dataset
+from dyce_runtime.measure.bench import environment
+from dyce_runtime.measure.piece_costs import measure_times
 
 log = logging.getLogger("dyce_export")
 

@@ -9,13 +9,14 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
+from dyce_export.graph.spans import write_spans
 from dyce_export.precision.lower import TARGET, add
 from dyce_export.precision.trials import Limits
 from dyce_export.progress import Progress
-from dyce_export.spans import write_spans
 from dyce_export.staging import staged
-from dyce_runtime import targets
-from dyce_runtime.bundle import (
+from dyce_runtime.bundle.configuration import Configurations
+from dyce_runtime.bundle.manifest import UNCUT, Manifest, Piece
+from dyce_runtime.bundle.reader import (
     CONFIGURATIONS,
     MANIFEST,
     PRECISIONS,
@@ -26,12 +27,11 @@ from dyce_runtime.bundle import (
     sha256_of,
     write_document,
 )
-from dyce_runtime.configuration import Configurations
-from dyce_runtime.contracts import Lane, TargetSpec
-from dyce_runtime.datasets import Dataset
+from dyce_runtime.bundle.test_vectors import read_vectors, relative_error
 from dyce_runtime.errors import VerificationError
-from dyce_runtime.manifest import UNCUT, Manifest, Piece
-from dyce_runtime.vectors import read_vectors, relative_error
+from dyce_runtime.execution import targets
+from dyce_runtime.execution.contracts import Lane, TargetSpec
+from dyce_runtime.inputs.datasets import Dataset
 
 
 def rewrite(bundle: Bundle, configurations: Configurations, output: Path, *, force: bool = False) -> Bundle:

@@ -16,10 +16,9 @@ import onnx
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
-from dyce_runtime import bundle
-from dyce_runtime.configuration import FULL, Configuration, Configurations, Entry, ExitSetting
-from dyce_runtime.contracts import PieceSpec, TargetSpec
-from dyce_runtime.manifest import (
+from dyce_runtime.bundle import reader as bundle
+from dyce_runtime.bundle.configuration import FULL, Configuration, Configurations, Entry, ExitSetting
+from dyce_runtime.bundle.manifest import (
     DECISION,
     FINAL,
     SCHEMA_VERSION,
@@ -32,8 +31,9 @@ from dyce_runtime.manifest import (
     Preprocessing,
     TensorSpec,
 )
-from dyce_runtime.plan import Step
-from dyce_targets.onnxruntime_cpu import OnnxRuntimeCpu
+from dyce_runtime.execution.contracts import PieceSpec, TargetSpec
+from dyce_runtime.execution.plan import Step
+from dyce_targets.cpu.onnxruntime_cpu import OnnxRuntimeCpu
 
 CHANNELS, EDGE, CLASSES, WIDTH = 3, 4, 5, 4
 HEAD = "linear"

@@ -15,10 +15,9 @@ from onnx import helper
 
 from dyce_export.progress import Progress
 from dyce_export.savers.compose import AddSequence, compose
-from dyce_runtime import bundle
-from dyce_runtime.bundle import open_bundle
-from dyce_runtime.configuration import FULL, Configuration, Configurations, Entry, ExitSetting
-from dyce_runtime.manifest import (
+from dyce_runtime.bundle import reader as bundle
+from dyce_runtime.bundle.configuration import FULL, Configuration, Configurations, Entry, ExitSetting
+from dyce_runtime.bundle.manifest import (
     FINAL,
     OWN,
     SCHEMA_VERSION,
@@ -30,7 +29,8 @@ from dyce_runtime.manifest import (
     Preprocessing,
     TensorSpec,
 )
-from dyce_runtime.vectors import Vectors, write_vectors
+from dyce_runtime.bundle.reader import open_bundle
+from dyce_runtime.bundle.test_vectors import Vectors, write_vectors
 from tests import bundles
 from tests.bundles import (
     CHANNELS,

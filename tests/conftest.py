@@ -18,7 +18,9 @@ from types import SimpleNamespace
 import pytest
 from hypothesis import HealthCheck, settings
 
-from dyce_runtime import DyceError, Session, bench, load, piece_costs, targets
+from dyce_runtime import DyceError, Session, load
+from dyce_runtime.execution import targets
+from dyce_runtime.measure import bench, piece_costs
 from tests.bundles import Clock, Spy, make_bundle
 
 # The machines that run the tests are shared: how long an example takes says nothing.
@@ -75,7 +77,7 @@ def pytest_collection_finish(session: pytest.Session) -> None:
 def onnxruntime_pool_of_the_process() -> Iterator[None]:
     """A test that makes it, as ``dyce run`` does, needs a process of its own: no later test could open a session."""
     yield
-    module = sys.modules.get("dyce_targets.onnxruntime_cpu")
+    module = sys.modules.get("dyce_targets.cpu.onnxruntime_cpu")
     assert module is None or module._global_pool_threads is None, "onnxruntime's process-wide pool was made here"
 
 

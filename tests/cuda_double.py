@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from dyce_runtime.contracts import PieceSpec, TargetSpec
+from dyce_runtime.execution.contracts import PieceSpec, TargetSpec
 from dyce_targets.nvidia import cuda
 from dyce_targets.nvidia.device import GpuDevice
 from dyce_targets.nvidia.onnxruntime_executor import OnnxRuntimeExecutor, Provider

@@ -15,8 +15,8 @@ import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
-from dyce_runtime.contracts import Artefact, PieceSpec, TargetSpec
 from dyce_runtime.errors import BundleError
+from dyce_runtime.execution.contracts import Artefact, PieceSpec, TargetSpec
 from dyce_targets.nvidia.device import GpuDevice
 
 _ALIGNMENT = 256

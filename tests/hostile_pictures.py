@@ -131,9 +131,9 @@ def npy(shape: str, kind: str = "<f4") -> bytes:
 
 
 def main(paths: list[str]) -> None:
+    from dyce_runtime.bundle.manifest import Preprocessing
     from dyce_runtime.errors import DataError
-    from dyce_runtime.manifest import Preprocessing
-    from dyce_runtime.preprocessing import preprocess
+    from dyce_runtime.inputs.preprocessing import preprocess
 
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
     spec = Preprocessing(18, (16, 16), "bilinear", (0.5,) * 3, (0.5,) * 3)

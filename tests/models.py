@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.export import ExportedProgram
 from torch.fx import Node
 
-from dyce_export.capture import capture
-from dyce_runtime.manifest import TensorSpec
+from dyce_export.graph.capture import capture
+from dyce_runtime.bundle.manifest import TensorSpec
 
 INPUT_SIZE = (3, 16, 16)
 IMAGE = TensorSpec("image", "float32", ("batch", *INPUT_SIZE))

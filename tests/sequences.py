@@ -9,14 +9,14 @@ import torch
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from dyce_calibration.heads.sequence import ExitSequence
+from dyce_calibration.heads.temperature import softmax
 from dyce_calibration.records import Records
-from dyce_calibration.sequence import ExitSequence
-from dyce_calibration.temperature import softmax
 from dyce_export.savers.sequence import write_steps
-from dyce_runtime.bundle import Bundle
-from dyce_runtime.configuration import Configuration, ExitSetting
-from dyce_runtime.manifest import OWN, Manifest
-from dyce_runtime.vectors import Vectors
+from dyce_runtime.bundle.configuration import Configuration, ExitSetting
+from dyce_runtime.bundle.manifest import OWN, Manifest
+from dyce_runtime.bundle.reader import Bundle
+from dyce_runtime.bundle.test_vectors import Vectors
 from tests import bundles, cascades
 from tests.bundles import CHANNELS, CLASSES, HEAD, WIDTH, Answer
 

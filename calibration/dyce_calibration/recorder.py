@@ -10,13 +10,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dyce_calibration.records import Records
-from dyce_runtime.bundle import RECORDS, SPLITS, Bundle
-from dyce_runtime.datasets import Dataset
+from dyce_runtime.bundle.manifest import FINAL
+from dyce_runtime.bundle.reader import RECORDS, SPLITS, Bundle
 from dyce_runtime.errors import DataError
-from dyce_runtime.images import Inputs, count_of
-from dyce_runtime.manifest import FINAL
-from dyce_runtime.session import Session
-from dyce_runtime.walk import head_pieces, walk
+from dyce_runtime.execution.session import Session
+from dyce_runtime.execution.walk import head_pieces, walk
+from dyce_runtime.inputs.datasets import Dataset
+from dyce_runtime.inputs.images import Inputs, count_of
 
 _BATCH = 64
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from dyce_runtime.bundle_arrays import read_arrays
+from dyce_runtime.bundle.arrays import read_arrays
 from dyce_runtime.errors import DataError
 
 

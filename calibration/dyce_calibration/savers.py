@@ -12,9 +12,9 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from dyce_calibration.costs import CostTable
 from dyce_calibration.records import Records
-from dyce_runtime.manifest import FINAL, OWN
+from dyce_calibration.search.costs import CostTable
+from dyce_runtime.bundle.manifest import FINAL, OWN
 
 # Thresholds that are tried, from 1 down.
 STEPS = 100

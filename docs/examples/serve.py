@@ -17,8 +17,8 @@ from typing import Any
 from PIL import Image, UnidentifiedImageError
 
 import dyce_runtime
-from dyce_runtime.governor import LatencyGovernor
-from dyce_runtime.observation import Observation
+from dyce_runtime.control.governor import LatencyGovernor
+from dyce_runtime.monitoring.observation import Observation
 
 THREADS = 8
 MOST_BYTES = 32 << 20

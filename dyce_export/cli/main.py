@@ -7,7 +7,8 @@ from typing import NoReturn
 
 import typer
 
-from dyce_export.cli import bench, compile, console, export, inspect, lower, run, search, select_saver
+from dyce_export.cli import console
+from dyce_export.cli.commands import bench, compile, export, inspect, lower, run, search, select_saver
 from dyce_export.cli.console import Version
 from dyce_export.cli.help import CONTEXT, Command, Group
 

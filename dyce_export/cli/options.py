@@ -11,10 +11,10 @@ import typer
 from dyce_runtime.errors import DataError, UsageError
 
 if TYPE_CHECKING:
-    from dyce_export.inputs import InputOverrides
     from dyce_export.pipeline import Captured
     from dyce_export.progress import Progress
-    from dyce_runtime.bundle import Bundle
+    from dyce_export.sources.inputs import InputOverrides
+    from dyce_runtime.bundle.reader import Bundle
 
 _NAMES = "Expected the name of one class per line, in the order of the model's outputs."
 
@@ -91,7 +91,7 @@ def overrides_of(
     crop_mode: str | None,
 ) -> InputOverrides:
     """What was said about the input. Raises UsageError."""
-    from dyce_export.inputs import InputOverrides
+    from dyce_export.sources.inputs import InputOverrides
 
     def numbers(text: str | None, kind: type, option: str) -> Any:
         try:
@@ -132,8 +132,8 @@ def open_model(
 ) -> Captured | Bundle:
     """A model with its exit points, or a bundle if that is allowed."""
     from dyce_export.pipeline import capture_source
-    from dyce_export.sources import load_source
-    from dyce_runtime.bundle import is_bundle, open_bundle
+    from dyce_export.sources.source import load_source
+    from dyce_runtime.bundle.reader import is_bundle, open_bundle
 
     with progress.stage("load"):
         if bundle and model is not None and is_bundle(model):
@@ -150,7 +150,7 @@ def open_model(
 
 
 def _check_count(path: Path, names: tuple[str, ...] | None, captured: Captured) -> None:
-    from dyce_export.capture import output_nodes
+    from dyce_export.graph.capture import output_nodes
 
     classes = int(output_nodes(captured.program)[0].meta["val"].shape[1])
     if names is None or len(names) != classes:

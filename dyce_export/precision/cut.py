@@ -12,10 +12,10 @@ from pathlib import Path
 import msgspec
 import onnx_ir as ir
 
-from dyce_export.joining import Network
-from dyce_export.onnx_graphs import extract, save
-from dyce_export.spans import write_uncut
-from dyce_runtime.manifest import DECISION, UNCUT, Manifest, Piece, TensorSpec
+from dyce_export.graph.joining import Network
+from dyce_export.graph.onnx_graphs import extract, save
+from dyce_export.graph.spans import write_uncut
+from dyce_runtime.bundle.manifest import DECISION, UNCUT, Manifest, Piece, TensorSpec
 
 
 def write_lowered(network: Network, lowered: ir.Model, precision: str, folder: Path) -> Manifest:

@@ -8,8 +8,8 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 
-from dyce_export.joining import Network
-from dyce_export.onnx_graphs import OPSET
+from dyce_export.graph.joining import Network
+from dyce_export.graph.onnx_graphs import OPSET
 
 _FLOAT, _HALF = ir.DataType.FLOAT, ir.DataType.FLOAT16
 _LARGEST = float(np.finfo(np.float16).max)

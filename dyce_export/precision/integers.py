@@ -11,10 +11,10 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 
-from dyce_export.joining import Network
-from dyce_export.quiet import quiet
+from dyce_export.graph.joining import Network
+from dyce_export.sources.quiet import quiet
 from dyce_runtime.errors import VerificationError
-from dyce_runtime.images import Inputs, count_of, rows_of
+from dyce_runtime.inputs.images import Inputs, count_of, rows_of
 
 Integers = Literal["int8", "uint8"]
 

@@ -14,20 +14,19 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from dyce_calibration.agreement import exit_agreement
-from dyce_calibration.choose import choose
-from dyce_calibration.costs import macs_again
+from dyce_calibration.promises.agreement import exit_agreement
+from dyce_calibration.promises.choose import choose
 from dyce_calibration.recorder import record, recorded_pictures, write_records
 from dyce_calibration.records import Records
-from dyce_export.joining import Network, assemble
+from dyce_calibration.search.costs import macs_again
+from dyce_export.graph.joining import Network, assemble
+from dyce_export.graph.spans import write_spans
 from dyce_export.precision.half import halver
 from dyce_export.precision.integers import quantiser
 from dyce_export.precision.trials import Bench, Change, Limits, Method, best_trial
 from dyce_export.progress import Progress
-from dyce_export.spans import write_spans
-from dyce_runtime import targets
-from dyce_runtime.bench import spread_rows
-from dyce_runtime.bundle import (
+from dyce_runtime.bundle.manifest import Lowering, Manifest
+from dyce_runtime.bundle.reader import (
     CONFIGURATIONS,
     MANIFEST,
     PRECISIONS,
@@ -37,13 +36,14 @@ from dyce_runtime.bundle import (
     sha256_of,
     write_document,
 )
-from dyce_runtime.contracts import TargetSpec
-from dyce_runtime.datasets import Dataset
+from dyce_runtime.bundle.test_vectors import answered, read_vectors, relative_error, write_vectors
 from dyce_runtime.errors import BundleError, DataError, PieceError, TargetError, UsageError
-from dyce_runtime.manifest import Lowering, Manifest
-from dyce_runtime.preprocessing import preprocess
-from dyce_runtime.session import Session
-from dyce_runtime.vectors import answered, read_vectors, relative_error, write_vectors
+from dyce_runtime.execution import targets
+from dyce_runtime.execution.contracts import TargetSpec
+from dyce_runtime.execution.session import Session
+from dyce_runtime.inputs.datasets import Dataset
+from dyce_runtime.inputs.preprocessing import preprocess
+from dyce_runtime.measure.bench import spread_rows
 
 log = logging.getLogger("dyce_export")
 

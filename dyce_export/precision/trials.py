@@ -14,19 +14,19 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from dyce_calibration.agreement import exit_agreement
+from dyce_calibration.promises.agreement import exit_agreement
 from dyce_calibration.recorder import record
 from dyce_calibration.records import Records
-from dyce_export.joining import Network
+from dyce_export.graph.joining import Network
 from dyce_export.precision.cut import write_lowered
 from dyce_export.progress import Progress
-from dyce_runtime.bundle import Bundle
-from dyce_runtime.configuration import FULL, Configuration, Configurations, Entry
-from dyce_runtime.contracts import TargetSpec
-from dyce_runtime.datasets import Dataset
+from dyce_runtime.bundle.configuration import FULL, Configuration, Configurations, Entry
+from dyce_runtime.bundle.manifest import Manifest
+from dyce_runtime.bundle.reader import Bundle
 from dyce_runtime.errors import VerificationError
-from dyce_runtime.manifest import Manifest
-from dyce_runtime.session import Session
+from dyce_runtime.execution.contracts import TargetSpec
+from dyce_runtime.execution.session import Session
+from dyce_runtime.inputs.datasets import Dataset
 
 # Samples that say whether a trial is worth all of them.
 _FEW = 1000

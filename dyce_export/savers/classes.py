@@ -11,15 +11,15 @@ from dyce_calibration.records import Records
 from dyce_export.doubts import accept
 from dyce_export.options import Options
 from dyce_export.pipeline import Captured, Prepared, prepare, with_pictures
-from dyce_export.savers.agreement import Mapped, Member, Ready, class_order
-from dyce_runtime import targets
-from dyce_runtime.bundle import Bundle
-from dyce_runtime.class_order import Comparison, Doubt, doubt_of
-from dyce_runtime.contracts import TargetSpec
-from dyce_runtime.datasets import Dataset
+from dyce_export.savers.joint_verification import Mapped, Member, Ready, class_order
+from dyce_runtime.bundle.reader import Bundle
 from dyce_runtime.errors import SuspiciousDataError
-from dyce_runtime.labelled import ModelFacts, Pictures, answer_of, open_labelled
-from dyce_runtime.session import Session
+from dyce_runtime.execution import targets
+from dyce_runtime.execution.contracts import TargetSpec
+from dyce_runtime.execution.session import Session
+from dyce_runtime.inputs.class_order import Comparison, Doubt, doubt_of
+from dyce_runtime.inputs.datasets import Dataset
+from dyce_runtime.inputs.labelled import ModelFacts, Pictures, answer_of, open_labelled
 
 _HINT = "Say which class of the saver is which of the base with --saver-classes: `names`, or a file."
 
@@ -50,7 +50,7 @@ def with_pictures_of(
     """A saver with the pictures of its base, labelled in its own classes; a bundle stays as it is.
 
     Args:
-        mapping: see :func:`dyce_export.savers.agreement.class_order`.
+        mapping: see :func:`dyce_export.savers.joint_verification.class_order`.
 
     Raises:
         DataError: its answers do not go together with the labels.

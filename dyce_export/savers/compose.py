@@ -8,23 +8,25 @@ from typing import TypeAlias
 
 import msgspec
 
-from dyce_calibration.choose import choose
-from dyce_calibration.costs import macs_again
+from dyce_calibration.promises.choose import choose
 from dyce_calibration.recorder import write_records
 from dyce_calibration.records import Records
+from dyce_calibration.search.costs import macs_again
 from dyce_export.doubts import accept
+from dyce_export.graph.spans import write_spans
 from dyce_export.progress import Progress
 from dyce_export.reports import report_bundle
 from dyce_export.rewrite import check_spans, copy_files
-from dyce_export.savers.agreement import Mapped, Member, check_members, class_order
-from dyce_export.savers.check import check_parts, probe_of
 from dyce_export.savers.classes import doubts_of_saver
+from dyce_export.savers.fitting import check_parts, probe_of
+from dyce_export.savers.join_records import join_records, join_vectors, recorded_like, unseen_by
+from dyce_export.savers.joint_verification import Mapped, Member, check_members, class_order
 from dyce_export.savers.parts import Part, write_part
-from dyce_export.savers.together import join_records, join_vectors, recorded_like, unseen_by
-from dyce_export.spans import write_spans
 from dyce_export.staging import staged
-from dyce_export.verify import PROBE
-from dyce_runtime.bundle import (
+from dyce_export.verification.verify import PROBE
+from dyce_runtime.bundle.configuration import FULL, Configurations, Entry
+from dyce_runtime.bundle.manifest import UNCUT, Manifest, TensorSpec, Verification
+from dyce_runtime.bundle.reader import (
     CONFIGURATIONS,
     MANIFEST,
     RECORDS,
@@ -34,11 +36,9 @@ from dyce_runtime.bundle import (
     sha256_of,
     write_document,
 )
-from dyce_runtime.class_order import Doubt
-from dyce_runtime.configuration import FULL, Configurations, Entry
-from dyce_runtime.datasets import Dataset
-from dyce_runtime.manifest import UNCUT, Manifest, TensorSpec, Verification
-from dyce_runtime.vectors import Vectors, write_vectors
+from dyce_runtime.bundle.test_vectors import Vectors, write_vectors
+from dyce_runtime.inputs.class_order import Doubt
+from dyce_runtime.inputs.datasets import Dataset
 
 # From the bundle that is being written, its records and its test vectors to a manifest and records with further heads.
 AddSequence: TypeAlias = Callable[[Bundle, "Records | None", Vectors], "tuple[Manifest, Records | None]"]
@@ -64,7 +64,7 @@ def compose(
         base: its precisions are left out: they have other thresholds.
         savers: may have exits.
         val: holds the pictures of the base's records, for savers that were not recorded on them.
-        mapping: of classes; see :func:`dyce_export.savers.agreement.read_mapping`.
+        mapping: of classes; see :func:`dyce_export.savers.joint_verification.read_mapping`.
         sequence: adds the steps of an exit sequence network, of which the last saver leaves what they read.
         suspicious: what speaks against the results and was allowed so far.
         allow_suspicious: go on if the classes of a saver seem to be others than those of the base.

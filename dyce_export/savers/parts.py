@@ -9,10 +9,10 @@ import msgspec
 import numpy as np
 import onnx_ir as ir
 
-from dyce_export import onnx_graphs
-from dyce_export.savers.features import expose_features
-from dyce_runtime.bundle import Bundle
-from dyce_runtime.manifest import DECISION, FINAL, OWN, Exit, Head, Network, Piece, TensorSpec
+from dyce_export.graph import onnx_graphs
+from dyce_export.savers.exposed_features import expose_features
+from dyce_runtime.bundle.manifest import DECISION, FINAL, OWN, Exit, Head, Network, Piece, TensorSpec
+from dyce_runtime.bundle.reader import Bundle
 
 
 class Part(msgspec.Struct, frozen=True):

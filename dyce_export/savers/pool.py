@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from dyce_calibration.heads.resume import fingerprint
 from dyce_calibration.records import Records
-from dyce_calibration.resume import fingerprint
-from dyce_export.inputs import Input
 from dyce_export.options import Options
 from dyce_export.pipeline import (
     Captured,
@@ -16,13 +15,14 @@ from dyce_export.pipeline import (
     write_bundle,
 )
 from dyce_export.progress import Progress
-from dyce_export.savers.agreement import Mapped, Ready
 from dyce_export.savers.classes import open_for, prepare_saver, with_pictures_of
-from dyce_export.savers.named import load_named
-from dyce_export.savers.together import own_records, recorded_like
-from dyce_runtime.bundle import RECORDS, Bundle, open_bundle
-from dyce_runtime.datasets import Dataset
+from dyce_export.savers.join_records import own_records, recorded_like
+from dyce_export.savers.joint_verification import Mapped, Ready
+from dyce_export.savers.resolve_saver import load_named
+from dyce_export.sources.inputs import Input
+from dyce_runtime.bundle.reader import RECORDS, Bundle, open_bundle
 from dyce_runtime.errors import BundleError
+from dyce_runtime.inputs.datasets import Dataset
 
 
 class Pool:

@@ -14,17 +14,17 @@ from dyce_calibration.savers import Taken, pair, saver_costs, take_over
 from dyce_calibration.search.problem import make_problem
 from dyce_calibration.search.run import Search, run
 from dyce_export.doubts import accept
-from dyce_export.savers.agreement import Mapped, Member, check_members, class_order
 from dyce_export.savers.classes import doubts_of_saver
-from dyce_export.savers.named import input_of
+from dyce_export.savers.joint_verification import Mapped, Member, check_members, class_order
 from dyce_export.savers.pool import Pool
-from dyce_runtime import targets
-from dyce_runtime.bundle import RECORDS, Bundle
-from dyce_runtime.configuration import Figures
-from dyce_runtime.contracts import TargetSpec
+from dyce_export.savers.resolve_saver import input_of
+from dyce_runtime.bundle.configuration import Figures
+from dyce_runtime.bundle.reader import RECORDS, Bundle
+from dyce_runtime.bundle.test_vectors import read_vectors
 from dyce_runtime.errors import DyceError, UsageError
-from dyce_runtime.session import Session
-from dyce_runtime.vectors import read_vectors
+from dyce_runtime.execution import targets
+from dyce_runtime.execution.contracts import TargetSpec
+from dyce_runtime.execution.session import Session
 
 log = logging.getLogger("dyce_export")
 
@@ -81,11 +81,11 @@ class Question:
     """How a pool is judged.
 
     Attributes:
-        mapping: of classes; see :func:`dyce_export.savers.agreement.read_mapping`.
+        mapping: of classes; see :func:`dyce_export.savers.joint_verification.read_mapping`.
         max_loss: of accuracy, for the search that stands beside the criterion.
         by: ``ms`` or ``macs``, by which the best is found.
         target, threads: what is measured; the first target that works, and its own choice, without them.
-        trust_pickle: see :func:`dyce_export.sources.load_source`.
+        trust_pickle: see :func:`dyce_export.sources.source.load_source`.
     """
 
     mapping: Mapped | None = None
@@ -100,7 +100,7 @@ def judge(base: Bundle, names: Sequence[str], pool: Pool, how: Question) -> Judg
     """Judge every candidate as the only saver of a base; what cannot be one is skipped, with its reason.
 
     Args:
-        names: see :func:`dyce_export.savers.named.load_named`.
+        names: see :func:`dyce_export.savers.resolve_saver.load_named`.
 
     Raises:
         UsageError: no candidate is left, or the base has savers already.

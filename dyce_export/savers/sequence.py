@@ -11,29 +11,29 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from dyce_calibration.features import Features, extract_features
-from dyce_calibration.heads import Recipe
+from dyce_calibration.heads.features import Features, extract_features
+from dyce_calibration.heads.resume import fingerprint, folder_for
+from dyce_calibration.heads.sequence import ExitSequence, train_sequence
+from dyce_calibration.heads.temperature import fit_temperature, softmax
+from dyce_calibration.heads.training import Recipe
 from dyce_calibration.recorder import recorded_pictures
 from dyce_calibration.records import Records
-from dyce_calibration.resume import fingerprint, folder_for
-from dyce_calibration.sequence import ExitSequence, train_sequence
-from dyce_calibration.temperature import fit_temperature, softmax
-from dyce_export import onnx_graphs
-from dyce_export.pieces import decision_specs
+from dyce_export.graph import onnx_graphs
+from dyce_export.graph.pieces import decision_specs
 from dyce_export.progress import Progress
 from dyce_export.rewrite import noted
-from dyce_export.savers.seen import Seen
+from dyce_export.savers.saver_features import Seen
 from dyce_export.savers.sequence_graphs import left_spec, sequence_step, step_inputs
-from dyce_runtime import targets
-from dyce_runtime.bundle import Bundle
-from dyce_runtime.bundle_arrays import read_splits
-from dyce_runtime.contracts import TargetSpec
-from dyce_runtime.datasets import Dataset
+from dyce_runtime.bundle.arrays import read_splits
+from dyce_runtime.bundle.manifest import Head, Manifest, Piece
+from dyce_runtime.bundle.reader import Bundle
+from dyce_runtime.bundle.test_vectors import Vectors, relative_error
 from dyce_runtime.errors import DataError, UsageError
-from dyce_runtime.manifest import Head, Manifest, Piece
-from dyce_runtime.session import Session
-from dyce_runtime.vectors import Vectors, relative_error
-from dyce_runtime.walk import walk
+from dyce_runtime.execution import targets
+from dyce_runtime.execution.contracts import TargetSpec
+from dyce_runtime.execution.session import Session
+from dyce_runtime.execution.walk import walk
+from dyce_runtime.inputs.datasets import Dataset
 
 #: One layer over tokens of 64 numbers.
 DEFAULT_TYPE = "esn1x64"
@@ -56,7 +56,7 @@ class Training:
     """How an exit sequence network is made.
 
     Attributes:
-        type: such as ``esn1x64``; see :func:`dyce_calibration.sequence.parse_sequence`.
+        type: such as ``esn1x64``; see :func:`dyce_calibration.heads.sequence.parse_sequence`.
         data: holds the pictures that the heads of the base were fitted on.
         val: holds those of its records.
         work: keeps features and half-trained networks.

@@ -12,9 +12,9 @@ import numpy as np
 import onnx_ir as ir
 from torch import Tensor, nn
 
-from dyce_calibration.sequence import ATTENTION_HEADS, ExitSequence, Layer
-from dyce_export.onnx_graphs import BATCH, IR_VERSION, LOGITS, OPSET, append_decision
-from dyce_runtime.manifest import TensorSpec
+from dyce_calibration.heads.sequence import ATTENTION_HEADS, ExitSequence, Layer
+from dyce_export.graph.onnx_graphs import BATCH, IR_VERSION, LOGITS, OPSET, append_decision
+from dyce_runtime.bundle.manifest import TensorSpec
 
 _EPSILON = 1e-5  # of torch's layer_norm
 

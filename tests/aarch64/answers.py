@@ -11,8 +11,8 @@ import sys
 import numpy as np
 
 from dyce_runtime import Session, load
-from dyce_runtime.bundle import TEST_VECTORS
-from dyce_runtime.datasets import open_dataset
+from dyce_runtime.bundle.reader import TEST_VECTORS
+from dyce_runtime.inputs.datasets import open_dataset
 
 SAMPLES = 100
 # Of the largest logit: sums are added up in another order.

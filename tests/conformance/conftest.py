@@ -5,7 +5,7 @@ from contextlib import nullcontext
 
 import pytest
 
-from dyce_runtime import targets
+from dyce_runtime.execution import targets
 from tests.cuda_double import Driver, ProviderDouble, installed
 from tests.gpu_double import GpuDouble
 

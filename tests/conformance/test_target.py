@@ -18,10 +18,11 @@ import pytest
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
-from dyce_runtime import Configuration, Session, load, open_bundle, targets
-from dyce_runtime.bundle import MANIFEST, sha256_of
-from dyce_runtime.contracts import Device, TargetSpec
+from dyce_runtime import Configuration, Session, load, open_bundle
+from dyce_runtime.bundle.reader import MANIFEST, sha256_of
 from dyce_runtime.errors import BundleError, PieceError
+from dyce_runtime.execution import targets
+from dyce_runtime.execution.contracts import Device, TargetSpec
 from tests import cascades, sequences
 from tests.bundles import CLASSES, NAMED, expected, make_images, near_threshold, on
 

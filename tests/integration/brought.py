@@ -22,7 +22,7 @@ from torchvision.models import detection, segmentation
 from torchvision.models.efficientnet import MBConvConfig
 from torchvision.ops import DeformConv2d
 
-from dyce_export.probes import condition, synthetic_images
+from dyce_export.verification.probes import condition, synthetic_images
 
 EDGE = 32
 CLASSES = 5

@@ -11,13 +11,13 @@ import torch
 from torch import nn
 
 from benchmarks.digits import INPUT, digits_net, train
-from dyce_calibration.heads import Recipe
+from dyce_calibration.heads.training import Recipe
 from dyce_export.cascade import export_source
 from dyce_export.options import Options
 from dyce_export.pipeline import Export
-from dyce_export.sources import from_module
-from dyce_runtime.datasets import open_dataset
-from dyce_runtime.preprocessing import preprocess
+from dyce_export.sources.source import from_module
+from dyce_runtime.inputs.datasets import open_dataset
+from dyce_runtime.inputs.preprocessing import preprocess
 
 EXITS = ["2", "4", "6"]
 

@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 from torch import nn
 
-from dyce_calibration.heads import Recipe
+from dyce_calibration.heads.training import Recipe
 from dyce_export.options import Options
-from dyce_export.sources import Source, from_module
+from dyce_export.sources.source import Source, from_module
 from tests.models import INPUT_SIZE, Convolutions, build
 
 # Labels that mean nothing are noticed; these tests are about other things.

@@ -24,9 +24,9 @@ from dyce_export.cli.main import app
 from dyce_export.options import Options
 from dyce_export.pipeline import capture_source
 from dyce_export.progress import Progress
-from dyce_export.savers.named import Savers, input_of
-from dyce_export.sources import from_module
-from dyce_runtime.bundle import RECORDS, open_bundle
+from dyce_export.savers.resolve_saver import Savers, input_of
+from dyce_export.sources.source import from_module
+from dyce_runtime.bundle.reader import RECORDS, open_bundle
 from dyce_runtime.errors import DyceError, SuspiciousDataError
 
 NAMES = [str(number) for number in range(12)]

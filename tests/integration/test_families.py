@@ -11,10 +11,10 @@ import torch
 from benchmarks.coverage import spread
 from dyce_export.options import Options
 from dyce_export.pipeline import capture_source, prepare, write_bundle
-from dyce_export.probes import condition, synthetic_images
 from dyce_export.progress import Progress
-from dyce_export.sources import from_module
-from dyce_runtime.bundle import open_bundle
+from dyce_export.sources.source import from_module
+from dyce_export.verification.probes import condition, synthetic_images
+from dyce_runtime.bundle.reader import open_bundle
 
 # Name, edge of the pictures, what makes it smaller than it is, most tensors that a cut carries.
 FAMILIES = {

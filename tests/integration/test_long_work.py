@@ -13,14 +13,14 @@ import pytest
 import torch
 
 from benchmarks.digits import digits_net
-from dyce_calibration.heads import Recipe
+from dyce_calibration.heads.training import Recipe
 from dyce_calibration.records import Records
 from dyce_export import calibrate as calibrate_module
 from dyce_export import pipeline
 from dyce_export.cascade import export_source
-from dyce_export.sources import from_module
+from dyce_export.sources.source import from_module
 from dyce_runtime import load
-from dyce_runtime.bundle import RECORDS
+from dyce_runtime.bundle.reader import RECORDS
 from dyce_runtime.errors import VerificationError
 from tests.integration.small import ANY_LABELS, labelled, tiny
 from tests.models import INPUT_SIZE, Convolutions, build

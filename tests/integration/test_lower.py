@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from dyce_calibration.agreement import exits_taken
+from dyce_calibration.promises.agreement import exits_taken
 from dyce_calibration.records import Records
 from dyce_calibration.search.run import Search
 from dyce_export.cascade import export_source
@@ -21,14 +21,14 @@ from dyce_export.precision.trials import Limits
 from dyce_export.progress import Progress
 from dyce_export.rewrite import rewrite, with_precisions
 from dyce_runtime import load, open_bundle
-from dyce_runtime.bundle import RECORDS, sha256_of
-from dyce_runtime.contracts import TargetSpec
-from dyce_runtime.datasets import open_dataset
+from dyce_runtime.bundle.reader import RECORDS, sha256_of
+from dyce_runtime.bundle.test_vectors import relative_error
 from dyce_runtime.errors import BundleError, PieceError, TargetError, UsageError, VerificationError
-from dyce_runtime.vectors import relative_error
+from dyce_runtime.execution.contracts import TargetSpec
+from dyce_runtime.inputs.datasets import open_dataset
+from dyce_targets.cpu.openvino_cpu import OpenVinoCpu
 from dyce_targets.nvidia.products import RTX
 from dyce_targets.nvidia.targets import TensorRtRtx
-from dyce_targets.openvino_cpu import OpenVinoCpu
 from tests.integration.digits import Digits
 from tests.integration.small import ANY_LABELS, labelled, tiny
 from tests.unit.cli import command
@@ -239,8 +239,8 @@ def test_a_precision_is_part_of_the_bundle(lowered: Path, tmp_path: Path) -> Non
 
 
 def test_a_precision_can_be_searched_again_with_spans(lowered: Path, tmp_path: Path) -> None:
-    from dyce_calibration.choose import choose
-    from dyce_calibration.costs import macs_of
+    from dyce_calibration.promises.choose import choose
+    from dyce_calibration.search.costs import macs_of
 
     bundle = open_bundle(lowered).precision("uint8")
     found = choose(Records.load(bundle.file(RECORDS)), macs_of(bundle.manifest).with_all_spans(), Search("onepass", 50))

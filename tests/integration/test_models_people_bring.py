@@ -13,7 +13,7 @@ from PIL import Image
 
 import dyce_export
 from dyce_export.cli import console
-from dyce_export.probes import synthetic_images
+from dyce_export.verification.probes import synthetic_images
 from dyce_runtime import load
 from dyce_runtime.errors import DataError, DyceError
 

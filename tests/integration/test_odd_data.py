@@ -16,10 +16,10 @@ import dyce_runtime
 from dyce_calibration.records import Records
 from dyce_export.cascade import export_source
 from dyce_export.options import Options
-from dyce_export.sources import from_module
-from dyce_runtime.bundle import RECORDS, open_bundle
-from dyce_runtime.datasets import open_dataset
+from dyce_export.sources.source import from_module
+from dyce_runtime.bundle.reader import RECORDS, open_bundle
 from dyce_runtime.errors import DataError
+from dyce_runtime.inputs.datasets import open_dataset
 from tests.integration.small import ANY_LABELS, labelled, tiny
 from tests.models import INPUT_SIZE, Convolutions, build
 from tests.unit.cli.command import dyce, dyce_here

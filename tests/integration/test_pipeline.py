@@ -12,23 +12,23 @@ import torch
 
 import dyce_export
 from benchmarks.digits import INPUT
-from dyce_calibration.costs import macs_of
-from dyce_calibration.heads import Recipe
+from dyce_calibration.heads.temperature import fit_temperature, softmax
+from dyce_calibration.heads.training import Recipe
 from dyce_calibration.records import Records
+from dyce_calibration.search.costs import macs_of
 from dyce_calibration.search.problem import make_problem
-from dyce_calibration.temperature import fit_temperature, softmax
 from dyce_export.cascade import export_source
 from dyce_export.cli import console
 from dyce_export.cli.main import app
 from dyce_export.options import Options
 from dyce_export.pipeline import Export
-from dyce_export.sources import from_module
+from dyce_export.sources.source import from_module
 from dyce_runtime import Session, load
-from dyce_runtime.bundle import RECORDS, SPLITS, TEST_VECTORS, open_bundle
-from dyce_runtime.configuration import Configuration, ExitSetting
-from dyce_runtime.datasets import open_dataset
+from dyce_runtime.bundle.configuration import Configuration, ExitSetting
+from dyce_runtime.bundle.reader import RECORDS, SPLITS, TEST_VECTORS, open_bundle
 from dyce_runtime.errors import ConfigurationError, UsageError
-from dyce_runtime.plan import make_plan
+from dyce_runtime.execution.plan import make_plan
+from dyce_runtime.inputs.datasets import open_dataset
 from tests.integration.digits import EXITS, Digits
 from tests.integration.small import ANY_LABELS, labelled, tiny
 from tests.models import INPUT_SIZE, Branches, Convolutions, Folded, Tokens, build, images

@@ -16,14 +16,14 @@ from torch import nn
 from torch.nn import functional
 
 import dyce_export
-from dyce_export import exit_points, onnx_graphs, pipeline
+from dyce_export import pipeline
 from dyce_export.calibrate import check_amount
 from dyce_export.cascade import export_source
+from dyce_export.graph import exit_points, onnx_graphs
 from dyce_export.options import Options
 from dyce_export.pipeline import Export
 from dyce_export.progress import Progress
-from dyce_runtime.bundle import open_bundle
-from dyce_runtime.datasets import Dataset
+from dyce_runtime.bundle.reader import open_bundle
 from dyce_runtime.errors import (
     CaptureError,
     DataError,
@@ -34,6 +34,7 @@ from dyce_runtime.errors import (
     UsageError,
     VerificationError,
 )
+from dyce_runtime.inputs.datasets import Dataset
 from tests.integration.small import ANY_LABELS, labelled, tiny
 from tests.models import INPUT_SIZE, Convolutions, Wrapped, build
 

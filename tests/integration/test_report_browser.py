@@ -15,10 +15,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dyce_calibration.choose import choose
+from dyce_calibration.promises.choose import choose
 from dyce_calibration.report import choose_examples, make_contents, write_report
-from tests.unit.test_choose import COSTS, QUICK, make_records
-from tests.unit.test_report import EVIL
+from tests.unit.promises.test_choose import COSTS, QUICK, make_records
+from tests.unit.report.test_report import EVIL
 
 pytest.importorskip("bokeh", reason="the report's plots need Bokeh")
 

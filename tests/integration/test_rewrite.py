@@ -13,12 +13,12 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
-from dyce_calibration.costs import CostTable, write_costs
+from dyce_calibration.search.costs import CostTable, write_costs
 from dyce_export.rewrite import rewrite
 from dyce_runtime import load, open_bundle
-from dyce_runtime.bundle import sha256_of
+from dyce_runtime.bundle.reader import sha256_of
 from dyce_runtime.errors import VerificationError
-from dyce_runtime.plan import make_plan
+from dyce_runtime.execution.plan import make_plan
 from tests.integration.digits import Digits
 from tests.unit.cli.command import dyce_here
 

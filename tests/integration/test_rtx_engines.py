@@ -11,11 +11,11 @@ import torch
 from benchmarks.coverage import spread
 from dyce_export.options import Options
 from dyce_export.pipeline import capture_source, prepare, write_bundle
-from dyce_export.probes import condition, synthetic_images
 from dyce_export.progress import Progress
-from dyce_export.sources import from_module
+from dyce_export.sources.source import from_module
+from dyce_export.verification.probes import condition, synthetic_images
 from dyce_runtime import open_bundle
-from dyce_runtime.contracts import TargetSpec
+from dyce_runtime.execution.contracts import TargetSpec
 from dyce_targets.nvidia.products import RTX
 from dyce_targets.nvidia.targets import TensorRtRtx
 

@@ -15,25 +15,25 @@ from torch import Tensor, nn
 
 import dyce_export
 from benchmarks.digits import INPUT, ResidualNet, train
-from dyce_calibration.heads import Recipe
+from dyce_calibration.heads.temperature import softmax
+from dyce_calibration.heads.training import Recipe
 from dyce_calibration.recorder import record, recorded_pictures
 from dyce_calibration.records import Records
-from dyce_calibration.temperature import softmax
 from dyce_export import cascade as cascade_module
 from dyce_export import pipeline
 from dyce_export.cascade import export_cascade, export_source, prepare_cascade
 from dyce_export.options import Options
 from dyce_export.progress import Progress
 from dyce_export.savers import sequence as sequence_module
-from dyce_export.savers.named import Savers
-from dyce_export.sources import from_module
+from dyce_export.savers.resolve_saver import Savers
+from dyce_export.sources.source import from_module
 from dyce_runtime import Configuration, Session, load, open_bundle
-from dyce_runtime.bundle import RECORDS
-from dyce_runtime.configuration import ExitSetting
-from dyce_runtime.datasets import open_dataset
+from dyce_runtime.bundle.configuration import ExitSetting
+from dyce_runtime.bundle.manifest import OWN
+from dyce_runtime.bundle.reader import RECORDS
 from dyce_runtime.errors import BundleError, DataError, UsageError
-from dyce_runtime.manifest import OWN
-from dyce_runtime.preprocessing import preprocess
+from dyce_runtime.inputs.datasets import open_dataset
+from dyce_runtime.inputs.preprocessing import preprocess
 from tests.integration.digits import Digits
 from tests.unit.cli import command
 

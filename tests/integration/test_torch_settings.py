@@ -13,8 +13,8 @@ import torch
 from torch import nn
 
 import dyce_export
-from dyce_export.torch_settings import usual_settings
-from dyce_runtime.bundle import open_bundle
+from dyce_export.sources.torch_settings import usual_settings
+from dyce_runtime.bundle.reader import open_bundle
 from tests.integration.small import labelled
 from tests.models import INPUT_SIZE, Convolutions, build
 

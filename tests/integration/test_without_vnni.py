@@ -14,13 +14,13 @@ import numpy as np
 import pytest
 
 from dyce_export.cascade import export_source
-from dyce_export.joining import assemble
+from dyce_export.graph.joining import assemble
 from dyce_export.precision.cut import write_lowered
 from dyce_export.precision.integers import quantiser
-from dyce_export.sources import from_module
+from dyce_export.sources.source import from_module
 from dyce_runtime import load, open_bundle
-from dyce_runtime.bundle import CONFIGURATIONS, MANIFEST, files_of, sha256_of, write_document
-from dyce_runtime.configuration import FULL, Configurations, Entry
+from dyce_runtime.bundle.configuration import FULL, Configurations, Entry
+from dyce_runtime.bundle.reader import CONFIGURATIONS, MANIFEST, files_of, sha256_of, write_document
 from tests.models import INPUT_SIZE, Convolutions, build
 
 EMULATED = ("qemu-x86_64-static", "-cpu", "Haswell")

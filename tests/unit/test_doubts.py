@@ -3,8 +3,8 @@
 import pytest
 
 from dyce_export.doubts import accept
-from dyce_runtime.class_order import Doubt
 from dyce_runtime.errors import SuspiciousDataError
+from dyce_runtime.inputs.class_order import Doubt
 
 ORDER = Doubt("val: nothing says which folder is which class", "Give --classes.", True, "The folders are sorted")
 CHANCE = Doubt("val: no better than chance", "Check --mean.")

@@ -8,11 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from dyce_calibration.costs import read_costs
-from dyce_calibration.released import read_released_costs
-from dyce_runtime import fastest, open_bundle
-from dyce_runtime.class_lists import read_classes
+from dyce_calibration.search.costs import read_costs
+from dyce_calibration.search.released import read_released_costs
+from dyce_runtime import open_bundle
 from dyce_runtime.errors import DyceError
+from dyce_runtime.execution import fastest
+from dyce_runtime.inputs.class_lists import read_classes
 from dyce_targets.nvidia import engines
 
 CONTENTS = {
@@ -68,7 +69,9 @@ def test_what_is_no_file_is_refused(reader: str, make: Callable[[Path], None], p
 
 
 def test_a_mapping_of_classes_is_read_alike(path: Path) -> None:
-    agreement = pytest.importorskip("dyce_export.savers.agreement", reason="savers need torch", exc_type=ImportError)
+    agreement = pytest.importorskip(
+        "dyce_export.savers.joint_verification", reason="savers need torch", exc_type=ImportError
+    )
     for content in CONTENTS.values():
         path.write_bytes(content)
         if content != CONTENTS["half a pair"]:

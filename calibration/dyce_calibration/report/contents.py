@@ -8,15 +8,15 @@ from dataclasses import dataclass
 import msgspec
 import numpy as np
 
-from dyce_calibration.costs import CostTable
 from dyce_calibration.records import Records
 from dyce_calibration.report.examples import Example
 from dyce_calibration.report.reliability import Reliability, reliability
+from dyce_calibration.search.costs import CostTable
 from dyce_calibration.search.problem import Problem, make_problem
 from dyce_calibration.search.run import Search, run
-from dyce_runtime.configuration import Configurations, Entry
+from dyce_runtime.bundle.configuration import Configurations, Entry
+from dyce_runtime.bundle.manifest import Splits
 from dyce_runtime.errors import DataError, UsageError
-from dyce_runtime.manifest import Splits
 
 # In the order in which they are used.
 SPLITS = ("heads", "temperature", "search", "certification", "test")

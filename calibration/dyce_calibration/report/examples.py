@@ -12,15 +12,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dyce_calibration.records import Records
-from dyce_runtime.configuration import Configuration
-from dyce_runtime.decoding import decode, is_array_file, read_array
+from dyce_runtime.bundle.configuration import Configuration
+from dyce_runtime.bundle.manifest import FINAL, Preprocessing
 from dyce_runtime.errors import DataError
-from dyce_runtime.manifest import FINAL, Preprocessing
+from dyce_runtime.inputs.decoding import decode, is_array_file, read_array
 
 if TYPE_CHECKING:
     from PIL import Image
 
-    from dyce_runtime.decoding import Picture
+    from dyce_runtime.inputs.decoding import Picture
 
 EACH = 6
 LONGEST_EDGE = 96

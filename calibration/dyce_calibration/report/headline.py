@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from html import escape
 from typing import Any
 
-from dyce_runtime.bench_loss import judge
-from dyce_runtime.bench_verdict import best_of, loss_words
-from dyce_runtime.configuration import Configurations, Entry, Figures
+from dyce_runtime.bundle.configuration import Configurations, Entry, Figures
+from dyce_runtime.measure.bench_loss import judge
+from dyce_runtime.measure.bench_verdict import best_of, loss_words
 
 # Whose figures open the report before anything is measured, the first of these that turns an exit on.
 _FIRST = ("balanced", "accurate", "fast", "certified")

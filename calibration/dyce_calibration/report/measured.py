@@ -6,7 +6,7 @@ from html import escape
 
 from dyce_calibration.report.headline import headline
 from dyce_calibration.report.kept import marked, part_of, with_part
-from dyce_runtime.configuration import BenchFigures, Configurations
+from dyce_runtime.bundle.configuration import BenchFigures, Configurations
 
 _COLUMNS = ("Median, ms", "90 % quantile, ms", "Time saved", "Loses, points", "Accuracy")
 

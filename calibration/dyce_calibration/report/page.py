@@ -17,9 +17,9 @@ from dyce_calibration.report.kept import marked_outdated, with_kept_pictures
 from dyce_calibration.report.measured import headline_section, measured_section, with_measured
 from dyce_calibration.report.reliability import EDGES
 from dyce_calibration.report.views import UNITS, exit_name, front_views, named_views, percent, spent_in, timed_where
-from dyce_runtime.configuration import FULL, Configurations
+from dyce_runtime.bundle.configuration import FULL, Configurations
+from dyce_runtime.bundle.manifest import FINAL
 from dyce_runtime.errors import DestinationError, UsageError
-from dyce_runtime.manifest import FINAL
 from dyce_runtime.names import encoded
 
 _START = "balanced"

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dyce_calibration.records import Records
-from dyce_runtime.manifest import FINAL
+from dyce_runtime.bundle.manifest import FINAL
 
 BINS = 15
 # Bin i holds the confidences over EDGES[i], up to and including EDGES[i + 1]; the first one holds 0, too.

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from dyce_calibration.costs import CostTable
 from dyce_calibration.report.contents import Contents
-from dyce_runtime.configuration import Certificate, Entry, Figures
-from dyce_runtime.manifest import FINAL
+from dyce_calibration.search.costs import CostTable
+from dyce_runtime.bundle.configuration import Certificate, Entry, Figures
+from dyce_runtime.bundle.manifest import FINAL
 
 UNITS = {"macs": "multiply-accumulates", "ms": "milliseconds", "joules": "joules"}
 

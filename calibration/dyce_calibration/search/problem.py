@@ -9,14 +9,14 @@ from itertools import product
 import numpy as np
 from numpy.typing import NDArray
 
-from dyce_calibration.costs import CostTable
 from dyce_calibration.records import Records
-from dyce_runtime.bench_loss import paired_error
-from dyce_runtime.configuration import ExitSetting, Figures
+from dyce_calibration.search.costs import CostTable
+from dyce_runtime.bundle.configuration import ExitSetting, Figures
+from dyce_runtime.bundle.manifest import FINAL
 from dyce_runtime.errors import DataError
-from dyce_runtime.manifest import FINAL
-from dyce_runtime.piece_costs import IMAGE
-from dyce_runtime.plan import cover
+from dyce_runtime.execution.plan import cover
+from dyce_runtime.measure.bench_loss import paired_error
+from dyce_runtime.measure.piece_costs import IMAGE
 
 # A search looks along that many ways through the backbone.
 _MOST_CHAINS = 8

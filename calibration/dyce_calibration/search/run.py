@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from dyce_calibration.certify import check_promise
+from dyce_calibration.promises.certify import check_promise
 from dyce_calibration.search import exact, published
 from dyce_calibration.search.front import Front
 from dyce_calibration.search.line import Replay

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dyce_runtime.atomic_write import write_atomically
-from dyce_runtime.contracts import PieceSpec, TargetSpec
 from dyce_runtime.errors import BundleError, TargetError
+from dyce_runtime.execution.contracts import PieceSpec, TargetSpec
 from dyce_runtime.json_files import check_regular
 from dyce_targets.nvidia.products import Product
 

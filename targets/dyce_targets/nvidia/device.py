@@ -18,10 +18,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from dyce_runtime.contracts import PieceSpec
+from dyce_runtime.bundle.manifest import DECISION, TensorSpec, left_by
 from dyce_runtime.errors import PieceError, TargetError
-from dyce_runtime.manifest import DECISION, TensorSpec, left_by
-from dyce_runtime.plan import Step
+from dyce_runtime.execution.contracts import PieceSpec
+from dyce_runtime.execution.plan import Step
 from dyce_targets.nvidia.executor import Executor, Graph
 
 _LOGITS, _CONFIDENCE, _LABEL = DECISION

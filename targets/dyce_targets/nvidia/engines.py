@@ -9,8 +9,8 @@ from pathlib import Path
 import msgspec
 
 from dyce_runtime.atomic_write import write_atomically
-from dyce_runtime.contracts import PieceSpec, TargetSpec
 from dyce_runtime.errors import DestinationError
+from dyce_runtime.execution.contracts import PieceSpec, TargetSpec
 from dyce_runtime.json_files import check_regular, read_json
 
 

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from dyce_runtime.contracts import PieceSpec
 from dyce_runtime.errors import BundleError, TargetError
+from dyce_runtime.execution.contracts import PieceSpec
 from dyce_targets.nvidia.cuda import CudaStream
 
 if TYPE_CHECKING:

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import ClassVar
 
-from dyce_runtime.contracts import Artefact, Device, PieceSpec, TargetSpec
 from dyce_runtime.errors import TargetError
+from dyce_runtime.execution.contracts import Artefact, Device, PieceSpec, TargetSpec
 from dyce_targets import installation
 from dyce_targets.nvidia import cuda
 from dyce_targets.nvidia.device import GpuDevice

@@ -8,8 +8,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import ClassVar
 
-from dyce_runtime.contracts import Artefact, Device, PieceSpec, TargetSpec
 from dyce_runtime.errors import TargetError
+from dyce_runtime.execution.contracts import Artefact, Device, PieceSpec, TargetSpec
 from dyce_targets import installation
 from dyce_targets.nvidia import cuda, engines
 from dyce_targets.nvidia.builder import build

@@ -9,8 +9,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dyce_runtime.contracts import PieceSpec
 from dyce_runtime.errors import BundleError, TargetError
+from dyce_runtime.execution.contracts import PieceSpec
 from dyce_targets.nvidia import cuda
 from dyce_targets.nvidia.builder import last_error, logger
 from dyce_targets.nvidia.products import Product

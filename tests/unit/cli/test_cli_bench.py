@@ -11,8 +11,8 @@ import msgspec
 import pytest
 
 from dyce_runtime import open_bundle
-from dyce_runtime.bundle import REPORT, write_configurations
-from dyce_runtime.configuration import Entry
+from dyce_runtime.bundle.configuration import Entry
+from dyce_runtime.bundle.reader import REPORT, write_configurations
 from tests.bundles import on
 from tests.unit.cli.command import SCRIPT, dyce, dyce_here
 
@@ -121,7 +121,7 @@ def test_figures_show_in_the_report_which_keeps_the_rest(searchable: Path, pictu
 
 def test_a_benchmark_does_not_run_for_a_bundle_that_cannot_take_its_figures(bundle_copy: Path, pictures: Path) -> None:
     script = (
-        "import errno, os\nfrom dyce_runtime import bench\n"
+        "import errno, os\nfrom dyce_runtime.measure import bench\n"
         "def refuse(*_): raise OSError(errno.EROFS, os.strerror(errno.EROFS))\n"
         "os.replace = refuse\nbench.benchmark = lambda *_, **__: print('measured')\n"
     )
@@ -134,8 +134,8 @@ def test_a_benchmark_does_not_run_for_a_bundle_that_cannot_take_its_figures(bund
 # A clock and a meter that the pieces turn, by a millisecond and 10 mJ each. The idle machine draws nothing.
 METER = """
 from types import SimpleNamespace
-from dyce_runtime import energy, piece_costs
-from dyce_targets.host_lane import HostLane
+from dyce_runtime.measure import energy, piece_costs
+from dyce_targets.cpu.host_lane import HostLane
 count = SimpleNamespace(seconds=0.0, joules=0.0)
 def sleep(seconds):
     count.seconds += seconds
@@ -192,7 +192,7 @@ def test_a_machine_without_a_meter_says_so_and_writes_nothing(
 ) -> None:
     (tmp_path / "sys").mkdir()
     script = (
-        "from pathlib import Path\nfrom dyce_runtime import energy\nfind = energy.find_meter\n"
+        "from pathlib import Path\nfrom dyce_runtime.measure import energy\nfind = energy.find_meter\n"
         f"energy.find_meter = lambda: find(Path({str(tmp_path / 'sys')!r}))\n"
     )
     done = bench_joules(script, tiny_bundle, "--data", pictures, "--write-cost-table", tmp_path / "joules.json")

@@ -11,12 +11,12 @@ import onnx
 import pytest
 from onnx import helper
 
-from dyce_export.cli.compile import parse_target
+from dyce_export.cli.commands.compile import parse_target
 from dyce_runtime import load, open_bundle
-from dyce_runtime.artefacts import engine_folder
-from dyce_runtime.bundle import MANIFEST, sha256_of, write_document
-from dyce_runtime.contracts import TargetSpec
+from dyce_runtime.bundle.cache import engine_folder
+from dyce_runtime.bundle.reader import MANIFEST, sha256_of, write_document
 from dyce_runtime.errors import UsageError
+from dyce_runtime.execution.contracts import TargetSpec
 from dyce_targets.nvidia.products import RTX, TENSORRT
 from tests.unit.cli.command import dyce_here
 

@@ -9,11 +9,11 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from dyce_calibration.costs import CostTable
-from dyce_calibration.released import write_released
+from dyce_calibration.search.costs import CostTable
+from dyce_calibration.search.released import write_released
 from dyce_runtime import open_bundle
 from tests.unit.cli.command import dyce_here
-from tests.unit.test_choose import COSTS, make_records
+from tests.unit.promises.test_choose import COSTS, make_records
 
 
 def test_search_replaces_the_configurations_of_a_bundle(searchable: Path) -> None:

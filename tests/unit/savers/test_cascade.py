@@ -11,11 +11,11 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from dyce_runtime import Configuration, Session, load
+from dyce_runtime.control.work_cap import WorkCap, exit_shares
 from dyce_runtime.errors import ConfigurationError, RuntimeInputError
-from dyce_runtime.pictures import Pictures
-from dyce_runtime.plan import path_macs
-from dyce_runtime.preprocessing import preprocess
-from dyce_runtime.work_cap import WorkCap, exit_shares
+from dyce_runtime.execution.plan import path_macs
+from dyce_runtime.inputs.pictures import Pictures
+from dyce_runtime.inputs.preprocessing import preprocess
 from tests.bundles import Spy
 from tests.cascades import EXITS, expected, make_inputs, near_threshold, on
 
@@ -123,7 +123,7 @@ def test_a_picture_is_prepared_for_the_base_only_when_it_gets_there(session: Ses
         prepared.append((way.crop, len(images)))
         return preprocess(images, way)
 
-    monkeypatch.setattr("dyce_runtime.pictures.preprocess", counted)
+    monkeypatch.setattr("dyce_runtime.inputs.pictures.preprocess", counted)
     result = session(session.preprocess(pictures))
     np.testing.assert_array_equal(result.exit, answer.exit)
     np.testing.assert_allclose(result.logits, answer.logits, atol=1e-5)

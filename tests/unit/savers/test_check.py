@@ -10,11 +10,11 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
-from dyce_export.savers.check import check_parts
+from dyce_export.savers.fitting import check_parts
 from dyce_runtime import open_bundle
-from dyce_runtime.bundle import Bundle
+from dyce_runtime.bundle.reader import Bundle
+from dyce_runtime.bundle.test_vectors import read_vectors
 from dyce_runtime.errors import VerificationError
-from dyce_runtime.vectors import read_vectors
 from tests.cascades import ORDER
 
 ORDERS = [ORDER, ORDER, None]
@@ -68,7 +68,7 @@ def test_a_sample_that_leaves_elsewhere_is_found(cascade: Bundle, parts: list[Bu
         result.exit[:] = np.where(result.exit == 0, 1, 0)
         return result
 
-    from dyce_runtime.session import Session
+    from dyce_runtime.execution.session import Session
 
     routed = Session.__call__
     monkeypatch.setattr(Session, "__call__", forgetful)

@@ -12,9 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dyce_calibration.savers import take_over
-from dyce_export.savers.agreement import Member, check_members, class_order, read_mapping
+from dyce_export.savers.joint_verification import Member, check_members, class_order, read_mapping
+from dyce_runtime.bundle.manifest import Model
 from dyce_runtime.errors import UsageError
-from dyce_runtime.manifest import Model
 
 NAMES = ("ant", "bee", "cat")
 

@@ -9,12 +9,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dyce_calibration.costs import CostTable
 from dyce_calibration.records import Records
+from dyce_calibration.search.costs import CostTable
 from dyce_calibration.search.problem import On, Problem, Setting, make_problem
 from dyce_calibration.search.run import Outcome, Search, run
+from dyce_runtime.bundle.manifest import OWN
 from dyce_runtime.errors import DataError
-from dyce_runtime.manifest import OWN
 
 HEADS = (("saver0.1", "mlp"), ("saver0", OWN), ("saver1", OWN), ("4", "mlp"))
 # Up to the exit: the first saver 3 and 5 units, the second one 20, the base 40 and 100 (uncut: 90).

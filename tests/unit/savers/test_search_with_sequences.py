@@ -9,13 +9,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dyce_calibration.costs import CostTable
 from dyce_calibration.records import Records
+from dyce_calibration.search.costs import CostTable
 from dyce_calibration.search.problem import On, Setting, make_problem
 from dyce_calibration.search.run import Search, run
-from dyce_calibration.select import restrict_records
+from dyce_calibration.search.select import restrict_records
+from dyce_runtime.bundle.manifest import OWN
 from dyce_runtime.errors import DataError
-from dyce_runtime.manifest import OWN
 from tests.unit.savers.test_search_with_savers import WEIGHTS, check_that_none_is_better
 
 ESN = "esn1x8"

@@ -14,19 +14,19 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from dyce_calibration.costs import macs_of
 from dyce_calibration.records import Records
+from dyce_calibration.search.costs import macs_of
 from dyce_calibration.search.problem import make_problem
-from dyce_export.joining import assemble
-from dyce_export.savers.features import expose_features
+from dyce_export.graph.joining import assemble
+from dyce_export.savers.exposed_features import expose_features
 from dyce_runtime import Configuration, Session, load, open_bundle
-from dyce_runtime.bundle import MANIFEST, Bundle
-from dyce_runtime.configuration import ExitSetting
+from dyce_runtime.bundle.configuration import ExitSetting
+from dyce_runtime.bundle.manifest import OWN
+from dyce_runtime.bundle.reader import MANIFEST, Bundle
+from dyce_runtime.control.work_cap import WorkCap, exit_shares
 from dyce_runtime.errors import BundleError, UsageError
-from dyce_runtime.manifest import OWN
-from dyce_runtime.piece_costs import measure_times
-from dyce_runtime.plan import make_plan, needs, path_macs
-from dyce_runtime.work_cap import WorkCap, exit_shares
+from dyce_runtime.execution.plan import make_plan, needs, path_macs
+from dyce_runtime.measure.piece_costs import measure_times
 from tests.bundles import HEAD
 from tests.cascades import make_inputs
 from tests.sequences import HEADS, TYPE, all_heads, configurations, expected, near_threshold

@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 
 from dyce_calibration.records import Records
 from dyce_export.progress import Progress
-from dyce_export.savers.together import join_records, own_records, recorded_like, unseen_by
-from dyce_runtime.bundle import RECORDS, SPLITS, Bundle, open_bundle
+from dyce_export.savers.join_records import join_records, own_records, recorded_like, unseen_by
+from dyce_runtime.bundle.manifest import OWN
+from dyce_runtime.bundle.reader import RECORDS, SPLITS, Bundle, open_bundle
 from dyce_runtime.errors import DataError
-from dyce_runtime.manifest import OWN
 
 
 def make_records(hashes: list[int], exits: tuple[str, ...] = ()) -> Records:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from dyce_export.sources import Source
+from dyce_export.sources.source import Source
 
 IMAGE = torch.linspace(-1, 1, 3 * 32 * 32).reshape(1, 3, 32, 32)
 

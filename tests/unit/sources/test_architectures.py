@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 import torch
 
-from dyce_export.inputs import InputOverrides
 from dyce_export.options import Options
 from dyce_export.pipeline import capture_source, prepare
 from dyce_export.progress import Progress
-from dyce_export.sources import load_source
+from dyce_export.sources.inputs import InputOverrides
+from dyce_export.sources.source import load_source
 from dyce_runtime.errors import ModelError
 from tests.unit.sources.small import Net, holds, saved, timm_weights
 

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dyce_export.inputs import InputOverrides
-from dyce_export.sources import from_module, load_source
+from dyce_export.sources.inputs import InputOverrides
+from dyce_export.sources.source import from_module, load_source
 from dyce_runtime.errors import ModelError, UsageError
 from tests.unit.sources.small import Net, saved, timm_weights
 

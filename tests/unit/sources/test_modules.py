@@ -15,9 +15,9 @@ from torch import nn
 from torch.nn.utils import parametrizations, prune
 from torch.optim.swa_utils import AveragedModel
 
-from dyce_export.inputs import InputOverrides
-from dyce_export.sources import from_module, load_source
-from dyce_export.task import check_declared
+from dyce_export.sources.inputs import InputOverrides
+from dyce_export.sources.source import from_module, load_source
+from dyce_export.sources.task import check_declared
 from dyce_runtime.errors import ModelError
 from tests.unit.sources.small import IMAGE, Net, holds, saved
 

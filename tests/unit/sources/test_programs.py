@@ -15,8 +15,8 @@ import pytest
 import torch
 from torch import nn
 
-from dyce_export.inputs import InputOverrides
-from dyce_export.sources import load_source
+from dyce_export.sources.inputs import InputOverrides
+from dyce_export.sources.source import load_source
 from dyce_runtime.errors import ModelError
 from tests.unit.sources.small import IMAGE, Net, saved
 

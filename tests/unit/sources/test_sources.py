@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from dyce_export.sources import load_source
+from dyce_export.sources.source import load_source
 from dyce_runtime.errors import ModelError, UsageError
 
 pytest.importorskip("timm", reason="loading models needs timm")

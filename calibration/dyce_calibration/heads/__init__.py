@@ -1,0 +1,1 @@
+"""Heads: the features that they read, their training, their temperature."""

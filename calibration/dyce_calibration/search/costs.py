@@ -1,0 +1,183 @@
+"""Cost tables: what a sample pays for each stretch of backbone and each head, in one unit."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Mapping
+from itertools import accumulate
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+
+from dyce_runtime.bundle.configuration import Configurations
+from dyce_runtime.bundle.manifest import FINAL, SCHEMA_VERSION, Manifest
+from dyce_runtime.errors import DataError, DestinationError
+from dyce_runtime.execution.plan import head_macs, needs
+from dyce_runtime.json_files import read_json
+from dyce_runtime.measure.piece_costs import IMAGE, PieceCosts
+
+log = logging.getLogger("dyce_calibration")
+
+Unit = Literal["macs", "ms", "joules"]
+MACS: Unit = "macs"
+
+
+class CostTable(msgspec.Struct, frozen=True):
+    """Costs per sample, as in ``costs.json``; where they were measured, of a call of ``measured["batch"]`` samples.
+
+    Attributes:
+        unit: of every number here.
+        backbone: exit id, in execution order, to the cost of all segments up to that exit, heads apart; ``final`` is
+            the whole chain, savers included.
+        heads: exit id and head type to the cost of that head.
+        full: of the uncut model; measured in time it may be less than the chain.
+        worth_moving, best_batch: see :class:`dyce_runtime.bundle.configuration.Configurations`.
+        spans: exit id behind which a span starts (``image`` before the first) and exit id at its end to its cost.
+        savers: exit ids at which a saver ends. What follows starts at an image again, and a saver costs only what
+            leads to the last of its exits that is on.
+        needs: exit id and type of a head that runs only behind others to the exits and types of these, which are paid
+            even where they are off.
+        model: sha256 of the manifest of the bundle it belongs to; empty if it belongs to none.
+        measured: where and with what it was measured; empty for multiply-accumulates.
+    """
+
+    unit: Unit
+    backbone: dict[str, float]
+    heads: dict[str, dict[str, float]]
+    full: float
+    model: str = ""
+    measured: dict[str, str] = msgspec.field(default_factory=dict)
+    spans: dict[str, dict[str, float]] = msgspec.field(default_factory=dict)
+    worth_moving: dict[str, int] = msgspec.field(default_factory=dict)
+    best_batch: int = 0
+    savers: tuple[str, ...] = ()
+    needs: dict[str, dict[str, tuple[tuple[str, str], ...]]] = msgspec.field(default_factory=dict)
+    schema_version: str = SCHEMA_VERSION
+
+    def check(self) -> CostTable:
+        """Return the table. Raises DataError if a cost is missing, negative or falls along the backbone."""
+        if list(self.backbone)[-1:] != [FINAL]:
+            raise DataError(f"the cost table ends in {list(self.backbone)[-1:]}; expected the exit {FINAL!r} last")
+        before = 0.0
+        for exit, cost in self.backbone.items():
+            if not (math.isfinite(cost) and cost >= before):
+                raise DataError(
+                    f"the backbone costs {cost} {self.unit} up to exit {exit}; expected a number of at least {before}, "
+                    "the cost up to the exit before it"
+                )
+            before = cost
+        for exit, types in self.heads.items():
+            for type, cost in types.items():
+                if not (math.isfinite(cost) and cost >= 0):
+                    raise DataError(f"head {type} at exit {exit} costs {cost} {self.unit}; expected 0 or more")
+        if not (math.isfinite(self.full) and self.full > 0):
+            raise DataError(f"the full model costs {self.full} {self.unit}; expected more than 0")
+        self._check_spans()
+        self._check_needs()
+        if [exit for exit in self.backbone if exit in self.savers] != list(self.savers) or FINAL in self.savers:
+            raise DataError(f"the cost table has savers that end at {list(self.savers)}; expected exits, in order")
+        return self
+
+    def _check_spans(self) -> None:
+        places = [IMAGE, *self.backbone]
+        for start, ends in self.spans.items():
+            for end, cost in ends.items():
+                if start not in places or end not in places[places.index(start) + 1 :]:
+                    raise DataError(f"the cost table has a span from {start} to {end}; expected exits of the backbone")
+                if not (math.isfinite(cost) and cost >= 0):
+                    raise DataError(f"the span from {start} to {end} costs {cost} {self.unit}; expected 0 or more")
+
+    def _check_needs(self) -> None:
+        places = list(self.backbone)
+        for exit, types in self.needs.items():
+            for type, before in types.items():
+                for other, needed in before:
+                    known = {exit, other} <= {*places} and needed in self.heads.get(other, {})
+                    if not known or places.index(other) >= places.index(exit):
+                        raise DataError(
+                            f"head {type} at exit {exit} needs {needed} at {other}, which is no head before it"
+                        )
+
+    def with_all_spans(self) -> CostTable:
+        """What would be paid if all segments between two exits that are on ran as one span, about.
+
+        The whole backbone then costs what the uncut model costs. What cutting adds is shared out equally among
+        the exits and falls away with their heads.
+        """
+        exits = list(self.backbone)
+        base = exits[exits.index(self.savers[-1]) + 1 :] if self.savers else exits
+        before = self.backbone[self.savers[-1]] if self.savers else 0.0
+        chain, cuts = self.backbone[FINAL] - before, len(base) - 1
+        if chain <= self.full or not cuts:
+            return msgspec.structs.replace(self, spans={})
+        seam, share = (chain - self.full) / cuts, self.full / chain
+        backbone = {exit: before + (self.backbone[exit] - before) * share for exit in base}
+        heads = {exit: {type: c + seam for type, c in self.heads[exit].items()} for exit in base if exit in self.heads}
+        return msgspec.structs.replace(
+            self, backbone={**self.backbone, **backbone}, heads={**self.heads, **heads}, spans={}
+        )
+
+
+def macs_of(manifest: Manifest) -> CostTable:
+    """The cost table of a bundle in multiply-accumulates."""
+    segments = [piece.macs for piece in manifest.segments]
+    backbone = {exit.id: float(sum(segments[: index + 1])) for index, exit in enumerate(manifest.exits)}
+    heads = {e.id: {h.type: float(head_macs(manifest, e, h.type)) for h in e.heads} for e in manifest.exits if e.heads}
+    full, savers = float(sum(segments[manifest.base.first :])), tuple(saver.id for saver in manifest.savers)
+    return CostTable("macs", backbone, heads, full, savers=savers, needs=needs(manifest))
+
+
+def macs_again(manifest: Manifest, before: Configurations) -> CostTable:
+    """The same, for pieces that nothing was measured of yet; says so where the search before was by another unit."""
+    if before.unit != MACS:
+        log.warning(
+            "the configurations were chosen by %s; those of the new pieces are chosen by multiply-accumulates, until "
+            "`dyce search --costs` chooses them by a cost table",
+            before.unit,
+        )
+    return macs_of(manifest)
+
+
+def costs_of(pieces: PieceCosts, unit: Unit, model: str, measured: Mapping[str, str]) -> CostTable:
+    """The cost table of what was measured on one machine.
+
+    Args:
+        unit: of ``pieces``.
+        model: fingerprint of the bundle.
+        measured: the machine and the versions.
+
+    Raises:
+        DataError: the numbers cannot be costs, such as an uncut model that draws nothing.
+    """
+    backbone = dict(zip(pieces.segments, accumulate(pieces.segments.values()), strict=True))
+    heads: dict[str, dict[str, float]] = {}
+    for (exit, type), cost in pieces.heads.items():
+        heads.setdefault(exit, {})[type] = cost
+    spans: dict[str, dict[str, float]] = {}
+    for (start, end), cost in pieces.spans.items():
+        spans.setdefault(start, {})[end] = cost
+    further = {"savers": pieces.savers, "needs": pieces.needs}
+    return CostTable(unit, backbone, heads, pieces.uncut, model, dict(measured), spans, **further).check()  # type: ignore[arg-type]
+
+
+def write_costs(costs: CostTable, path: Path) -> None:
+    """Write a cost table. Raises DestinationError if the file cannot be written."""
+    try:
+        path.write_bytes(msgspec.json.format(msgspec.json.encode(costs), indent=2) + b"\n")
+    except OSError as error:
+        raise DestinationError(f"{path} cannot be written: {error.strerror}") from error
+
+
+def read_costs(path: Path) -> CostTable:
+    """Read a cost table. Raises DataError if the file is not one or its numbers cannot be costs."""
+    try:
+        return read_json(path, CostTable).check()
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror}") from error
+    except msgspec.DecodeError as error:
+        raise DataError(
+            f"{path} does not hold a cost table: {error}",
+            hint="`dyce bench BUNDLE --data PICTURES --write-cost-table FILE` makes one.",
+        ) from error

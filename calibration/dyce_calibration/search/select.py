@@ -1,0 +1,86 @@
+"""Which of many candidate exits are worth having: a few positions, and the heads that the front then uses."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+import numpy as np
+
+from dyce_calibration.promises.choose import choose
+from dyce_calibration.records import Records
+from dyce_calibration.search import exact
+from dyce_calibration.search.costs import CostTable
+from dyce_calibration.search.problem import Problem, make_problem
+from dyce_runtime.bundle.manifest import FINAL
+
+# Positions are judged by the cost saved while at most this much accuracy is lost.
+_LOSS = 0.05
+_WEIGHTS = (0.5, 0.7, 0.8, 0.9, 0.95, 0.97, 0.98, 0.99)
+
+
+def select_exits(
+    records: Records,
+    costs: CostTable,
+    most: int,
+    progress: Callable[[Iterable[int]], Iterable[int]] = lambda rounds: rounds,
+) -> list[str]:
+    """At most ``most`` exits, in execution order, chosen one after another on the split ``search``.
+
+    Each time the one is added with which the front saves most: the mean of 1 - cost over all losses up to five points.
+    It ends early when none adds a thousandth.
+    """
+    problem = make_problem(records.of_split("search"), costs)
+    chosen: list[int] = []
+    saved = 0.0
+    for _ in progress(range(min(most, len(problem.positions)))):
+        left = [index for index in range(len(problem.positions)) if index not in chosen]
+        gains = [_saved(_restricted(problem, sorted([*chosen, index]))) for index in left]
+        best = int(np.argmax(gains))
+        if gains[best] <= saved + 1e-3:
+            break
+        saved = gains[best]
+        chosen.append(left[best])
+    return [problem.positions[index].exit for index in sorted(chosen)]
+
+
+def used_heads(records: Records, costs: CostTable, exits: list[str]) -> set[tuple[str, str]]:
+    """The heads (exit, type) of these exits that a bundle's configurations would use."""
+    heads = {head for head in records.heads if head[0] in exits}
+    found = choose(restrict_records(records, heads), restrict_costs(costs, heads))
+    entries = (*found.named.values(), *found.front)
+    return {(exit, on.head) for entry in entries for exit, on in entry.exits.items()}
+
+
+def restrict_records(records: Records, heads: set[tuple[str, str]]) -> Records:
+    """The same samples with some of the heads, and the model's own classifier."""
+    columns = [index for index, head in enumerate(records.heads) if head in heads]
+    return Records(
+        tuple(records.heads[index] for index in columns),
+        records.predictions[:, [*columns, -1]],
+        records.confidences[:, [*columns, -1]],
+        records.labels,
+        records.hashes,
+        records.split,
+    )
+
+
+def restrict_costs(costs: CostTable, heads: set[tuple[str, str]]) -> CostTable:
+    """The same table with the exits of these heads only."""
+    exits = {exit for exit, _ in heads}
+    return CostTable(
+        costs.unit,
+        {exit: cost for exit, cost in costs.backbone.items() if exit in exits or exit == FINAL},
+        {e: {t: cost for t, cost in of.items() if (e, t) in heads} for e, of in costs.heads.items() if e in exits},
+        costs.full,
+        savers=tuple(exit for exit in costs.savers if exit in exits),
+    )
+
+
+def _restricted(problem: Problem, positions: list[int]) -> Problem:
+    return Problem(tuple(problem.positions[index] for index in positions), problem.correct, problem.cost)
+
+
+def _saved(problem: Problem) -> float:
+    bound = exact.search(problem, _WEIGHTS, around=False).front.bound
+    least = max(0, problem.right - int(_LOSS * len(problem)))
+    return float(np.clip(1 - bound[least : problem.right + 1], 0, None).mean())

@@ -1,0 +1,1 @@
+"""The verbs of ``dyce``, one in each module."""

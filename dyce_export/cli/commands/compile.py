@@ -1,0 +1,124 @@
+"""``dyce compile``: a bundle's pieces for another target."""
+
+from __future__ import annotations
+
+import re
+import time
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from dyce_export.cli import bounds
+from dyce_export.cli.console import Json, Quiet, Verbose, out, print_json, print_table, progress_bar, set_up
+from dyce_runtime.errors import TargetError, UsageError
+
+if TYPE_CHECKING:
+    from dyce_runtime.bundle.reader import Bundle
+    from dyce_runtime.execution.contracts import Target, TargetSpec
+
+HELP = "Build the engines of a target, into the bundle or, if it cannot be written, the user's cache."
+
+
+def command(
+    bundle: Annotated[Path, typer.Argument(help="The bundle.", show_default=False)],
+    target: Annotated[
+        str,
+        typer.Option(
+            help="Target to build for; `rtx:sm86,sm89` names the compute capabilities of GPUs. Or a device that "
+            "`dyce inspect` lists, such as rtx-40.",
+            show_default=False,
+        ),
+    ],
+    max_batch: Annotated[
+        int | None,
+        typer.Option(
+            callback=bounds.batch,
+            help="Most pictures in one call of an engine. Default: what suits the device, or 8.",
+            show_default=False,
+        ),
+    ] = None,
+    json: Json = False,
+    verbose: Verbose = False,
+    quiet: Quiet = False,
+) -> None:
+    """Build and print."""
+    set_up(verbose=verbose, quiet=quiet)
+    import dyce_runtime
+    from dyce_runtime.bundle.cache import engine_folder
+    from dyce_runtime.execution import targets
+
+    name, spec = parse_target(target)
+    if max_batch is not None:
+        spec = replace(spec, max_batch=max_batch)
+    wanted = targets.get(name)
+    if reason := wanted.compiles():
+        raise TargetError(f"{name}: {reason}")
+    opened = dyce_runtime.open_bundle(bundle)
+    if opened.manifest.precision == "bfloat16":
+        spec = replace(spec, precision="bfloat16")
+    folder = engine_folder(opened, name)
+    compiled = _compile(opened, wanted, spec, folder, quiet=quiet)
+    if json:
+        pieces = [asdict(piece) for piece in compiled]
+        where = str(folder) if compiled else None
+        print_json("compile", {"bundle": str(bundle), "target": name, "folder": where, "pieces": pieces})
+    elif not compiled:
+        out.print(f"{name} reads the ONNX files of {bundle.name} as they are: there is nothing to build.")
+    else:
+        rows = [
+            (p.piece, f"{p.bytes / 1e6:.1f} MB", f"{p.seconds:.1f} s" if p.built else "was there") for p in compiled
+        ]
+        print_table(
+            f"{folder}: for {', '.join(spec.devices) or 'every GPU that it can be for'}",
+            ("piece", "size", "built in"),
+            rows,
+        )
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """What became of a piece. ``seconds`` are 0 if its engine was there."""
+
+    piece: str
+    bytes: int
+    seconds: float
+    built: bool
+
+
+def parse_target(text: str) -> tuple[str, TargetSpec]:
+    """``rtx:sm86,sm89`` to a name and compute capabilities, sorted and without repetition; or what a device asks for.
+
+    Raises:
+        UsageError: something else stands behind the colon.
+    """
+    from dyce_runtime.execution.contracts import TargetSpec
+    from dyce_targets.profiles import profiles
+
+    if (profile := profiles().get(text)) is not None:
+        devices = profile.capabilities if profile.target == "rtx" else ()  # the other builds for the GPU at hand
+        spec = TargetSpec(devices=devices, max_batch=profile.max_batch, workspace_mib=profile.workspace_mib)
+        return profile.target, spec
+    name, colon, rest = text.partition(":")
+    devices = tuple(sorted({device.strip().lower() for device in rest.split(",")})) if colon else ()
+    if not all(re.fullmatch(r"sm\d{2,3}", device) for device in devices):
+        raise UsageError(
+            f"--target {text}: found {rest!r} behind the colon; expected compute capabilities such as sm86,sm89",
+            hint="An RTX 30 is sm86, an RTX 40 sm89, an RTX 50 sm120.",
+        )
+    return name, TargetSpec(devices=devices)
+
+
+def _compile(bundle: Bundle, target: Target, spec: TargetSpec, folder: Path, *, quiet: bool) -> list[Compiled]:
+    """One after another: a builder takes all cores."""
+    compiled = []
+    pieces = bundle.piece_specs([piece.id for piece in bundle.runnable(spans=target.spans)])
+    with progress_bar(quiet=quiet) as track:
+        for piece in track(pieces, "building"):
+            start = time.perf_counter()
+            path, built = target.compile(piece, spec, folder)
+            seconds = time.perf_counter() - start if built else 0.0
+            if path != piece.path:
+                compiled.append(Compiled(piece.id, path.stat().st_size, seconds, built))
+    return compiled

@@ -1,0 +1,1 @@
+"""The model as a graph: where it can be cut, and how it is."""

@@ -1,0 +1,1 @@
+"""What a user brings: files, modules and names of models, made ready to be captured."""

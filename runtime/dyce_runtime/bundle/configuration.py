@@ -1,0 +1,236 @@
+"""Configurations: which exits are on, with which head, at which threshold."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import msgspec
+import numpy as np
+
+from dyce_runtime.arguments import number, shown
+from dyce_runtime.bundle.manifest import FINAL, SCHEMA_VERSION, Manifest
+from dyce_runtime.errors import ConfigurationError
+
+FULL = "full"
+# Names become labels of counters and lines of a log.
+_LONGEST_NAME = 200
+
+
+class ExitSetting(msgspec.Struct, frozen=True):
+    """An exit that is on: the type of its head and its threshold (float32, a sample leaves strictly above it)."""
+
+    head: str
+    threshold: float
+
+
+class Configuration(msgspec.Struct, frozen=True):
+    """An immutable setting of the knob. Exits that are not named are off; ``{}`` runs the full model."""
+
+    name: str
+    exits: dict[str, ExitSetting] = msgspec.field(default_factory=dict)
+
+    def check(self, manifest: Manifest) -> None:
+        """Raise ConfigurationError unless every exit, head and threshold exists in the bundle."""
+        if not isinstance(self.name, str) or len(self.name) > _LONGEST_NAME:
+            raise ConfigurationError(
+                f"the name of a configuration is {shown(self.name)}; expected text of at most {_LONGEST_NAME} "
+                "characters"
+            )
+        if not isinstance(self.exits, dict):
+            raise ConfigurationError(
+                f"configuration {self.name!r} has the exits {shown(self.exits)}; expected a dictionary"
+            )
+        for id, setting in self.exits.items():
+            if not isinstance(setting, ExitSetting):
+                raise ConfigurationError(
+                    f"configuration {self.name!r} sets exit {shown(id)} to {shown(setting)}; expected an ExitSetting"
+                )
+            exit = next((e for e in manifest.exits if e.id == id and e.id != FINAL), None)
+            if exit is None:
+                known = ", ".join(e.id for e in manifest.exits if e.id != FINAL) or "none"
+                raise ConfigurationError(
+                    f"configuration {self.name!r} turns on exit {shown(id)}; this bundle has the exits {known}",
+                    hint="Use a configuration of this bundle; `dyce inspect BUNDLE` lists them.",
+                )
+            if setting.head not in [head.type for head in exit.heads]:
+                known = ", ".join(head.type for head in exit.heads)
+                raise ConfigurationError(
+                    f"configuration {self.name!r} uses head {shown(setting.head)} at exit {id}; the bundle has: {known}"
+                )
+            number(
+                f"configuration {self.name!r}: the threshold of exit {id}",
+                setting.threshold,
+                0,
+                1,
+                error=ConfigurationError,
+            )
+
+
+class Figures(msgspec.Struct, frozen=True):
+    """What one split said about a configuration.
+
+    Attributes:
+        accuracy: share of samples labelled right.
+        loss: accuracy of the full model on the same samples minus ``accuracy``.
+        cost: relative to the full model, in the unit of the cost table that the search used.
+        share_per_exit: share of the samples that left at each exit, ``final`` last.
+        loss_error: paired standard error of ``loss``; None where it was not computed.
+    """
+
+    accuracy: float
+    loss: float
+    cost: float
+    samples: int
+    share_per_exit: tuple[float, ...]
+    loss_error: float | None = None
+
+    def __repr__(self) -> str:
+        """Accuracy, loss and cost, rounded."""
+        error = "" if self.loss_error is None else f" ± {100 * self.loss_error:.2f}"
+        return (
+            f"<accuracy {self.accuracy:.1%}, loses {100 * self.loss:.2f}{error} points, costs {self.cost:.1%} of full, "
+            f"on {self.samples} samples>"
+        )
+
+
+class Certificate(msgspec.Struct, frozen=True):
+    """With probability at least 1 - ``delta`` the accuracy lost against the full model is at most ``epsilon``.
+
+    Attributes:
+        epsilon: a fraction; 0.01 is one point.
+        samples: how many the statement rests on, of a split that took no part in the search.
+    """
+
+    epsilon: float
+    delta: float
+    samples: int
+    split: str = "certification"
+
+
+class BenchFigures(msgspec.Struct, frozen=True):
+    """What a benchmark measured of a configuration on one machine.
+
+    Attributes:
+        p50_ms, p90_ms: median and 90 % quantile of the milliseconds of a call, preprocessing apart.
+        time_ratio: to the uncut model in the same run; below 1 is faster.
+        time_ratio_range: what its median lies between, as far as the rounds of that run tell.
+        accuracy: share of samples labelled right; None without labels.
+        loss: accuracy of the uncut model on the same samples minus ``accuracy``; None without labels.
+        loss_error: its paired standard error.
+        samples: how many there were.
+        unseen: how many of them took no part in making the bundle.
+        batch: samples per call.
+        target, threads: the engine, and the threads per call that it was asked for.
+        cpu: as the system names it.
+        date: of the measurement, as in 2026-01-31.
+    """
+
+    p50_ms: float
+    p90_ms: float
+    time_ratio: float
+    accuracy: float | None
+    samples: int
+    unseen: int
+    batch: int
+    target: str
+    threads: str
+    cpu: str
+    date: str
+    time_ratio_range: tuple[float, float] | None = None
+    loss: float | None = None
+    loss_error: float | None = None
+
+
+class Entry(msgspec.Struct, frozen=True):
+    """A configuration with what is known about it. It was chosen on the split named ``search``.
+
+    Attributes:
+        allowed_loss: the most accuracy that it was allowed to lose against the full model when it was chosen, a
+            fraction; None where no loss was asked for.
+    """
+
+    exits: dict[str, ExitSetting]
+    search: Figures | None = None
+    test: Figures | None = None
+    certified: Certificate | None = None
+    bench: BenchFigures | None = None
+    allowed_loss: float | None = None
+
+
+class Configurations(msgspec.Struct, frozen=True):
+    """``configurations.json``: the named configurations and the front, cheapest first.
+
+    Attributes:
+        unit: of the costs that the search weighed: ``macs``, ``ms`` or ``joules``.
+        method: how the front was searched for.
+        note: what a user should know about the certificates; empty if there is nothing to say.
+        worth_moving: exit id to how many samples of a batch have to have left there for the rest to be moved together,
+            as measured; 1 where nothing was.
+        best_batch: samples that should run at once where there are more, as measured; 0 if nothing was.
+    """
+
+    schema_version: str = SCHEMA_VERSION
+    named: dict[str, Entry] = msgspec.field(default_factory=dict)
+    front: tuple[Entry, ...] = ()
+    unit: str = "macs"
+    method: str = ""
+    note: str = ""
+    worth_moving: dict[str, int] = msgspec.field(default_factory=dict)
+    best_batch: int = 0
+
+    def get(self, name: str) -> Configuration:
+        """The configuration of that name. Raises ConfigurationError if there is none."""
+        if name not in self.named:
+            raise ConfigurationError(
+                f"there is no configuration {name!r} in this bundle; it has: {', '.join(self.named)}"
+            )
+        return Configuration(name=name, exits=self.named[name].exits)
+
+    def allowed_loss(self, configuration: Configuration) -> float | None:
+        """What the configuration of that name was allowed to lose; None where nothing was asked for."""
+        entry = self.named.get(configuration.name)
+        return None if entry is None or entry.exits != configuration.exits else entry.allowed_loss
+
+    def with_bench(self, known: Sequence[Entry]) -> Configurations:
+        """The same with the benchmark's figures of ``known`` entries: where exits, heads and thresholds are equal."""
+
+        def renew(entry: Entry) -> Entry:
+            found = (other.bench for other in known if other.bench is not None and other.exits == entry.exits)
+            return msgspec.structs.replace(entry, bench=next(found, entry.bench))
+
+        named = {name: renew(entry) for name, entry in self.named.items()}
+        return msgspec.structs.replace(self, named=named, front=tuple(map(renew, self.front)))
+
+    def within(self, budget: float) -> Configuration:
+        """The most accurate configuration of the front, on the search split, that costs no more than ``budget``.
+
+        Args:
+            budget: relative to the full model; over 0.
+
+        Raises:
+            ConfigurationError: nothing is as cheap as that, or nothing was searched.
+        """
+        known = [entry for entry in (*self.front, *self.named.values()) if entry.search is not None]
+        if not known:
+            raise ConfigurationError(
+                "this bundle has no searched configurations, so there is none for a budget",
+                hint="Export with --data.",
+            )
+        cheapest = min(entry.search.cost for entry in known)  # type: ignore[union-attr]
+        fitting = [entry for entry in known if entry.search.cost <= budget]  # type: ignore[union-attr]
+        if not fitting:
+            raise ConfigurationError(
+                f"the budget is {budget:g} of the full model; the cheapest configuration costs {cheapest:.3f}"
+            )
+        best = max(fitting, key=lambda entry: (entry.search.accuracy, -entry.search.cost))  # type: ignore[union-attr]
+        return Configuration(name=f"budget {budget:g}", exits=best.exits)
+
+
+def float32_midpoint(low: float, high: float) -> float:
+    """A float32 t with ``low <= t < high`` for float32 numbers low < high: their midpoint.
+
+    ``high > t`` holds and ``low > t`` does not, so routing at t separates the two, even if they are neighbours.
+    """
+    low32, high32 = np.float32(low), np.float32(high)
+    middle = np.float32((float(low32) + float(high32)) / 2)
+    return float(middle if middle < high32 else low32)

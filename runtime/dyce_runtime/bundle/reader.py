@@ -1,0 +1,299 @@
+"""Bundles on disk: everything that is read back is checked before it is used."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import suppress
+from pathlib import Path, PurePosixPath
+from typing import TypeVar
+
+import msgspec
+
+from dyce_runtime.arguments import shown
+from dyce_runtime.atomic_write import write_atomically
+from dyce_runtime.bundle.configuration import FULL, Configuration, Configurations
+from dyce_runtime.bundle.manifest import DECISION, FINAL, SCHEMA_VERSION, UNCUT, Manifest, Piece
+from dyce_runtime.errors import BundleError, ConfigurationError, DestinationError
+from dyce_runtime.execution.contracts import PieceSpec
+from dyce_runtime.json_files import decoded
+from dyce_runtime.names import encoded, is_text
+
+MANIFEST = "manifest.json"
+CONFIGURATIONS = "configurations.json"
+RECORDS = "calibration/records.npz"
+SPLITS = "calibration/splits.npz"
+TEST_VECTORS = "testvectors/vectors.npz"
+REPORT = "report.html"
+ENGINES = "engines"
+PRECISIONS = "precisions"
+
+# onnxruntime keeps weights in layouts of its own: pieces of four models took 1.8 to 3.2 times the size of their files.
+_MEMORY_PER_BYTE = 2.5
+# Characters of a path that a message repeats.
+_LONGEST_PATH = 300
+
+_Document = TypeVar("_Document", Manifest, Configurations)
+
+
+class Bundle:
+    """An opened bundle: the folder, its manifest and its configurations.
+
+    Attributes:
+        path: the folder.
+        manifest: what it holds.
+        configurations: the named configurations and the front.
+    """
+
+    def __init__(self, path: Path, manifest: Manifest, configurations: Configurations) -> None:
+        self.path = path
+        self.manifest = manifest
+        self.configurations = configurations
+
+    @property
+    def fingerprint(self) -> str:
+        """The sha256 of the manifest, which lists that of every other file."""
+        return sha256_of(self.path / MANIFEST)
+
+    def file(self, name: str) -> Path:
+        """The path of a file inside the bundle, by its name in the manifest."""
+        return self.path / name
+
+    def size(self, piece: str) -> int:
+        """Bytes of a piece's files, which are weights."""
+        found = self.manifest.piece(piece)
+        return sum(self.file(name).stat().st_size for name in (found.file, *found.data))
+
+    def memory(self, piece: str) -> int:
+        """Bytes that a piece takes when it is open, about."""
+        return int(_MEMORY_PER_BYTE * self.size(piece))
+
+    def configuration(self, name: str) -> Configuration:
+        """A named configuration. Raises ConfigurationError if there is none."""
+        return self.configurations.get(name)
+
+    def precision(self, name: str) -> Bundle:
+        """The bundle of the same network in another precision. Raises BundleError if there is none."""
+        known = self.manifest.precisions
+        if name not in known:
+            raise BundleError(
+                f"{self.path} has no {name}; it has {', '.join((self.manifest.precision, *known))}",
+                hint="`dyce lower` adds precisions to a bundle.",
+            )
+        return open_bundle(self.path / PRECISIONS / name, check_hashes=False)
+
+    def contents(self) -> list[str]:
+        """Names of the files that make the bundle, but its own manifest and configurations."""
+        of_others = (f"{PRECISIONS}/{name}/{CONFIGURATIONS}" for name in self.manifest.precisions)
+        return sorted([*self.manifest.files, *of_others])
+
+    def piece_specs(self, ids: Sequence[str]) -> list[PieceSpec]:
+        """What a target needs to know of the given pieces."""
+        pieces = [self.manifest.piece(id) for id in ids]
+        return [PieceSpec(p.id, self.file(p.file), p.inputs, p.outputs, self._digest(p)) for p in pieces]
+
+    def runnable(self, *, spans: bool) -> list[Piece]:
+        """The pieces that a target has a use for: of the spans only the uncut model if it has none for them."""
+        return [piece for piece in self.manifest.pieces if piece.kind != "span" or spans or piece.id == UNCUT]
+
+    def _digest(self, piece: Piece) -> str:
+        # While a bundle is being written, its files are not listed yet.
+        return "-".join(self.manifest.files.get(name, "") for name in (piece.file, *piece.data))
+
+
+def is_bundle(path: str | os.PathLike[str]) -> bool:
+    """Whether this is the folder of a bundle."""
+    return (Path(path) / MANIFEST).is_file()
+
+
+def open_bundle(path: str | os.PathLike[str], *, check_hashes: bool = True) -> Bundle:
+    """Open and check a bundle.
+
+    Args:
+        path: the folder that an export wrote.
+        check_hashes: read every file and compare its sha256; False checks names and the documents only.
+
+    Raises:
+        BundleError: not a bundle, a missing or changed file, a newer schema, a path that leaves the folder,
+            pieces that do not fit together, or a configuration that does not fit the manifest.
+    """
+    folder = _folder(path)
+    manifest = _read_document(folder / MANIFEST, Manifest)
+    configurations = _read_document(folder / CONFIGURATIONS, Configurations)
+    for name, expected in manifest.files.items():
+        _check_file(folder, name, expected if check_hashes else None)
+    _check_pieces(manifest)
+    _check_configurations(folder / CONFIGURATIONS, configurations, manifest)
+    return Bundle(folder, manifest, configurations)
+
+
+def _folder(path: object) -> Path:
+    """The folder at a path. Raises BundleError if there is none, whatever else was given."""
+    with suppress(TypeError, ValueError, OSError):  # no path, with a NUL in it, or too long for the system
+        folder = Path(path)  # type: ignore[arg-type]
+        if folder.is_dir():
+            if not is_text(folder):  # engines read it by its name
+                raise BundleError(
+                    f"{folder} is a name in another encoding than UTF-8; expected text", hint="Rename the folder."
+                )
+            return folder
+    named = path if isinstance(path, (str, Path)) and len(str(path)) < _LONGEST_PATH else shown(path)
+    found = "is not a folder" if os.path.lexists(named) else "does not exist"
+    raise BundleError(f"{named} {found}; expected a bundle, the folder that `dyce-export` writes")
+
+
+def write_document(document: Manifest | Configurations, path: Path) -> None:
+    """Write a JSON document; readers see the old one or the new one, never a part."""
+    write_atomically(path, msgspec.json.format(encoded(document), indent=2) + b"\n")
+
+
+def write_configurations(configurations: Configurations, folder: Path) -> None:
+    """Replace the configurations of the bundle in ``folder``. Raises DestinationError if that cannot be written."""
+    path = folder / CONFIGURATIONS
+    try:
+        write_document(configurations, path)
+    except OSError as error:
+        raise DestinationError(
+            f"{path} cannot be written: {error.strerror}", hint="Copy the bundle to a place that can be written."
+        ) from error
+
+
+def sha256_of(path: Path) -> str:
+    """The sha256 of a file, in hexadecimal."""
+    import hashlib
+
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def files_of(folder: Path) -> Iterator[str]:
+    """Every file of a bundle that the manifest has to list, relative and sorted; the others may change later."""
+    for path in sorted(folder.rglob("*")):
+        name = path.relative_to(folder).as_posix()
+        if path.is_file() and name != MANIFEST and not may_change(name):
+            yield name
+
+
+def may_change(name: str) -> bool:
+    """Whether a file, by its name in the bundle, is written after an export: there, or in one of its precisions."""
+    parts = PurePosixPath(name).parts
+    own = parts[2:] if parts[0] == PRECISIONS else parts
+    return own[0] == ENGINES or own in ((CONFIGURATIONS,), (REPORT,))
+
+
+def _read_document(path: Path, type: type[_Document]) -> _Document:
+    if not path.is_file():
+        raise BundleError(f"{path} is missing; expected a bundle, the folder that `dyce-export` writes")
+    try:
+        content = path.read_bytes()
+        head = decoded(content, object)
+        _check_schema(path, head.get("schema_version") if isinstance(head, dict) else None)
+        return decoded(content, type)
+    except (OSError, msgspec.DecodeError) as error:
+        raise BundleError(f"{path} cannot be read: {error}", hint="Export the bundle again.") from error
+
+
+def _check_schema(path: Path, found: object) -> None:
+    major = str(found).split(".", 1)[0]
+    ours = SCHEMA_VERSION.split(".", 1)[0]
+    if not major.isdecimal():
+        raise BundleError(f"{path} has schema_version {found!r}; expected {SCHEMA_VERSION}")
+    if int(major) > int(ours):
+        raise BundleError(
+            f"{path} has schema_version {found}; this runtime reads up to {SCHEMA_VERSION}",
+            hint="Upgrade dyce-export on this machine, or export again with the version installed here.",
+        )
+
+
+def _check_file(folder: Path, name: str, expected: str | None) -> None:
+    if name != str(PurePosixPath(name)) or PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
+        raise BundleError(f"the manifest names {name!r}, which leaves the bundle; expected a path inside {folder}")
+    path = folder / name
+    if not path.is_file():
+        raise BundleError(f"{path} is missing", hint="Copy the whole folder, or export again.")
+    if not path.resolve().is_relative_to(folder.resolve()):
+        raise BundleError(f"{path} is a link that leaves the bundle; expected a file inside {folder}")
+    if expected is not None and (found := sha256_of(path)) != expected:
+        raise BundleError(
+            f"{path} was changed: its sha256 is {found[:12]}..., the manifest says {expected[:12]}...",
+            hint="Copy the bundle again, or export again.",
+        )
+
+
+def _check_configurations(path: Path, configurations: Configurations, manifest: Manifest) -> None:
+    if FULL not in configurations.named:
+        raise BundleError(f"{path} has no configuration {FULL!r}; every bundle has one")
+    unnamed = [Configuration(f"number {n} of the front", entry.exits) for n, entry in enumerate(configurations.front)]
+    for configuration in [*(configurations.get(name) for name in configurations.named), *unnamed]:
+        try:
+            configuration.check(manifest)
+        except ConfigurationError as error:
+            raise BundleError(f"{path} does not fit the manifest: {error}") from error
+
+
+def _check_pieces(manifest: Manifest) -> None:
+    """Files are listed, segments follow each other, and tensors agree at every seam."""
+    segments = [piece for piece in manifest.pieces if piece.kind == "segment"]
+    if [(s.first, s.last) for s in segments] != [(k, k) for k in range(len(manifest.exits))]:
+        raise BundleError(
+            f"the manifest has {len(segments)} segments and {len(manifest.exits)} exits, which do not match"
+        )
+    _check_networks(manifest)
+    if manifest.uncut == UNCUT and [piece.kind for piece in manifest.pieces if piece.id == UNCUT] != ["span"]:
+        raise BundleError(f"the manifest has no span {UNCUT!r}, the uncut model; every bundle with exits has one")
+    for piece in manifest.pieces:
+        for name in (piece.file, *piece.data):
+            if name not in manifest.files:
+                raise BundleError(f"piece {piece.id} names the file {name!r}, which the manifest does not list")
+        if not 0 <= piece.first <= piece.last < len(segments):
+            raise BundleError(f"piece {piece.id} covers segments {piece.first} to {piece.last}, which do not exist")
+        _check_seams(manifest, segments, piece)
+    _check_exits(manifest)
+
+
+def _check_networks(manifest: Manifest) -> None:
+    """Savers follow each other from the first segment on, and the base has at least one."""
+    first = 0
+    for saver in manifest.savers:
+        if saver.first != first or not first <= saver.last < len(manifest.exits) - 1:
+            raise BundleError(
+                f"saver {saver.id} covers segments {saver.first} to {saver.last}; expected them from {first}"
+            )
+        if manifest.exits[saver.last].id != saver.id or saver.model.num_classes != manifest.model.num_classes:
+            raise BundleError(f"saver {saver.id} does not end in an exit of its name with the classes of the base")
+        first = saver.last + 1
+
+
+def _check_seams(manifest: Manifest, segments: Sequence[Piece], piece: Piece) -> None:
+    starts = {network.first: network for network in manifest.networks}
+    ends = {network.last for network in manifest.networks}
+    before = (starts[piece.first].input,) if piece.first in starts else segments[piece.first - 1].outputs
+    given = segments[piece.first].outputs if piece.kind == "head" else before
+    further = piece.inputs[len(given) :] if piece.kind == "head" else ()
+    left = {spec for other in manifest.pieces if _decides_before(other, piece, ends) for spec in other.left}
+    if piece.inputs != (*given, *further) or not left.issuperset(further):
+        raise BundleError(f"piece {piece.id} reads {list(piece.inputs)}; the pieces before it give {[*given, *left]}")
+    if piece.kind == "head" or piece.last in ends:
+        names = [tensor.name for tensor in piece.outputs]
+        if tuple(names[: len(DECISION)]) != DECISION or len(set(names)) < len(names):
+            raise BundleError(f"piece {piece.id} returns {names}; expected {list(DECISION)} first, and each once")
+    if piece.kind != "head" and piece.outputs != segments[piece.last].outputs:
+        raise BundleError(f"piece {piece.id} and segment {segments[piece.last].id} end in different tensors")
+
+
+def _decides_before(other: Piece, piece: Piece, ends: Collection[int]) -> bool:
+    return other.last < piece.first and (other.kind == "head" or other.last in ends)
+
+
+def _check_exits(manifest: Manifest) -> None:
+    if [exit.id for exit in manifest.exits].count(FINAL) != 1 or manifest.exits[-1].id != FINAL:
+        raise BundleError(f"the last exit of the manifest is not {FINAL!r}")
+    heads = {piece.id: piece.first for piece in manifest.pieces if piece.kind == "head"}
+    heads |= {manifest.segments[saver.last].id: saver.last for saver in manifest.savers}
+    for index, exit in enumerate(manifest.exits):
+        for head in exit.heads:
+            if heads.get(head.piece) != index:
+                raise BundleError(f"exit {exit.id} names the head {head.piece!r}, which is no head of segment {index}")

@@ -1,0 +1,1 @@
+"""What turns the active configuration by itself: a governor of latency, and a cap on the work of a call."""

@@ -1,0 +1,131 @@
+"""Whether an engine computes what a bundle's test vectors say, and how fast: tried in a process of its own.
+
+So the process that runs the bundle imports the engine that was chosen and no other, and an engine that crashes takes
+nothing down.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from dyce_runtime.bundle.reader import Bundle, open_bundle
+from dyce_runtime.bundle.test_vectors import Vectors, answered, read_vectors, relative_error
+from dyce_runtime.errors import BundleError, PieceError, TargetError
+from dyce_runtime.execution.contracts import TargetSpec
+from dyce_runtime.execution.session import Session
+from dyce_runtime.execution.subprocess_call import ask
+from dyce_runtime.inputs.images import rows_of
+
+# Largest error of logits that another engine may make in float32, relative to what depends on the input.
+TOLERANCE = 1e-3
+# Share of samples that may leave elsewhere than the records of a lower precision say, where that was measured.
+MOST_ELSEWHERE = 0.01
+# Confidences nearer to a threshold may fall on either side of it.
+_NEAR = 1e-4
+_SECONDS = 0.3
+# A pool that spins leaves the cores alone after that.
+_PAUSE = 0.05
+
+
+class Candidate(NamedTuple):
+    """A target, and the bundle in one precision."""
+
+    target: str
+    bundle: Bundle
+
+    @property
+    def name(self) -> str:
+        """As it is stored."""
+        return f"{self.target} {self.bundle.manifest.precision}"
+
+
+def milliseconds_apart(candidate: Candidate, spec: TargetSpec, options: dict[str, Any]) -> float | None:
+    """Median of a call with one sample, measured in a new process; None where none can be started.
+
+    Args:
+        options: of the session.
+
+    Raises:
+        TargetError: the engine does not run the bundle as it should; says why.
+    """
+    question = {
+        "path": str(candidate.bundle.path),
+        "target": candidate.target,
+        "spec": asdict(spec),
+        "options": options,
+    }
+    found = ask(__name__, question)
+    if found is None:
+        return None
+    if "refused" in found:
+        raise TargetError(found["refused"])
+    return float(found["ms"])
+
+
+def milliseconds_here(opened: Callable[[], Session]) -> float:
+    """The same in this process.
+
+    Raises:
+        TargetError, BundleError, PieceError: as above.
+    """
+    with opened() as session:
+        check(session)
+        found = _milliseconds(session)
+    time.sleep(_PAUSE)
+    return found
+
+
+def answer(question: dict[str, Any]) -> dict[str, Any]:
+    """What the new process says: ``ms``, or why it ``refused``."""
+    bundle, spec = open_bundle(question["path"], check_hashes=False), TargetSpec(**question["spec"])
+    try:
+        return {"ms": milliseconds_here(lambda: Session(bundle, question["target"], spec, **question["options"]))}
+    except (BundleError, PieceError, TargetError) as error:
+        return {"refused": error.message}
+
+
+def check(session: Session) -> None:
+    """Compare with the test vectors of its precision. Raises TargetError."""
+    manifest = session.manifest
+    if manifest.lowering is not None and manifest.lowering.elsewhere.get(session.target.name, 0.0) > MOST_ELSEWHERE:
+        share = manifest.lowering.elsewhere[session.target.name]
+        raise TargetError(f"{share:.1%} of the samples leave elsewhere there than recorded")
+    expected = read_vectors(session.bundle)
+    found = answered(expected, session)
+    error = relative_error(expected.logits, found.logits, expected.logits)
+    allowed = TOLERANCE
+    if manifest.lowering is not None:  # engines round on the way as that precision does
+        allowed = max(allowed, 2 * manifest.lowering.logits_error)
+    elsewhere = _elsewhere(found, expected) if manifest.lowering is None else 0
+    if not error <= allowed or elsewhere:
+        raise TargetError(
+            f"its logits are {error:.1e} from those of the bundle's test vectors, and {elsewhere} of "
+            f"{len(expected.logits)} leave elsewhere; expected at most {allowed:.0e} and none"
+        )
+
+
+def _elsewhere(found: Vectors, expected: Vectors) -> int:
+    """Samples on another side of a probe threshold, unless they are next to it."""
+    sides = [vectors.confidences > expected.probe for vectors in (found, expected)]
+    far = np.abs(expected.confidences - expected.probe) > _NEAR
+    return int(((sides[0] != sides[1]) & far).any(axis=1).sum())
+
+
+def _milliseconds(session: Session) -> float:
+    """Median of a call with one sample, over the test vectors and all rounds."""
+    vectors = read_vectors(session.bundle)
+    samples = [rows_of(vectors.inputs, slice(row, row + 1)) for row in range(len(vectors.logits))]
+    rounds: list[float] = []
+    end = 0.0
+    while not rounds or time.perf_counter() < end:
+        start = time.perf_counter()
+        for sample in samples:
+            session(sample)
+        rounds.append(time.perf_counter() - start)
+        end = end or time.perf_counter() + _SECONDS  # the first round warms up
+    return 1e3 * float(np.median(rounds[1:] or rounds)) / len(samples)

@@ -1,0 +1,119 @@
+"""What a call takes: checked before anything runs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from dyce_runtime.bundle.manifest import TensorSpec
+from dyce_runtime.errors import RuntimeInputError
+from dyce_runtime.inputs.pictures import Pictures
+
+# What a bundle's networks read, (N, C, H, W) each, by the name of the input.
+Inputs: TypeAlias = Mapping[str, npt.NDArray[np.float32]]
+# The same from a caller: a bundle with one input needs no name.
+Images: TypeAlias = "npt.NDArray[np.float32] | Inputs"
+
+_FLOAT32 = np.dtype(np.float32)
+# Up to that many numbers BLAS starts no threads for a sum.
+_SMALL = 8192
+# Further from zero, float32 overflows within a network, and engines make different numbers of infinity and NaN.
+_LARGEST = 1e12
+
+
+def as_inputs(images: Images, specs: Sequence[TensorSpec]) -> Inputs:
+    """The images of every input of a bundle, checked.
+
+    Raises:
+        RuntimeInputError: an input is missing, or they do not fit; see :func:`check_images`.
+    """
+    # Asking whether an array is a mapping takes as long as checking a small one.
+    if len(specs) == 1 and (type(images) is np.ndarray or not isinstance(images, Mapping)):
+        check_images(images, specs[0].shape[1:])
+        return {specs[0].name: images}
+    names = [spec.name for spec in specs]
+    if isinstance(images, Pictures) and {n: images.shape(n) for n in images} == {s.name: s.shape[1:] for s in specs}:
+        return images
+    if not isinstance(images, Mapping) or sorted(images) != sorted(names):
+        found = f"images for {', '.join(images)}" if isinstance(images, Mapping) else type(images).__name__
+        raise RuntimeInputError(
+            f"found {found}; expected a dictionary with images for {', '.join(names)}, since the networks of this "
+            "bundle prepare pictures in different ways",
+            hint="session.preprocess(...) makes it.",
+        )
+    for spec in specs:
+        check_images(images[spec.name], spec.shape[1:])
+    if len({len(images[name]) for name in names}) > 1:
+        counts = ", ".join(f"{len(images[name])} for {name}" for name in names)
+        raise RuntimeInputError(f"found different numbers of images: {counts}; expected the same pictures in all")
+    return images
+
+
+def count_of(inputs: Inputs) -> int:
+    """How many images there are."""
+    if type(inputs) is not dict and isinstance(inputs, Pictures):
+        return inputs.count
+    return len(next(iter(inputs.values())))
+
+
+def rows_of(inputs: Inputs, rows: slice) -> Inputs:
+    """Some of the images, of all inputs."""
+    if isinstance(inputs, Pictures):
+        return inputs.part(rows)
+    return {name: images[rows] for name, images in inputs.items()}
+
+
+def some_of(inputs: Inputs, name: str, rows: npt.NDArray[np.intp]) -> npt.NDArray[np.float32]:
+    """Some of the images of one input."""
+    return inputs.some(name, rows) if isinstance(inputs, Pictures) else inputs[name][rows]
+
+
+def all_of(images: Images) -> Images:
+    """The same, with nothing left to prepare: for measurements without preprocessing."""
+    return dict(images) if isinstance(images, Mapping) else images
+
+
+def check_images(images: npt.NDArray[np.float32], shape: tuple[int | str, ...]) -> None:
+    """Raise RuntimeInputError unless it is a float32 array (N, *shape), N at least 1, of numbers within 1e12."""
+    fits = isinstance(images, np.ndarray) and images.dtype == _FLOAT32 and images.shape[1:] == shape
+    if not fits or len(images) == 0 or (type(images) is not np.ndarray and np.ma.is_masked(images)):
+        raise _misfit(images, shape)
+    if not _within(images):
+        raise _outside(images)
+
+
+def _within(images: npt.NDArray[np.float32]) -> bool:
+    """Without allocating; of the quickest way for a small picture and for a large one, after an inference."""
+    # A sum of squares is larger than each of them; comparisons with NaN are false.
+    if images.size <= _SMALL and np.vdot(images, images) <= _LARGEST**2:
+        return True
+    return bool(images.max() <= _LARGEST and images.min() >= -_LARGEST)
+
+
+def _outside(images: npt.NDArray[np.float32]) -> RuntimeInputError:
+    fits = (np.abs(images) <= _LARGEST).reshape(len(images), -1)
+    bad = np.flatnonzero(~fits.all(axis=1))[0]
+    if not np.isfinite(images[bad]).all():
+        return RuntimeInputError(f"sample {bad} holds NaN or infinity; expected finite numbers")
+    value = images[bad].reshape(-1)[fits[bad].argmin()]
+    return RuntimeInputError(
+        f"sample {bad} holds {value:g}; expected numbers from {-_LARGEST:g} to {_LARGEST:g}",
+        hint="session.preprocess(...) scales pictures as the network expects them.",
+    )
+
+
+def _misfit(images: object, shape: tuple[int | str, ...]) -> RuntimeInputError:
+    wanted = f"expected a float32 array of shape (N, {', '.join(map(str, shape))})"
+    hint = "session.preprocess(...) makes it."
+    if not isinstance(images, np.ndarray):
+        return RuntimeInputError(f"found {type(images).__name__}; {wanted}", hint=hint)
+    if np.ma.is_masked(images):
+        return RuntimeInputError(
+            f"found a masked array that hides values; {wanted}", hint="images.filled(...) fills them."
+        )
+    if images.shape[1:] == shape and images.size == 0:
+        return RuntimeInputError(f"found an empty batch; {wanted} with N at least 1")
+    return RuntimeInputError(f"found {images.dtype} of shape {images.shape}; {wanted}", hint=hint)

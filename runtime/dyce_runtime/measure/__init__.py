@@ -1,0 +1,1 @@
+"""Measuring on this machine: benchmarks, costs of pieces, energy, memory."""

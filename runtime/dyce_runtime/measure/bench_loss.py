@@ -1,0 +1,169 @@
+"""What a configuration loses against the uncut model: answered on the same pictures, with the error of that figure."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from math import sqrt
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dyce_runtime.bundle.configuration import Configuration
+from dyce_runtime.bundle.manifest import FINAL, OWN
+from dyce_runtime.execution.session import Session
+from dyce_runtime.execution.walk import head_pieces, walk
+from dyce_runtime.inputs.datasets import Dataset
+from dyce_runtime.inputs.images import Inputs, count_of
+
+_BATCH = 32
+# A difference counts from two standard errors on.
+SURE = 2.0
+
+
+class Pictures(NamedTuple):
+    """What is known of the pictures, in the order of the answers.
+
+    Attributes:
+        labels: (N,) int64; None without any.
+        class_names: in index order, if known.
+    """
+
+    labels: NDArray[np.int64] | None
+    class_names: Sequence[str] | None
+
+
+class Answers(NamedTuple):
+    """What was answered.
+
+    Attributes:
+        labels: (N,) int64.
+        exits: (N,) int64, index into the manifest's exits.
+    """
+
+    labels: NDArray[np.int64]
+    exits: NDArray[np.int64]
+
+
+def answer_all(
+    session: Session,
+    data: Dataset,
+    rows: NDArray[np.int64],
+    configurations: Sequence[Configuration],
+    progress: Callable[[Iterable[int]], Iterable[int]],
+) -> tuple[NDArray[np.int64], list[Answers]]:
+    """Answers (N,) of the full model and of every configuration to some of the pictures, all from one pass.
+
+    Every segment and every head runs once; where a sample leaves follows from the thresholds.
+
+    Raises:
+        PieceError: a piece failed.
+    """
+    full, parts = [], []
+    for start in progress(range(0, len(rows), _BATCH)):
+        images = session.preprocess(data.images(rows[start : start + _BATCH]))
+        said = _every_head(session, session.inputs(images))
+        full.append(said[session.manifest.base.last, OWN][1])
+        parts.append([_leave(session, configuration, said) for configuration in configurations])
+    if not parts:
+        none = np.empty(0, np.int64)
+        return none, [Answers(none, none) for _ in configurations]
+    joined = [Answers(*map(np.concatenate, zip(*several, strict=True))) for several in zip(*parts, strict=True)]
+    return np.concatenate(full), joined
+
+
+def loss_of(
+    mine: NDArray[np.int64],
+    uncut: NDArray[np.int64],
+    labels: NDArray[np.int64] | None,
+    allowed: float | None,
+    class_names: Sequence[str] | None,
+) -> dict[str, Any]:
+    """What there is to say of a loss, as a fraction of all samples; None without labels.
+
+    The standard error is that of a difference of paired proportions, with half a sample added to each of the four
+    outcomes, so that it is not 0 where few samples differ (Agresti and Min, Statistics in Medicine 24, 2005).
+
+    Args:
+        mine, uncut, labels: (N,) of the same samples.
+        allowed: what it may lose as it was chosen; None if nothing was said.
+
+    Returns:
+        ``loss``, ``loss_error``, ``allowed_loss``, ``worst_class`` and ``loss_verdict``: ``kept`` or ``exceeded`` where
+        the loss is under or over what is allowed by more than two standard errors, ``none`` or ``loses`` the same
+        against nothing where nothing was said, ``undecided`` otherwise.
+    """
+    if labels is None:
+        return {"loss": None, "loss_error": None, "allowed_loss": allowed, "worst_class": None, "loss_verdict": None}
+    lost = (uncut == labels).astype(int) - (mine == labels)
+    loss, error = float(lost.mean()), paired_error(int((lost == 1).sum()), int((lost == -1).sum()), len(lost))
+    return {
+        "loss": loss,
+        "loss_error": error,
+        "allowed_loss": allowed,
+        "worst_class": _worst_class(lost, labels, class_names),
+        "loss_verdict": judge(loss, error, allowed),
+    }
+
+
+def paired_error(worse: int, better: int, count: int) -> float:
+    """Standard error of ``(worse - better) / count``; see :func:`loss_of`."""
+    worse_, better_, count_ = worse + 0.5, better + 0.5, count + 2
+    return sqrt(worse_ + better_ - (worse_ - better_) ** 2 / count_) / count_
+
+
+def judge(loss: float, error: float, allowed: float | None) -> str:
+    """The ``loss_verdict`` of :func:`loss_of`."""
+    if loss - (allowed or 0.0) > SURE * error:
+        return "loses" if allowed is None else "exceeded"
+    if allowed is not None and loss + SURE * error <= allowed:
+        return "kept"
+    if allowed is None and loss < -SURE * error:
+        return "none"
+    return "undecided"
+
+
+def _worst_class(
+    lost: NDArray[np.int_], labels: NDArray[np.int64], class_names: Sequence[str] | None
+) -> dict[str, Any] | None:
+    """The class that loses most right answers; None if none loses any."""
+    counts = np.bincount(labels, weights=lost)
+    worst = int(counts.argmax())
+    if counts[worst] <= 0:
+        return None
+    name = str(worst) if class_names is None else class_names[worst]
+    return {"name": name, "lost": int(counts[worst]), "samples": int((labels == worst).sum())}
+
+
+# By the index of an exit and the type of a head: confidences (N,) and labels (N,).
+_Said = dict[tuple[int, str], tuple[NDArray[np.float32], NDArray[np.int64]]]
+
+
+def _every_head(session: Session, inputs: Inputs) -> _Said:
+    manifest = session.manifest
+    said: _Said = {}
+    with session.device.lane(count_of(inputs)) as lane:
+        for index, exit in walk(manifest, lane, inputs):
+            types: dict[str | None, str] = {head.piece: head.type for head in exit.heads if head.type != OWN}
+            types[None] = OWN
+            for piece in head_pieces(manifest, index):
+                said[index, types[piece]] = (lane.decide(piece).copy(), lane.answers()[1].copy())
+    return said
+
+
+def _leave(session: Session, configuration: Configuration, said: _Said) -> Answers:
+    """Every sample leaves at the first exit that is on and whose confidence is strictly above its threshold."""
+    manifest = session.manifest
+    last = manifest.base.last
+    labels = said[last, OWN][1].copy()
+    exits = np.full(len(labels), last)
+    stay = np.ones(len(labels), np.bool_)
+    for index, exit in enumerate(manifest.exits):
+        setting = configuration.exits.get(exit.id)
+        if setting is None or exit.id == FINAL:
+            continue
+        confidence, answer = said[index, setting.head]
+        leave = stay & (confidence > np.float32(setting.threshold))
+        labels[leave], exits[leave] = answer[leave], index
+        stay &= ~leave
+    return Answers(labels, exits)

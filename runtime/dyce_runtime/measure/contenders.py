@@ -1,0 +1,59 @@
+"""What a benchmark runs against each other: the uncut model, the chain of all segments, and configurations."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dyce_runtime.bundle.configuration import FULL, Configuration
+from dyce_runtime.execution.plan import make_plan
+from dyce_runtime.execution.routing import route
+from dyce_runtime.execution.session import Session
+from dyce_runtime.inputs.images import Images, count_of
+
+# Labels, and the exits that were taken, where there are exits.
+Answer: TypeAlias = "tuple[NDArray[np.int64], NDArray[np.int64] | None]"
+
+
+class Contender(NamedTuple):
+    """Something that classifies.
+
+    Attributes:
+        knob: how the session has to be set before it runs; None if that does not matter.
+        run: takes preprocessed images.
+    """
+
+    knob: Configuration | None
+    run: Callable[[Images], Answer]
+
+
+def make_contenders(session: Session, configurations: Sequence[Configuration], *, chain: bool) -> list[Contender]:
+    """The uncut model, the chain if it is wanted, and every configuration."""
+
+    def uncut(images: Images) -> Answer:
+        return session.run_uncut(images), None
+
+    def routed(images: Images) -> Answer:
+        result = session(images)
+        return result.label, result.exit
+
+    first = [Contender(None, uncut), Contender(None, _chain(session))][: 1 + chain]
+    return [*first, *(Contender(configuration, routed) for configuration in configurations)]
+
+
+def _chain(session: Session) -> Callable[[Images], Answer]:
+    """The full model, segment after segment and without any head: what cutting costs where every seam is paid."""
+    manifest = session.manifest
+    segments = [piece.id for piece in manifest.segments]
+    plan = make_plan(manifest, Configuration(FULL), segments)
+
+    def run(images: Images) -> Answer:
+        inputs = session.inputs(images)
+        count = count_of(inputs)
+        with session.device.lane(count) as lane:
+            return route(plan, lane, inputs, count, manifest.model.num_classes).label, None
+
+    return run

@@ -1,0 +1,53 @@
+"""The memory that a bundle takes: measured in a new process, so that nothing else is counted."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+
+from dyce_runtime.bundle.reader import open_bundle
+from dyce_runtime.errors import TargetError
+from dyce_runtime.execution import targets
+from dyce_runtime.execution.contracts import TargetSpec
+from dyce_runtime.execution.session import Session
+from dyce_runtime.execution.subprocess_call import ask
+from dyce_runtime.measure.machine_state import resident_bytes
+
+_KINDS = ("segment", "head", "span")
+
+
+def footprint(session: Session) -> dict[str, int | None]:
+    """What the bundle of a session takes, opened as the session opened it.
+
+    Returns:
+        ``model_bytes``: by how much the memory of a new process grows when the bundle is loaded and answers one
+        sample; ``process_bytes``: all memory of that process then, Python and the engine included. Both None where the
+        system does not tell. ``segments_bytes``, ``heads_bytes``, ``spans_bytes``: of the open pieces, on disk.
+    """
+    sizes = dict.fromkeys(_KINDS, 0)
+    for piece in session.pieces:
+        sizes[session.manifest.piece(piece).kind] += session.bundle.size(piece)
+    spec = {name: value for name, value in asdict(session.spec).items() if name != "engines"}
+    question = {"path": str(session.bundle.path), "target": session.target.name, "spec": spec}
+    try:
+        found = ask(__name__, question) or {}
+    except TargetError:  # the process ended; the session here runs, so that only this figure is missing
+        found = {}
+    memory = {key: found.get(key) for key in ("model_bytes", "process_bytes")}
+    return {**memory, **{f"{kind}s_bytes": size for kind, size in sizes.items()}}
+
+
+def answer(question: dict[str, Any]) -> dict[str, int | None]:
+    """What the new process says."""
+    bundle = open_bundle(question["path"], check_hashes=False)
+    targets.find(question["target"])  # imports the engine, which is there for any bundle
+    before = resident_bytes()
+    with Session(bundle, question["target"], TargetSpec(**question["spec"])) as session:
+        inputs = [network.input for network in bundle.manifest.networks]
+        session({one.name: np.zeros((1, *map(int, one.shape[1:])), np.float32) for one in inputs})
+        after = resident_bytes()
+    if before is None or after is None:
+        return {"model_bytes": None, "process_bytes": None}
+    return {"model_bytes": max(after - before, 0), "process_bytes": after}

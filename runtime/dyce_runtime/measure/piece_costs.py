@@ -1,0 +1,189 @@
+"""What every segment and head costs on this machine, in time or energy: what a search needs to weigh either."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from functools import partial
+from itertools import islice
+
+import numpy as np
+
+from dyce_runtime.bundle.configuration import Configuration, ExitSetting
+from dyce_runtime.bundle.manifest import FINAL, OWN, UNCUT, Piece
+from dyce_runtime.execution.contracts import Lane
+from dyce_runtime.execution.plan import needs
+from dyce_runtime.execution.session import Session
+from dyce_runtime.inputs.images import Images, count_of
+from dyce_runtime.measure.energy import Meter
+
+# Where the first segment starts.
+IMAGE = "image"
+_WARM_UP_CALLS = 5
+_IDLE_SECONDS = 3.0
+# Energy is measured on that many batches, on each for so long: a processor's counter moves every millisecond, a
+# Jetson's sensors are read every ten.
+_ENERGY_BATCHES = 3
+_ENERGY_SECONDS = 0.5
+
+Run = Callable[[], object]
+_log = logging.getLogger("dyce_runtime")
+
+
+@dataclass(frozen=True)
+class PieceCosts:
+    """Median cost of one call, all in one unit.
+
+    Attributes:
+        segments: exit id, ``final`` last, to the cost of the segment that ends there.
+        heads: (exit id, head type) to the cost of the head, the decision behind it included; at the end of a saver it
+            is in the segment.
+        uncut: of the uncut model.
+        spans: (exit id behind which it starts or ``image``, exit id at its end) to the cost of a span; behind savers
+            the uncut model is one.
+        savers: exit ids at which a saver ends.
+        needs: see :func:`dyce_runtime.execution.plan.needs`.
+    """
+
+    segments: dict[str, float]
+    heads: dict[tuple[str, str], float]
+    uncut: float
+    spans: dict[tuple[str, str], float]
+    savers: tuple[str, ...] = ()
+    needs: dict[str, dict[str, tuple[tuple[str, str], ...]]] = field(default_factory=dict)
+
+
+def measure_times(session: Session, batches: Iterable[Images]) -> PieceCosts:
+    """Milliseconds of all pieces, measured in the order in which a call runs them, batch after batch.
+
+    What the session itself adds (routing, results) is measured with every exit on and none ever taken, and
+    counted with the heads, as it falls away with them.
+
+    Args:
+        batches: preprocessed inputs of one size; at least one.
+    """
+    return _measure(session, batches, _milliseconds)
+
+
+def measure_energies(session: Session, batches: Iterable[Images], meter: Meter) -> PieceCosts:
+    """The same in joules, above what the machine draws when idle: it is left alone for seconds first.
+
+    The meter counts whatever else runs, so nothing else should. Three batches do.
+
+    Raises:
+        TargetError: the meter cannot be read.
+    """
+    return _measure(session, islice(batches, _ENERGY_BATCHES), partial(joules_of, meter, idle_watts(meter)))
+
+
+def idle_watts(meter: Meter) -> float:
+    """What the machine draws when it is left alone, which it is for seconds.
+
+    Raises:
+        TargetError: the meter cannot be read.
+    """
+    before, start = meter.joules(), time.perf_counter()
+    time.sleep(_IDLE_SECONDS)
+    idle = (meter.joules() - before) / (time.perf_counter() - start)
+    _log.info("%s: %.2f W when idle", meter.source, idle)
+    return idle
+
+
+def joules_of(meter: Meter, idle: float, run: Run) -> float:
+    """Energy of one call above ``idle`` watts, from many calls back to back; noise may make it negative.
+
+    Raises:
+        TargetError: the meter cannot be read.
+    """
+    calls, elapsed = 0, 0.0
+    before, start = meter.joules(), time.perf_counter()
+    while elapsed < _ENERGY_SECONDS:
+        run()
+        calls, elapsed = calls + 1, time.perf_counter() - start
+    return (meter.joules() - before - idle * elapsed) / calls
+
+
+def at_least_0(what: object, cost: float) -> float:
+    """A cost, and 0 with a warning if noise made it negative."""
+    if cost < 0:
+        _log.warning("%s: no energy above that of the idle machine was seen; it counts as 0", what)
+    return max(0.0, cost)
+
+
+def _measure(session: Session, batches: Iterable[Images], cost_of: Callable[[Run], float]) -> PieceCosts:
+    exits = session.manifest.exits
+    never = {exit.id: ExitSetting(exit.heads[0].type, 1.0) for exit in exits if exit.id != FINAL}
+    found: dict[object, list[float]] = defaultdict(list)
+    before = session.configuration
+    session.use(Configuration("never", never))
+    try:
+        for number, images in enumerate(batches):
+            for _ in range(_WARM_UP_CALLS if number == 0 else 0):
+                for _, run in _walk(session, images):
+                    run()
+            for key, run in _walk(session, images):
+                found[key].append(cost_of(run))
+    finally:
+        session.use(before)
+    cost = {key: at_least_0(key, float(np.median(values))) for key, values in found.items()}
+    cost |= {(saver.id, OWN): 0.0 for saver in session.manifest.savers}
+    walked = sum(cost[exit.id] for exit in exits) + sum(cost[exit, on.head] for exit, on in never.items())
+    routing = max(0.0, cost["call"] - walked) / len(exits)
+    heads = {(exit.id, head.type): cost[exit.id, head.type] + routing for exit in exits[:-1] for head in exit.heads}
+    spans = {ends: cost[span.id] for span, ends in _spans(session)}
+    savers = tuple(saver.id for saver in session.manifest.savers)
+    if savers and session.manifest.uncut == UNCUT:
+        spans[savers[-1], FINAL] = cost["uncut"]
+    segments = {exit.id: cost[exit.id] for exit in exits}
+    return PieceCosts(segments, heads, cost["uncut"], spans, savers, needs(session.manifest))
+
+
+def _spans(session: Session) -> Iterator[tuple[Piece, tuple[str, str]]]:
+    """The spans that are open, but for the uncut model, and between which exits they run."""
+    exits = session.manifest.exits
+    for piece in session.manifest.pieces:
+        if piece.kind == "span" and piece.id != UNCUT and piece.id in session.pieces:
+            yield piece, (exits[piece.first - 1].id if piece.first else IMAGE, exits[piece.last].id)
+
+
+def _walk(session: Session, images: Images) -> Iterator[tuple[object, Run]]:
+    """Every piece, then a whole call and the uncut model. Each has to be run before the next is taken."""
+    spans, manifest = [span for span, _ in _spans(session)], session.manifest
+    segments, inputs = manifest.segments, session.inputs(images)
+    with session.device.lane(count_of(inputs)) as lane:
+        for network in manifest.networks:
+            lane.put(inputs[network.input.name], network.input.name)
+            for index in range(network.first, network.last + 1):
+                exit = manifest.exits[index]
+                for span in (span for span in spans if span.first == index):
+                    yield span.id, _Body(lane, span.id, final=span.last == network.last)
+                    lane.rewind()
+                yield exit.id, _Body(lane, segments[index].id, final=index == network.last)
+                for head in (head for head in exit.heads if head.type != OWN):
+                    yield (exit.id, head.type), partial(lane.decide, head.piece)
+    yield "call", partial(session, images)
+    yield "uncut", partial(session.run_uncut, images)
+
+
+class _Body:
+    """A segment or a span, run as often as wanted on the same inputs."""
+
+    def __init__(self, lane: Lane, piece: str, *, final: bool) -> None:
+        self._lane, self._piece, self._final, self._ran = lane, piece, final, False
+
+    def __call__(self) -> None:
+        if self._ran:
+            self._lane.rewind()
+        self._ran = True
+        self._lane.run(self._piece)
+        if self._final:
+            self._lane.decide()
+
+
+def _milliseconds(run: Run) -> float:
+    start = time.perf_counter()
+    run()
+    return (time.perf_counter() - start) * 1e3

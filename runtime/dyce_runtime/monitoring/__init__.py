@@ -1,0 +1,1 @@
+"""What an application that runs for long wants to know of its session."""

@@ -1,0 +1,1 @@
+"""Engines that compute in the memory of the host."""

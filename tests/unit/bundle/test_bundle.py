@@ -1,0 +1,295 @@
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import pytest
+
+from dyce_runtime import Configuration, load, open_bundle
+from dyce_runtime.bundle.configuration import Configurations, Entry
+from dyce_runtime.bundle.reader import (
+    CONFIGURATIONS,
+    MANIFEST,
+    files_of,
+    sha256_of,
+    write_configurations,
+    write_document,
+)
+from dyce_runtime.errors import BundleError, ConfigurationError, DestinationError
+from tests.bundles import NAMED, make_images, on
+
+SEGMENT = "segments/segment_01.onnx"
+
+
+def edit(file: Path, change: Callable[[Any], object]) -> None:
+    """Change a JSON document of a bundle in place."""
+    document = json.loads(file.read_bytes())
+    change(document)
+    file.write_text(json.dumps(document))
+
+
+def piece(manifest: Any, id: str) -> Any:
+    return next(piece for piece in manifest["pieces"] if piece["id"] == id)
+
+
+def test_a_bundle_opens_with_everything_it_holds(tiny_bundle: Path):
+    bundle = open_bundle(tiny_bundle)
+    assert [exit.id for exit in bundle.manifest.exits] == ["3", "7", "final"]
+    assert bundle.configuration("fast") == Configuration("fast", NAMED["fast"])
+    (spec,) = bundle.piece_specs(["segment_01"])
+    assert (spec.id, spec.path) == ("segment_01", tiny_bundle / SEGMENT)
+    assert [(tensor.name, tensor.shape) for tensor in spec.inputs] == [("seam_3", ("batch", 4, 4, 4))]
+
+
+def test_a_bundle_opens_by_its_name_as_text_and_from_a_link(tiny_bundle: Path, tmp_path: Path):
+    (tmp_path / "link.dyce").symlink_to(tiny_bundle)
+    assert open_bundle(str(tmp_path / "link.dyce")).manifest == open_bundle(tiny_bundle).manifest
+
+
+def test_a_bundle_may_be_moved(bundle_copy: Path, tmp_path: Path):
+    moved = shutil.move(bundle_copy, tmp_path / "moved.dyce")
+    with load(moved) as session:
+        assert session(make_images(3)).label.shape == (3,)
+
+
+# --- files -----------------------------------------------------------------------------------------------------------
+
+
+def test_what_is_no_folder_is_refused(tmp_path: Path):
+    (tmp_path / "model.pt").touch()
+    for name, found in (("model.pt", "is not a folder"), ("nowhere", "does not exist")):
+        with pytest.raises(BundleError, match=f"{tmp_path / name} {found}; expected a bundle"):
+            open_bundle(tmp_path / name)
+
+
+@pytest.mark.parametrize("name", [MANIFEST, CONFIGURATIONS, SEGMENT])
+def test_a_missing_file_is_named(bundle_copy: Path, name):
+    (bundle_copy / name).unlink()
+    with pytest.raises(BundleError, match=f"{bundle_copy / name} is missing"):
+        open_bundle(bundle_copy)
+
+
+def test_a_changed_file_is_found_by_its_hash(bundle_copy: Path):
+    file = bundle_copy / SEGMENT
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+    with pytest.raises(BundleError, match=f"{file} was changed: its sha256 is {sha256_of(file)[:12]}"):
+        open_bundle(bundle_copy)
+    open_bundle(bundle_copy, check_hashes=False)
+
+
+@pytest.mark.parametrize("name", ["../{outside}", "heads/../../{outside}", "{absolute}", "heads//exit_03_linear.onnx"])
+def test_a_path_that_leaves_the_bundle_is_refused(bundle_copy: Path, tmp_path: Path, name):
+    outside = tmp_path / "outside.onnx"
+    shutil.copy(bundle_copy / SEGMENT, outside)
+    name = name.format(outside=outside.name, absolute=outside)
+    edit(bundle_copy / MANIFEST, lambda manifest: manifest["files"].update({name: sha256_of(outside)}))
+    with pytest.raises(BundleError, match=r"names '.*', which leaves the bundle; expected a path inside"):
+        open_bundle(bundle_copy)
+
+
+@pytest.mark.parametrize("name", [SEGMENT, "segments"])
+def test_a_link_that_leaves_the_bundle_is_refused(bundle_copy: Path, tmp_path: Path, name):
+    shutil.move(bundle_copy / name, tmp_path / "outside")
+    (bundle_copy / name).symlink_to(tmp_path / "outside")
+    with pytest.raises(BundleError, match="is a link that leaves the bundle"):
+        open_bundle(bundle_copy, check_hashes=False)
+
+
+def test_a_piece_may_only_name_files_that_the_manifest_lists(bundle_copy: Path):
+    edit(bundle_copy / MANIFEST, lambda manifest: manifest["files"].pop(SEGMENT))
+    with pytest.raises(BundleError, match=f"piece segment_01 names the file '{SEGMENT}', which the manifest does not"):
+        open_bundle(bundle_copy)
+
+
+def test_external_weights_must_be_listed(bundle_copy: Path):
+    edit(bundle_copy / MANIFEST, lambda manifest: piece(manifest, "full").update(data=["spans/full.onnx.data"]))
+    with pytest.raises(BundleError, match=r"piece full names the file 'spans/full\.onnx\.data'"):
+        open_bundle(bundle_copy)
+
+
+def test_files_of_lists_all_but_the_two_documents(tiny_bundle: Path):
+    files = list(files_of(tiny_bundle))
+    assert files == sorted(open_bundle(tiny_bundle).manifest.files)
+    assert MANIFEST not in files
+    assert CONFIGURATIONS not in files
+
+
+# --- documents -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("document", [MANIFEST, CONFIGURATIONS])
+@pytest.mark.parametrize("content", [b"", b"{", b'{"schema_version": "1.0"', b'"\xff"', b"\x80\x81"])
+def test_broken_json_is_refused(bundle_copy: Path, document, content):
+    (bundle_copy / document).write_bytes(content)
+    with pytest.raises(BundleError, match=f"{bundle_copy / document} cannot be read"):
+        open_bundle(bundle_copy)
+
+
+@pytest.mark.parametrize("document", [MANIFEST, CONFIGURATIONS])
+def test_a_newer_schema_is_refused_with_both_numbers(bundle_copy: Path, document):
+    edit(bundle_copy / document, lambda content: content.update(schema_version="2.3", news=True))
+    with pytest.raises(BundleError, match=r"has schema_version 2\.3; this runtime reads up to 1\.0") as caught:
+        open_bundle(bundle_copy)
+    assert "Upgrade dyce-export" in caught.value.hint
+
+
+@pytest.mark.parametrize("version", [None, "", "one", 1.0, "²", "-1.0", [1]])
+def test_a_schema_that_is_no_version_is_refused(bundle_copy: Path, version):
+    edit(bundle_copy / MANIFEST, lambda manifest: manifest.update(schema_version=version))
+    with pytest.raises(BundleError, match=r"expected .*1\.0|schema_version|Expected `str`"):
+        open_bundle(bundle_copy)
+
+
+@pytest.mark.parametrize("version", ["1.0", "1.7"])
+def test_another_minor_schema_opens(bundle_copy: Path, version):
+    for document in (MANIFEST, CONFIGURATIONS):
+        edit(bundle_copy / document, lambda content: content.update(schema_version=version))
+    assert open_bundle(bundle_copy).manifest.schema_version == version
+
+
+def test_a_field_of_the_wrong_type_is_named(bundle_copy: Path):
+    edit(bundle_copy / MANIFEST, lambda manifest: piece(manifest, "segment_01").update(first="one"))
+    with pytest.raises(BundleError, match=r"manifest\.json cannot be read: Expected `int`.*pieces\[\.*1?.*first"):
+        open_bundle(bundle_copy)
+
+
+# --- pieces that fit together ----------------------------------------------------------------------------------------
+
+
+def reshape_seam(manifest: Any) -> None:
+    piece(manifest, "segment_01")["inputs"][0]["shape"] = ["batch", 4, 2, 2]
+
+
+def rename_seam(manifest: Any) -> None:
+    piece(manifest, "exit_07_linear")["inputs"][0]["name"] = "seam_3"
+
+
+def shorten_span(manifest: Any) -> None:
+    piece(manifest, "span_00_01")["last"] = 0
+
+
+def overlong_span(manifest: Any) -> None:
+    piece(manifest, "full")["last"] = 3
+
+
+def drop_segment(manifest: Any) -> None:
+    manifest["pieces"].remove(piece(manifest, "segment_01"))
+
+
+def drop_head(manifest: Any) -> None:
+    manifest["pieces"].remove(piece(manifest, "exit_03_linear"))
+
+
+def swap_heads(manifest: Any) -> None:
+    first, second, _ = manifest["exits"]
+    first["heads"], second["heads"] = second["heads"], first["heads"]
+
+
+def rename_final(manifest: Any) -> None:
+    manifest["exits"][-1]["id"] = "12"
+
+
+def reorder_decision(manifest: Any) -> None:
+    piece(manifest, "exit_03_linear")["outputs"].reverse()
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (reshape_seam, "piece segment_01 reads .*2, 2.* the pieces before it give .*4, 4"),
+        (rename_seam, "piece exit_07_linear reads .*seam_3.* the pieces before it give .*seam_7"),
+        (shorten_span, "piece span_00_01 and segment segment_00 end in different tensors"),
+        (overlong_span, "piece full covers segments 0 to 3, which do not exist"),
+        (drop_segment, "2 segments and 3 exits, which do not match"),
+        (drop_head, "exit 3 names the head 'exit_03_linear', which is no head of segment 0"),
+        (swap_heads, "exit 3 names the head 'exit_07_linear', which is no head of segment 0"),
+        (rename_final, "the last exit of the manifest is not 'final'"),
+        (reorder_decision, r"piece exit_03_linear returns \['label', .*\]; expected \['logits', "),
+    ],
+)
+def test_pieces_that_do_not_fit_together_are_refused(bundle_copy: Path, damage, message):
+    edit(bundle_copy / MANIFEST, damage)
+    with pytest.raises(BundleError, match=message):
+        open_bundle(bundle_copy)
+
+
+# --- configurations --------------------------------------------------------------------------------------------------
+
+
+def test_configurations_may_be_rewritten(bundle_copy: Path):
+    mine = Configurations(named={"full": Entry(exits={}), "mine": Entry(exits=on(exit3=0.25))})
+    write_document(mine, bundle_copy / CONFIGURATIONS)
+    with load(bundle_copy) as session:
+        session.use("mine")
+        assert session.configuration.exits["3"].threshold == 0.25
+
+
+def test_configurations_of_before_there_were_figures_of_a_benchmark_open(bundle_copy: Path):
+    def forget(document: Any) -> None:
+        for entry in (*document["named"].values(), *document["front"]):
+            del entry["bench"]
+
+    edit(bundle_copy / CONFIGURATIONS, forget)
+    configurations = open_bundle(bundle_copy).configurations
+    assert list(configurations.named) == list(NAMED)
+    assert {entry.bench for entry in configurations.named.values()} == {None}
+
+
+@pytest.mark.parametrize("exits", [on(exit12=0.5), on(final=0.5), on(exit3=1.5)])
+def test_configurations_that_do_not_fit_the_manifest_are_refused(bundle_copy: Path, exits):
+    wrong = Configurations(named={"full": Entry(exits={}), "mine": Entry(exits=exits)})
+    write_document(wrong, bundle_copy / CONFIGURATIONS)
+    with pytest.raises(BundleError, match=r"configurations\.json does not fit the manifest: configuration 'mine'"):
+        open_bundle(bundle_copy)
+
+
+def test_a_bundle_without_full_is_refused(bundle_copy: Path):
+    write_document(Configurations(named={"fast": Entry(exits=NAMED["fast"])}), bundle_copy / CONFIGURATIONS)
+    with pytest.raises(BundleError, match="no configuration 'full'"):
+        open_bundle(bundle_copy)
+
+
+def test_an_unknown_name_lists_the_known_ones(tiny_bundle: Path):
+    with pytest.raises(ConfigurationError, match="it has: full, accurate, balanced, fast"):
+        open_bundle(tiny_bundle).configuration("medium")
+
+
+def test_thresholds_come_back_to_the_last_bit(tmp_path: Path):
+    thresholds = np.random.default_rng(0).random(50, np.float32)
+    named = {str(number): Entry(exits=on(exit3=float(threshold))) for number, threshold in enumerate(thresholds)}
+    write_document(Configurations(named=named), tmp_path / "c.json")
+    back = msgspec.json.decode((tmp_path / "c.json").read_bytes(), type=Configurations)
+    assert [np.float32(entry.exits["3"].threshold) for entry in back.named.values()] == thresholds.tolist()
+
+
+def test_a_write_that_fails_leaves_the_old_document_and_no_rest(bundle_copy: Path, monkeypatch: pytest.MonkeyPatch):
+    before = (bundle_copy / CONFIGURATIONS).read_bytes()
+    files = sorted(bundle_copy.iterdir())
+
+    def full_disk(*_: object) -> None:
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(os, "replace", full_disk)
+    with pytest.raises(OSError, match="no space"):
+        write_document(Configurations(), bundle_copy / CONFIGURATIONS)
+    assert (bundle_copy / CONFIGURATIONS).read_bytes() == before
+    assert sorted(bundle_copy.iterdir()) == files
+
+
+def test_a_bundle_that_cannot_be_written_says_so(bundle_copy: Path, monkeypatch: pytest.MonkeyPatch):
+    def refuse(*_: object) -> None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    monkeypatch.setattr(os, "replace", refuse)
+    with pytest.raises(DestinationError, match=r"configurations\.json cannot be written: Read-only") as caught:
+        write_configurations(Configurations(), bundle_copy)
+    assert "Copy the bundle" in caught.value.hint

@@ -1,0 +1,453 @@
+"""No test here measures time: a clock that the pieces turn stands in for it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dyce_runtime import Configuration, Session, load, open_bundle
+from dyce_runtime.bundle.configuration import BenchFigures, Configurations, Entry
+from dyce_runtime.bundle.reader import SPLITS, write_configurations
+from dyce_runtime.errors import ConfigurationError, DataError, PieceError
+from dyce_runtime.execution.plan import path_macs
+from dyce_runtime.inputs.datasets import Dataset
+from dyce_runtime.inputs.preprocessing import preprocess
+from dyce_runtime.measure import bench
+from dyce_runtime.measure.bench import benchmark, choose, environment, save_figures, split_counts
+from dyce_runtime.measure.bench_loss import loss_of
+from dyce_runtime.measure.bench_verdict import loss_words
+from dyce_runtime.measure.machine_state import power_mode
+from tests.bundles import CLASSES, HEAD, NAMED, Spy, expected, near_threshold, on
+
+SEGMENT_MACS, HEAD_MACS = (16 * 12, 16 * 16, 16 * 16 + 20), 20
+EARLY = Configuration("early", on(exit3=0.0))
+LATE = Configuration("late", on(exit3=1.0, exit7=1.0))
+
+
+def make_data(count: int = 40) -> Dataset:
+    random = np.random.default_rng(5)
+    pictures = random.integers(0, 256, (count, 4, 4, 3), dtype=np.uint8)
+    return Dataset("made", pictures, random.integers(0, CLASSES, count))
+
+
+def store_splits(bundle: Path, **hashes: np.ndarray) -> None:
+    (bundle / SPLITS).parent.mkdir()
+    np.savez(bundle / SPLITS, **hashes)
+
+
+def only(document: Mapping[str, Any]) -> dict[str, Any]:
+    (entry,) = document["configurations"]
+    return entry
+
+
+@pytest.mark.parametrize(
+    ("exits", "macs"),
+    [
+        ({}, np.cumsum(SEGMENT_MACS)),
+        (on(exit3=0.5), np.cumsum(SEGMENT_MACS) + HEAD_MACS),
+        (on(exit7=0.5), np.cumsum(SEGMENT_MACS) + HEAD_MACS * np.array([0, 1, 1])),
+        (on(exit3=0.5, exit7=0.5), np.cumsum(SEGMENT_MACS) + HEAD_MACS * np.array([1, 2, 2])),
+    ],
+)
+def test_a_sample_pays_for_the_backbone_and_every_head_on_its_way(shared_session: Session, exits, macs):
+    assert path_macs(shared_session.manifest, Configuration("mine", exits)).tolist() == macs.tolist()
+
+
+def test_shares_macs_and_accuracy_are_those_of_the_samples(shared_session: Session):
+    data = make_data()
+    images = preprocess(data.images(range(40)), shared_session.manifest.preprocessing)
+    fast = shared_session.bundle.configuration("fast")
+    assert not near_threshold(images, fast)
+    answer, uncut = expected(images, fast), expected(images, Configuration("full"))
+    shares = np.bincount(answer.exit, minlength=3) / 40
+    document = benchmark(shared_session, data, ["fast"], batch=7)
+    entry = only(document)
+    assert list(entry["share_per_exit"]) == ["3", "7", "final"]
+    assert list(entry["share_per_exit"].values()) == pytest.approx(shares)
+    macs = [192 + 20, 192 + 256 + 40, 192 + 256 + 276 + 40]
+    assert entry["macs_share"] == pytest.approx(shares @ macs / sum(SEGMENT_MACS))
+    assert entry["accuracy"] == np.mean(answer.label == data.labels)
+    assert entry["same_label_as_uncut"] == np.mean(answer.label == uncut.label)
+    assert document["uncut"]["accuracy"] == np.mean(uncut.label == data.labels)
+    assert (document["samples"], document["batch"]) == (40, 7)
+
+
+def test_a_limit_takes_samples_from_all_over_the_data(bundle_copy: Path):
+    data = make_data(1000)
+    store_splits(bundle_copy, quarter=data.hashes[250:500], last=data.hashes[999:])
+    with load(bundle_copy) as session:
+        document = benchmark(session, data, ["full"], limit=9)
+    assert (document["samples"], document["splits"]) == (9, {"quarter": 2, "last": 1, "unseen": 6})
+
+
+def test_data_without_labels_have_no_accuracy(shared_session: Session):
+    document = benchmark(shared_session, Dataset("made", make_data().items), ["fast"])
+    assert document["uncut"]["accuracy"] is None
+    assert only(document)["accuracy"] is None
+    assert only(document)["same_label_as_uncut"] <= 1
+
+
+def test_every_contender_answers_every_call_and_the_warm_up(spied: Session, spy: Spy):
+    benchmark(spied, make_data(4), ["full", EARLY])
+    ran = [piece for piece, _ in spy.calls]
+    # The uncut model and the configuration "full"; the chain and the configuration "early".
+    assert (ran.count("full"), ran.count("segment_00")) == (2 * (4 + 5), 2 * (4 + 5))
+    assert (ran.count("segment_02"), ran.count("exit_03_linear")) == (4 + 5, 4 + 5)
+
+
+# --- time, by a clock that the pieces turn ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("segment", "verdict"),
+    [
+        (5.0, "is faster: early takes 50% (50% to 50%) of the uncut model's time and 29% of its MACs;"),
+        (9.6, "is faster: early takes 96% (96% to 96%) of the uncut model's time and 29% of its MACs;"),
+        (9.8, "gains nothing worth naming: early takes 0.98 of the uncut model's time, at 29%"),
+        (10.2, "gains nothing worth naming: early takes 1.02 of the uncut model's time, at 29%"),
+        (20.0, "loses: the best configuration, early, takes 2.00 times as long as"),
+    ],
+)
+def test_the_verdict_says_gain_none_or_loss(clock, spied: Session, segment, verdict):
+    clock |= {"full": 10.0, "segment_00": segment}
+    document = benchmark(spied, Dataset("made", make_data().items), [EARLY])
+    assert document["verdict"].startswith(f"With 1 picture per call early exit {verdict}")
+    entry = only(document)
+    assert entry["time_ratio_to_uncut"] == pytest.approx(segment / 10)
+    assert entry["time_saved"] == pytest.approx(1 - segment / 10)
+    assert entry["macs_saved"] == pytest.approx(1 - (192 + 20) / sum(SEGMENT_MACS))
+
+
+def test_the_verdict_names_the_best_configuration(clock, spied: Session):
+    clock |= {"full": 10.0, "segment_00": 4.0, "segment_01": 4.0, "segment_02": 4.0}
+    document = benchmark(spied, make_data(), ["full", LATE, EARLY])
+    assert "early takes 40%" in document["verdict"]
+    assert [entry["time_ratio_to_uncut"] for entry in document["configurations"]] == pytest.approx([1.0, 1.2, 0.4])
+
+
+def test_full_alone_allows_no_verdict(clock, spied: Session):
+    clock |= {"full": 10.0, "segment_00": 10.0}
+    assert "nothing can be said" in benchmark(spied, make_data(), ["full"])["verdict"]
+
+
+def test_the_verdict_warns_of_untrained_heads(clock, untrained_bundle: Path):
+    clock |= {"full": 10.0, "segment_00": 4.0}
+    with load(untrained_bundle, allow_untrained=True) as session:
+        verdict = benchmark(session, make_data(), [EARLY])["verdict"]
+    assert verdict.startswith("The heads are untrained: nothing can be said about early exit.")
+    assert "gain" not in verdict
+
+
+def test_latencies_are_in_milliseconds_and_throughput_in_samples_per_second(clock, spied: Session):
+    clock |= {"full": 0.5, "segment_00": 0.5}
+    uncut = benchmark(spied, make_data(), ["full"], batch=10)["uncut"]
+    assert (uncut["mean_ms"], uncut["p50_ms"], uncut["p99_ms"]) == pytest.approx((500, 500, 500))
+    assert uncut["throughput"] == pytest.approx(20)
+
+
+# --- what is lost, beside what is saved ------------------------------------------------------------------------------
+
+
+def labelled_by_the_model(session: Session, count: int) -> Dataset:
+    """Pictures with the labels that the uncut model answers."""
+    data = make_data(count)
+    images = preprocess(data.images(range(count)), session.manifest.preprocessing)
+    return Dataset("made", data.items, expected(images, Configuration("full")).label)
+
+
+def allowing(session: Session, loss: float | None) -> Configuration:
+    """The configuration ``early`` of a bundle that says what it was allowed to lose."""
+    entry = Entry(EARLY.exits, allowed_loss=loss)
+    session.bundle.configurations = Configurations(named={"early": entry})
+    return session.bundle.configuration("early")
+
+
+def test_a_configuration_that_loses_more_than_its_name_allows_is_flagged(clock, spied: Session):
+    clock |= {"full": 10.0, "segment_00": 4.0}
+    document = benchmark(spied, labelled_by_the_model(spied, 300), [allowing(spied, 0.02)])
+    entry = only(document)
+    assert entry["loss"] == pytest.approx(1 - entry["accuracy"])
+    assert entry["loss"] > 0.1
+    assert (entry["allowed_loss"], entry["loss_verdict"]) == (0.02, "exceeded")
+    assert "early exit is faster and loses more than it may: early takes 40%" in document["verdict"]
+    assert "more than the 2 it may" in document["verdict"]
+    assert "early exit gains" not in document["verdict"]
+
+
+def test_a_configuration_that_is_right_more_often_is_called_more_accurate(clock, spied: Session):
+    clock |= {"full": 10.0, "segment_00": 4.0}
+    data = make_data(300)
+    images = preprocess(data.images(range(300)), spied.manifest.preprocessing)
+    data = Dataset("made", data.items, expected(images, EARLY).label)
+    document = benchmark(spied, data, [allowing(spied, 0.01)])
+    gained = 1 - document["uncut"]["accuracy"]
+    assert gained > 0.1
+    assert f"it is {100 * gained:.1f} ± " in document["verdict"]
+    assert "points more accurate" in document["verdict"]
+    assert "loses" not in document["verdict"]
+
+
+def test_what_is_undecided_comes_with_how_many_pictures_would_tell():
+    entry = {"loss": 0.02, "loss_error": 0.01, "allowed_loss": 0.01, "loss_verdict": "undecided"}
+    assert loss_words(entry, 100).endswith("within the 1 it may lose; about 400 would tell")
+    for loss in (0.01, 0.01 + 1e-9):  # on the limit no number would
+        assert loss_words(entry | {"loss": loss}, 100).endswith("within the 1 it may lose")
+
+
+def test_three_points_lost_where_two_are_allowed_are_flagged_and_two_and_a_half_on_few_are_undecided():
+    labels = np.zeros(10_000, np.int64)
+    for count, lost, kind in ((10_000, 300, "exceeded"), (1000, 25, "undecided"), (10_000, 100, "kept")):
+        mine = labels[:count].copy()
+        mine[:lost] = 1
+        found = loss_of(mine, labels[:count], labels[:count], 0.02, None)
+        assert (found["loss"], found["loss_verdict"]) == (pytest.approx(lost / count), kind)
+
+
+def test_a_loss_within_its_error_is_called_undecided(clock, spied: Session):
+    clock |= {"full": 10.0, "segment_00": 4.0}
+    data = labelled_by_the_model(spied, 200)
+    images = preprocess(data.images(range(200)), spied.manifest.preprocessing)
+    alike = np.flatnonzero(expected(images, EARLY).label == data.labels)[:2]
+    document = benchmark(spied, data.take(alike), [allowing(spied, None)])
+    assert only(document)["loss_verdict"] == "undecided"
+    assert "on 2 pictures it is undecided whether it loses anything" in document["verdict"]
+    assert "gains" not in document["verdict"]
+
+
+@given(
+    worse=st.integers(0, 60),
+    better=st.integers(0, 60),
+    same=st.integers(0, 500),
+    allowed=st.none() | st.floats(0, 0.1),
+)
+def test_the_error_of_a_loss_is_never_nothing_and_the_verdict_fits_it(worse, better, same, allowed):
+    count = worse + better + same
+    if count == 0:
+        return
+    labels = np.zeros(count, np.int64)
+    uncut, mine = labels.copy(), labels.copy()
+    mine[:worse], uncut[worse : worse + better] = 1, 1
+    found = loss_of(mine, uncut, labels, allowed, ["only"])
+    loss, error = (worse - better) / count, found["loss_error"]
+    assert found["loss"] == pytest.approx(loss)
+    assert error > 0
+    beyond = loss - (allowed or 0)
+    told = {"exceeded": beyond > 0, "loses": beyond > 0, "kept": beyond < 0, "none": beyond < 0, "undecided": True}
+    assert told[found["loss_verdict"]]
+    assert (found["loss_verdict"] == "undecided") == (abs(beyond) <= 2 * error) or abs(beyond) == 2 * error
+    assert (found["worst_class"] is None) == (worse <= better)
+
+
+def test_the_class_that_loses_most_is_named():
+    labels = np.array([0, 0, 0, 1, 1, 1, 2, 2])
+    mine = np.array([0, 0, 1, 1, 0, 0, 2, 2])
+    found = loss_of(mine, labels, labels, None, ["cat", "dog", "owl"])
+    assert found["worst_class"] == {"name": "dog", "lost": 2, "samples": 3}
+
+
+def test_more_samples_are_answered_than_timed_and_answers_are_those_of_the_router(
+    spied: Session, spy: Spy, monkeypatch
+):
+    monkeypatch.setattr(bench, "MOST_TIMED", 10)
+    data = make_data(50)
+    images = preprocess(data.images(range(50)), spied.manifest.preprocessing)
+    chosen = [spied.bundle.configuration(name) for name in ("full", "accurate", "balanced", "fast")]
+    document = benchmark(spied, data, chosen)
+    assert (document["samples"], document["timed_samples"]) == (50, 10)
+    for entry, configuration in zip(document["configurations"], chosen, strict=True):
+        assert not near_threshold(images, configuration)
+        answer = expected(images, configuration)
+        assert entry["accuracy"] == pytest.approx(np.mean(answer.label == data.labels))
+        shares = np.bincount(answer.exit, minlength=3) / 50
+        assert list(entry["share_per_exit"].values()) == pytest.approx(shares)
+
+
+def test_pictures_that_made_the_bundle_are_a_caveat_of_the_verdict(clock, bundle_copy: Path):
+    clock |= {"full": 10.0, "segment_00": 4.0}
+    data = make_data(40)
+    store_splits(bundle_copy, search=data.hashes[:15], test=data.hashes[15:20])
+    with load(bundle_copy) as session:
+        assert "15 of the 40 pictures were used to make the bundle" in benchmark(session, data, [EARLY])["verdict"]
+        assert "used to make" not in benchmark(session, data.take(np.arange(15, 40)), [EARLY])["verdict"]
+
+
+# --- several sizes of a batch, and the chain -------------------------------------------------------------------------
+
+
+def test_every_size_of_a_batch_gets_figures_of_its_own(clock, spied: Session, spy: Spy):
+    clock |= {"full": 10.0, "segment_00": 5.0}
+    spy.before = lambda piece: clock.pass_by(clock.get(piece, 0.0) + (spy.calls[-1][1] > 1) * 10.0)
+    document = benchmark(spied, make_data(), [EARLY], batch=[1, 8])
+    assert [part["batch"] for part in document["batches"]] == [1, 8]
+    one, eight = document["batches"]
+    assert document.items() >= one.items()
+    assert (one["uncut"]["mean_ms"], eight["uncut"]["mean_ms"]) == pytest.approx((10_000, 20_000))
+    assert eight["uncut"]["throughput"] == pytest.approx(8 / 20)
+    # Segment and head: 5 s and 10 s for each of the two.
+    assert (only(one)["time_saved"], only(eight)["time_saved"]) == pytest.approx((0.5, -0.25))
+    assert "early takes 50% (" in one["verdict"]
+    assert eight["verdict"].startswith("With 8 pictures per call early exit loses: the best configuration, early,")
+
+
+def test_a_last_batch_that_is_not_full_is_answered_and_not_timed(spied: Session, spy: Spy, clock):
+    spy.before = lambda piece: clock.pass_by(spy.calls[-1][1] * (piece in ("full", "segment_00")))
+    document = benchmark(spied, make_data(10), ["full"], batch=4)
+    assert [rows for piece, rows in spy.calls if piece == "full"].count(2) == 2
+    assert document["uncut"]["p50_ms"] == document["uncut"]["mean_ms"] == pytest.approx(4000)
+    assert document["uncut"]["throughput"] == pytest.approx(1)
+    assert document["samples"] == 10
+
+
+def test_the_chain_says_what_cutting_costs_when_every_seam_is_paid(clock, spied: Session):
+    clock |= {"full": 10.0, "segment_00": 4.0, "segment_01": 5.0, "segment_02": 6.0, "span_00_01": 1.0}
+    clock |= {"exit_03_linear": 50.0, "exit_07_linear": 50.0}
+    for batch in (1, 4):
+        document = benchmark(spied, make_data(8), ["accurate"], batch=batch)
+        assert document["chain"]["mean_ms"] == pytest.approx(15_000)
+        assert document["chain"]["time_ratio_to_uncut"] == pytest.approx(1.5)
+        assert document["chain"]["same_label_as_uncut"] == 1
+        assert document["chain"]["accuracy"] == document["uncut"]["accuracy"]
+
+
+def test_without_configurations_and_chain_the_uncut_model_runs_alone(clock, spied: Session, spy: Spy):
+    clock["full"] = 10.0
+    document = benchmark(spied, make_data(4), [], chain=False)
+    assert {piece for piece, _ in spy.calls} == {"full"}
+    assert (document["chain"], document["configurations"]) == (None, [])
+    assert document["uncut"]["mean_ms"] == pytest.approx(10_000)
+    assert document["verdict"].startswith("Only the uncut model was measured")
+
+
+def test_more_pictures_per_call_than_there_are_is_refused_before_anything_runs(spied: Session, spy: Spy):
+    with pytest.raises(DataError, match="there are 6 pictures for --batch 7"):
+        benchmark(spied, make_data(40), ["full"], batch=[2, 7, 4], limit=6)
+    assert spy.calls == []
+
+
+# --- which configurations --------------------------------------------------------------------------------------------
+
+
+def test_all_are_the_named_ones_and_those_of_the_front_that_have_no_name(bundle_copy: Path):
+    front = (Entry(on(exit3=0.1)), Entry(NAMED["fast"]), Entry(on(exit7=0.2)))
+    named = {name: Entry(exits) for name, exits in NAMED.items()}
+    write_configurations(Configurations(named=named, front=front), bundle_copy)
+    chosen = choose(open_bundle(bundle_copy), ["fast", "all"])
+    assert [one.name for one in chosen] == ["fast", "full", "accurate", "balanced", "front 1", "front 3"]
+    assert (chosen[-1].exits, chosen[0].exits) == (on(exit7=0.2), NAMED["fast"])
+
+
+def test_a_configuration_that_is_not_there_is_named_with_those_that_are(bundle_copy: Path):
+    with pytest.raises(ConfigurationError, match=r"no configuration 'slow' in this bundle; it has: full, accurate"):
+        choose(open_bundle(bundle_copy), ["all", "slow"])
+
+
+def test_figures_of_the_front_are_stored_with_it_and_of_several_sizes_the_first(clock, bundle_copy: Path):
+    clock |= {"full": 10.0, "segment_00": 4.0, "segment_01": 1.0, "segment_02": 1.0, "span_00_01": 1.0}
+    named = {name: Entry(exits) for name, exits in NAMED.items()}
+    write_configurations(Configurations(named=named, front=(Entry(on(exit3=0.0)),)), bundle_copy)
+    with load(bundle_copy, threads=1) as session:
+        document = benchmark(session, make_data(8), choose(session.bundle, ["all"]), batch=[2, 1])
+        save_figures(session.bundle, document)
+    (entry,) = open_bundle(bundle_copy).configurations.front
+    assert (entry.bench.p50_ms, entry.bench.time_ratio, entry.bench.batch) == pytest.approx((4000, 0.4, 2))
+
+
+# --- figures that stay with the bundle -------------------------------------------------------------------------------
+
+
+def test_figures_are_stored_with_the_configurations_that_were_measured(clock, bundle_copy: Path):
+    clock |= {"full": 0.010, "segment_00": 0.004, "segment_01": 0.003}
+    data = make_data(20)
+    store_splits(bundle_copy, search=data.hashes[:8])
+    with load(bundle_copy, threads=1) as session:
+        document = benchmark(session, data, ["fast", "full"], batch=2)
+        document["configurations"][0] |= {"p50_ms": 5.0, "p90_ms": 8.0, "p99_ms": 9.0}  # the clock knows no quantiles
+        save_figures(session.bundle, document)
+    stored = open_bundle(bundle_copy).configurations.named
+    assert [name for name, entry in stored.items() if entry.bench] == ["full", "fast"]
+    found, kept = document["configurations"][0], stored["fast"].bench
+    assert kept == BenchFigures(
+        p50_ms=found["p50_ms"],
+        p90_ms=found["p90_ms"],
+        time_ratio=found["time_ratio_to_uncut"],
+        time_ratio_range=tuple(found["time_ratio_range"]),
+        accuracy=found["accuracy"],
+        loss=found["loss"],
+        loss_error=found["loss_error"],
+        samples=20,
+        unseen=12,
+        batch=2,
+        target="onnxruntime",
+        threads="1",
+        cpu=document["environment"]["cpu"],
+        date=document["environment"]["date"],
+    )
+    assert found["exits"] == {id: {"head": HEAD, "threshold": 0.5} for id in ("3", "7")}
+    assert (stored["full"].bench.p50_ms, stored["full"].bench.time_ratio) == pytest.approx((10, 1))
+    assert stored["fast"].exits == NAMED["fast"]
+
+
+def test_figures_do_not_undo_a_search_that_was_quicker(clock, bundle_copy: Path):
+    clock |= {"full": 0.010, "segment_00": 0.004}
+    searched = Configurations(named={"full": Entry({}), "fast": Entry(on(exit3=0.1))}, front=(Entry(NAMED["fast"]),))
+    with load(bundle_copy, threads=1) as session:
+        document = benchmark(session, make_data(4), ["fast", "full"])
+        write_configurations(searched, bundle_copy)
+        save_figures(session.bundle, document)
+    stored = open_bundle(bundle_copy).configurations
+    assert stored.named["fast"] == Entry(on(exit3=0.1))
+    assert stored.named["full"].bench.p50_ms == pytest.approx(10)
+    assert stored.front[0].bench.p50_ms == pytest.approx(document["configurations"][0]["p50_ms"])
+
+
+# --- the knob, the samples and the machine ---------------------------------------------------------------------------
+
+
+def test_the_knob_is_left_as_it_was_found(spied: Session, spy: Spy):
+    spied.use("accurate")
+    benchmark(spied, make_data(4), ["full", "fast"])
+    assert spied.configuration.name == "accurate"
+
+    def fail(piece: str) -> None:
+        if piece != "full":
+            raise PieceError("broken")
+
+    spy.before = fail
+    with pytest.raises(PieceError):
+        benchmark(spied, make_data(4), ["full", "fast"])
+    assert spied.configuration.name == "accurate"
+
+
+def test_samples_that_made_the_bundle_are_counted_by_their_split(bundle_copy: Path):
+    data = make_data(20)
+    store_splits(bundle_copy, fitting=data.hashes[:3], search=data.hashes[3:5], test=np.array([1, 2], np.uint64))
+    with load(bundle_copy) as session:
+        assert split_counts(session, data, np.arange(20)) == {"fitting": 3, "search": 2, "unseen": 15}
+        assert split_counts(session, data, np.arange(4, 20)) == {"search": 1, "unseen": 15}
+
+
+def test_only_the_files_that_were_measured_are_read_to_count_them(bundle_copy: Path, tmp_path: Path):
+    (tmp_path / "there.png").write_bytes(b"a picture")
+    data = Dataset("files", [tmp_path / "gone.png", tmp_path / "there.png", tmp_path / "gone.png"])
+    store_splits(bundle_copy, search=data.take(np.array([1])).hashes)
+    with load(bundle_copy) as session:
+        assert split_counts(session, data, np.array([1])) == {"search": 1, "unseen": 0}
+
+
+def test_without_stored_splits_all_samples_are_unseen(shared_session: Session):
+    assert split_counts(shared_session, make_data(20), np.arange(7)) == {"unseen": 7}
+
+
+def test_the_environment_names_the_engine_and_its_version(shared_session: Session):
+    found = environment(shared_session)
+    assert (found["target"], found["engine"]) == ("onnxruntime", onnxruntime.__version__)
+    assert found["precision"] == "float32"
+    assert (found["threads"], found["pool"]) == ("1", "private")
+    assert found.items() >= power_mode().items()
