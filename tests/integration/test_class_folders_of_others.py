@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import subprocess
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -28,6 +26,7 @@ from dyce_export.savers.resolve_saver import Savers, input_of
 from dyce_export.sources.source import from_module
 from dyce_runtime.bundle.reader import RECORDS, open_bundle
 from dyce_runtime.errors import DyceError, SuspiciousDataError
+from tests.unit.cli.command import dyce
 
 NAMES = [str(number) for number in range(12)]
 BY_STRING = {name: place for place, name in enumerate(sorted(NAMES))}  # as torchvision's ImageFolder
@@ -166,12 +165,6 @@ def test_a_mapping_of_a_savers_classes_is_applied_once(photos, tmp_path):
     assert (records.predictions == records.labels[:, None]).mean(0).min() > 0.7
 
 
-def dyce(*words: str) -> subprocess.CompletedProcess[str]:
-    """The command line in a process of its own: ``dyce bench`` takes the engine's global thread pool."""
-    command = [sys.executable, "-c", "from dyce_export.cli.main import dyce; dyce()", *map(str, words)]
-    return subprocess.run(command, capture_output=True, text=True, check=False)
-
-
 def test_a_base_that_is_a_bundle_knows_its_classes(bundle, photos, tmp_path):
     places = {"data": str(photos / "train"), "val": str(photos / "val")}
     base = open_bundle(bundle)
@@ -194,10 +187,10 @@ def test_a_base_that_is_a_bundle_knows_its_classes(bundle, photos, tmp_path):
 
 def test_bench_knows_the_classes_of_the_bundle_and_refuses_another_order(bundle, photos, tmp_path):
     words = ["bench", bundle, "--data", photos / "val", "--target", "onnxruntime", "--limit", "300", "--baseline"]
-    document = json.loads(dyce(*words, "--json").stdout)
+    document = json.loads(dyce(*map(str, words), "--json").stdout)
     assert document["batches"][0]["uncut"]["accuracy"] > 0.7
     (tmp_path / "wrong.json").write_text(json.dumps(OWN))
-    done = dyce(*words, "--classes", tmp_path / "wrong.json")
+    done = dyce(*map(str, words), "--classes", str(tmp_path / "wrong.json"))
     assert done.returncode == 1
     assert "another order" in done.stderr
 

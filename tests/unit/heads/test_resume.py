@@ -18,7 +18,7 @@ from dyce_calibration.heads.training import Recipe, train_heads
 from dyce_export.staging import kept_work
 from dyce_runtime.errors import DataError, DestinationError, VerificationError
 from tests.unit.heads.test_features import COUNT, Spy, dataset, prepare
-from tests.unit.heads.test_heads import features
+from tests.unit.heads.test_training import features
 
 
 def stopped_after(count: int) -> Callable[[Iterable[int]], Iterator[int]]:
