@@ -29,7 +29,7 @@ from dyce_calibration.search.problem import make_problem
 from dyce_calibration.search.run import Search, run
 from dyce_calibration.search.select import restrict_records
 from dyce_runtime import load, open_bundle
-from dyce_runtime.bundle.manifest import FINAL, OWN
+from dyce_runtime.bundle.manifest import BUILTIN, FINAL
 from dyce_runtime.bundle.reader import RECORDS
 from dyce_runtime.inputs.datasets import open_dataset
 
@@ -114,14 +114,14 @@ def best_pair(judged: dict[str, Any]) -> tuple[str, str]:
     for pair in combinations(sorted(found, key=lambda name: found[name][1]), 2):
         (first, a), (second, b) = (found[name] for name in pair)
         records = Records(
-            (("saver0", OWN), ("saver1", OWN)),
+            (("saver0", BUILTIN), ("saver1", BUILTIN)),
             np.stack([first.predictions[:, -1], second.predictions[:, -1], whole.predictions[:, -1]], axis=1),
             np.stack([first.confidences[:, -1], second.confidences[:, -1], whole.confidences[:, -1]], axis=1),
             whole.labels,
             whole.hashes,
             whole.split,
         )
-        heads = {f"saver{n}": {OWN: 0.0} for n in range(2)}
+        heads = {f"saver{n}": {BUILTIN: 0.0} for n in range(2)}
         backbone = {"saver0": float(a), "saver1": float(a + b), FINAL: float(a + b + base)}
         table = CostTable("macs", backbone, heads, float(base), savers=("saver0", "saver1"))
         outcome = run(make_problem(records.of_split("search"), table), None, Search())

@@ -27,7 +27,7 @@ from benchmarks.lite0 import load_lite
 from benchmarks.overhead import in_turn
 from dyce_runtime import Configuration, Session, load
 from dyce_runtime.bundle.configuration import ExitSetting
-from dyce_runtime.bundle.manifest import OWN
+from dyce_runtime.bundle.manifest import BUILTIN
 from dyce_runtime.inputs.images import Inputs, rows_of
 from dyce_runtime.inputs.preprocessing import preprocess
 
@@ -45,7 +45,7 @@ Model = Callable[[Floats], tuple[Floats, float]]
 
 def at(threshold: float) -> Configuration:
     """The saver answers what it is surer of than that."""
-    return Configuration(f"{threshold:g}", {"saver0": ExitSetting(OWN, threshold)})
+    return Configuration(f"{threshold:g}", {"saver0": ExitSetting(BUILTIN, threshold)})
 
 
 def by_hand(session: Session, threads: int) -> tuple[Model, Model]:
@@ -66,13 +66,13 @@ def by_hand(session: Session, threads: int) -> tuple[Model, Model]:
 
         return run
 
-    return opened(manifest.segments[0].id), opened(manifest.uncut)
+    return opened(manifest.exits[0].heads[0].piece), opened(manifest.uncut)
 
 
 def compare(session: Session, inputs: Inputs, labels: NDArray[np.int64]) -> list[dict[str, Any]]:
     """Threshold by threshold, picture by picture: the cascade, and the two models by hand."""
     saver, base = by_hand(session, 1)
-    names = [network.input.name for network in session.manifest.networks]
+    names = [network.inputs[0].tensor for network in session.manifest.networks]
     rows = []
     for threshold in THRESHOLDS:
         session.use(at(threshold))
@@ -98,7 +98,7 @@ def measure(path: Path, pictures: list[Path], threads: int) -> dict[str, Any]:
         inputs = session.preprocess(pictures)
         assert not isinstance(inputs, np.ndarray)
         saver, base = by_hand(session, threads)
-        names = [network.input.name for network in session.manifest.networks]
+        names = [network.inputs[0].tensor for network in session.manifest.networks]
 
         def whole(model: Model, name: str) -> Callable[[int], float]:
             return lambda turn: _seconds(model, inputs[name][turn % len(pictures)][None].copy())
@@ -151,7 +151,7 @@ def run(weights: dict[int, Path], samples: list[tuple[Path, int]]) -> dict[str, 
             inputs = session.preprocess(pictures)
             assert not isinstance(inputs, np.ndarray)
             rows = compare(session, inputs, labels)
-            names = [network.input.name for network in session.manifest.networks]
+            names = [network.inputs[0].tensor for network in session.manifest.networks]
         with torch.inference_mode():
             torch_labels = [
                 model(torch.from_numpy(inputs[name])).numpy().argmax(1)

@@ -149,7 +149,7 @@ def engines(name: str) -> tuple[str, ...]:
 def megabytes(bundle: Bundle) -> dict[str, float]:
     """Of the segments, and of all heads."""
     return {
-        kind: sum(bundle.size(piece.id) for piece in bundle.manifest.pieces if piece.kind == kind) / 1e6
+        kind: sum(bundle.size(piece.id) for piece in bundle.manifest.pieces if piece.role == kind) / 1e6
         for kind in ("segment", "head")
     }
 

@@ -8,26 +8,25 @@ import onnx
 from onnx import compose
 
 from dyce_runtime.bundle.configuration import Configuration
-from dyce_runtime.bundle.manifest import DECISION
+from dyce_runtime.bundle.manifest import ANSWER
 from dyce_runtime.bundle.reader import Bundle
 from dyce_runtime.execution.plan import make_plan
 
 
 def write_truncated(bundle: Bundle, configuration: Configuration, folder: Path) -> dict[int, Path]:
     """One graph for every exit that a configuration lets samples take, by its index, made from the base segments."""
-    segments = [p.id for p in bundle.manifest.pieces if p.kind == "segment"]
-    steps = make_plan(bundle.manifest, configuration, segments + _heads(bundle)).steps
+    steps = make_plan(bundle.manifest, configuration, ()).steps
     found: dict[int, Path] = {}
     graph, seams, decided = None, [], []
     for step in steps:
         for id in step.body:
             graph = _append(graph, bundle, id, seams, decided)
-            seams = [f"{id}/{tensor.name}" for tensor in bundle.manifest.piece(id).outputs]
+            seams = [f"{id}/{name}" for name in bundle.manifest.piece(id).writes]
         if step.head is None:
             decided, seams = [*decided, *seams], []
         else:
             graph = _append(graph, bundle, step.head, seams, [*decided, *seams])
-            decided = [*decided, *(f"{step.head}/{name}" for name in DECISION)]
+            decided = [*decided, *(f"{step.head}/{name}" for name in ANSWER)]
         found[step.exit] = folder / f"exit_{step.exit}.onnx"
         onnx.save(compose_outputs(graph, decided), found[step.exit])
     return found
@@ -43,10 +42,6 @@ def compose_outputs(model: onnx.ModelProto, names: list[str]) -> onnx.ModelProto
     return copy
 
 
-def _heads(bundle: Bundle) -> list[str]:
-    return [piece.id for piece in bundle.manifest.pieces if piece.kind == "head"]
-
-
 def _append(
     graph: onnx.ModelProto | None, bundle: Bundle, id: str, seams: list[str], kept: list[str]
 ) -> onnx.ModelProto:
@@ -57,6 +52,6 @@ def _append(
     loaded = compose.add_prefix(loaded, f"{id}/")
     if graph is None:
         return loaded
-    pairs = list(zip(seams, (f"{id}/{tensor.name}" for tensor in piece.inputs), strict=True))
-    outputs = [*kept, *(f"{id}/{tensor.name}" for tensor in piece.outputs)]
+    pairs = list(zip(seams, (f"{id}/{name}" for name in piece.reads), strict=True))
+    outputs = [*kept, *(f"{id}/{name}" for name in piece.writes)]
     return compose.merge_models(graph, loaded, io_map=pairs, outputs=list(dict.fromkeys(outputs)))

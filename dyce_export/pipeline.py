@@ -29,8 +29,9 @@ from dyce_export.doubts import accept
 from dyce_export.graph.backbone import Backbone
 from dyce_export.graph.capture import capture, functionalise, output_nodes
 from dyce_export.graph.exit_points import ExitPoints, find_exit_points
-from dyce_export.graph.onnx_graphs import to_onnx
-from dyce_export.graph.pieces import image_spec, node_names, write_backbone, write_heads
+from dyce_export.graph.onnx_graphs import IMAGE, to_onnx
+from dyce_export.graph.pieces import builtin_head, node_names, tensor_table, write_backbone, write_heads
+from dyce_export.graph.programs import network_program
 from dyce_export.graph.spans import write_spans
 from dyce_export.options import Options
 from dyce_export.precision.lower import add
@@ -48,7 +49,7 @@ from dyce_export.verification.rounding import SAMPLES, rounding_errors
 from dyce_export.verification.verdict import refusal
 from dyce_export.verification.verify import Reference, check_runs, compute_reference, probe_configuration, verify
 from dyce_runtime.bundle.configuration import FULL, Configuration, Configurations, Entry
-from dyce_runtime.bundle.manifest import SCHEMA_VERSION, Manifest, Model
+from dyce_runtime.bundle.manifest import FINAL, SCHEMA_VERSION, Input, Manifest, Model, Network
 from dyce_runtime.bundle.reader import (
     CONFIGURATIONS,
     MANIFEST,
@@ -409,19 +410,22 @@ def _write_pieces(
     bodies = write_backbone(
         prepared.graph, backbone, source.input_size, prepared.classes, prepared.total_macs, temperature, folder
     )
-    head_pieces, exits = write_heads(backbone, heads, trained=calibration is not None, folder=folder)
+    segments = [piece.id for piece in bodies if piece.role == "segment"]
+    final = builtin_head(segments[-1], temperature)
+    head_pieces, exits = write_heads(backbone, heads, final, trained=calibration is not None, folder=folder)
     if calibration is not None:
         (folder / RECORDS).parent.mkdir()
         calibration.records.save(folder / RECORDS)
         np.savez_compressed(folder / SPLITS, **calibration.hashes)  # type: ignore[arg-type]
     return Manifest(
         schema_version=SCHEMA_VERSION,
+        requires=(),
         producer=_producer(),
-        model=prepared.model,
-        input=image_spec(source.input_size),
-        preprocessing=source.preprocessing,
-        exits=tuple(exits),
+        networks=(Network(FINAL, prepared.model, (Input(IMAGE, source.preprocessing),), tuple(e.id for e in exits)),),
+        tensors=tensor_table(backbone.points, source.input_size, prepared.classes),
         pieces=(*bodies, *head_pieces),
+        exits=tuple(exits),
+        program=network_program([IMAGE], segments, exits),
         heads="untrained" if calibration is None else "trained",
         files={},
         splits=calibration.splits if calibration else None,

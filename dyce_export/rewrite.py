@@ -27,6 +27,7 @@ from dyce_runtime.bundle.reader import (
     sha256_of,
     write_document,
 )
+from dyce_runtime.bundle.structure import ends_of, segments_of
 from dyce_runtime.bundle.test_vectors import read_vectors, relative_error
 from dyce_runtime.errors import VerificationError
 from dyce_runtime.execution import targets
@@ -43,7 +44,7 @@ def rewrite(bundle: Bundle, configurations: Configurations, output: Path, *, for
         DestinationError: see :func:`dyce_export.staging.staged`.
         VerificationError: a span does not compute what its segments compute.
     """
-    old = {piece.id for piece in bundle.manifest.pieces if piece.kind == "span" and piece.id != UNCUT}
+    old = {span.id for span in bundle.manifest.spans if span.id != UNCUT}
     with staged(output, force=force) as folder:
         gone = {name for id in old for name in (bundle.manifest.piece(id).file, *bundle.manifest.piece(id).data)}
         copy_files(bundle, set(bundle.contents()) - gone, folder)
@@ -115,24 +116,24 @@ def _span_errors(bundle: Bundle, spans: tuple[Piece, ...]) -> dict[str, float]:
     """The relative error of every span against the chain of its segments."""
     inputs, manifest = read_vectors(bundle).inputs, bundle.manifest
     device = targets.reference().open(
-        bundle.piece_specs([p.id for p in bundle.manifest.pieces if p.kind != "head"]), TargetSpec()
+        bundle.piece_specs([p.id for p in bundle.manifest.pieces if p.role != "head"]), TargetSpec()
     )
 
     def outputs(span: Piece, *pieces: str) -> list[np.ndarray]:
-        network = next(network for network in manifest.networks if network.first <= span.first <= network.last)
-        name, before = network.input.name, manifest.segments[network.first : span.first]
+        network = next(net for net in manifest.networks if ends_of(manifest, span)[1] in net.exits)
+        name, segments = network.inputs[0].tensor, [piece.id for piece in segments_of(manifest, network.id)]
         with device.lane(len(inputs[name])) as lane:
             lane.put(inputs[name], name)
-            for piece in (*(segment.id for segment in before), *pieces):
+            for piece in (*segments[: segments.index(span.covers[0])], *pieces):
                 lane.run(piece)
-            return _copied(lane, final=span.last == network.last)
+            return _copied(lane, final=span.answers)
 
     try:
         return {
             span.id: max(
                 relative_error(expected, found, expected)
                 for expected, found in zip(
-                    outputs(span, *(segment.id for segment in manifest.segments[span.first : span.last + 1])),
+                    outputs(span, *span.covers),
                     outputs(span, span.id),
                     strict=True,
                 )

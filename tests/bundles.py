@@ -19,18 +19,22 @@ from onnx import helper, numpy_helper
 from dyce_runtime.bundle import reader as bundle
 from dyce_runtime.bundle.configuration import FULL, Configuration, Configurations, Entry, ExitSetting
 from dyce_runtime.bundle.manifest import (
-    DECISION,
+    ANSWER,
+    BUILTIN,
     FINAL,
     SCHEMA_VERSION,
     UNCUT,
     Exit,
     Head,
+    Input,
     Manifest,
     Model,
+    Network,
     Piece,
     Preprocessing,
     TensorSpec,
 )
+from dyce_runtime.bundle.program import Feed, Leave, Operation, Run
 from dyce_runtime.execution.contracts import PieceSpec, TargetSpec
 from dyce_runtime.execution.plan import Step
 from dyce_targets.cpu.onnxruntime_cpu import OnnxRuntimeCpu
@@ -48,14 +52,14 @@ WEIGHTS = {name: weight.astype(np.float32) for name, weight in WEIGHTS.items()}
 def _between(edge: int) -> list[TensorSpec]:
     """The image and the two seams."""
     seams = (TensorSpec(f"seam_{id}", "float32", ("batch", WIDTH, edge, edge)) for id in ("3", "7"))
-    return [TensorSpec("image", "float32", ("batch", CHANNELS, edge, edge)), *seams]
+    return [TensorSpec("image", "float32", ("batch", CHANNELS, edge, edge), "input"), *seams]
 
 
 SEAMS = _between(EDGE)
 IMAGE = SEAMS[0]
-DECISIONS = tuple(
-    TensorSpec(name, dtype, ("batch", *rest))
-    for name, dtype, rest in zip(DECISION, ("float32", "float32", "int64"), ((CLASSES,), (), ()), strict=True)
+ANSWERS = tuple(
+    TensorSpec(name, dtype, ("batch", *rest), "answer")
+    for name, dtype, rest in zip(ANSWER, ("float32", "float32", "int64"), ((CLASSES,), (), ()), strict=True)
 )
 
 
@@ -124,37 +128,47 @@ def _thresholds(configuration: Configuration) -> NDArray[np.float32]:
 def make_bundle(path: Path, heads: Literal["trained", "untrained"] = "trained", edge: int = EDGE) -> Path:
     """Write a bundle with the exits 3 and 7, for images of ``edge`` by ``edge`` pixels."""
     pieces, seams = [], _between(edge)
+    tensors = {spec.name: spec for spec in (*seams, *ANSWERS)}
     for id, first, last in [("segment_00", 0, 0), ("segment_01", 1, 1), ("segment_02", 2, 2),
                             ("span_00_01", 0, 1), (UNCUT, 0, 2)]:  # fmt: skip
         final = last == 2
-        kind: Literal["segment", "span"] = "segment" if first == last else "span"
+        role: Literal["segment", "span"] = "segment" if first == last else "span"
         nodes = [node for k in range(first, last + 1) for node in _convolution(k)] + (_decision(2) if final else [])
-        outputs = DECISIONS if final else (seams[last + 1],)
+        writes = ANSWER if final else (seams[last + 1].name,)
         macs = sum(_macs(k) for k in range(first, last + 1))
-        pieces.append(Piece(id, kind, f"{kind}s/{id}.onnx", first, last, (seams[first],), outputs, macs))
-        write_piece(path, pieces[-1], nodes, _CONSTANTS)
-    exits = []
+        covers = () if first == last else tuple(f"segment_{k:02d}" for k in range(first, last + 1))
+        piece = Piece(id, role, f"{role}s/{id}.onnx", (seams[first].name,), writes, macs, covers=covers)
+        pieces.append(piece)
+        write_piece(path, piece, tensors, nodes, _CONSTANTS)
+    exits: list[Exit] = []
+    program: list[Operation] = [Feed("image")]
     for k, point in enumerate((3, 7)):
         id = f"exit_{point:02d}_{HEAD}"
-        pieces.append(Piece(id, "head", f"heads/{id}.onnx", k, k, (seams[k + 1],), DECISIONS, WIDTH * CLASSES))
-        write_piece(path, pieces[-1], _decision(k), _CONSTANTS)
+        pieces.append(Piece(id, "head", f"heads/{id}.onnx", (seams[k + 1].name,), ANSWER, WIDTH * CLASSES))
+        write_piece(path, pieces[-1], tensors, _decision(k), _CONSTANTS)
         head = Head(HEAD, id, heads == "trained", TEMPERATURES[k])
-        exits.append(Exit(str(point), f"blocks.{k}", point, (head,)))
+        exits.append(Exit(str(point), f"blocks.{k}", (head,), point))
+        program += [Run(f"segment_{k:02d}"), Run(id), Leave(str(point), HEAD)]
+    exits.append(Exit(FINAL, "classifier", (Head(BUILTIN, "segment_02", True, TEMPERATURES[2]),)))
+    program += [Run("segment_02"), Leave(FINAL, BUILTIN, always=True)]
+    model = Model(
+        name="tiny",
+        source="module tests.bundles",
+        weights="module",
+        num_classes=CLASSES,
+        macs=sum(map(_macs, range(3))),
+        parameters=sum(weight.size for weight in WEIGHTS.values()),
+    )
+    way = Preprocessing(edge, (edge, edge), "bilinear", (0.5,) * CHANNELS, (0.5,) * CHANNELS)
     manifest = Manifest(
         schema_version=SCHEMA_VERSION,
+        requires=(),
         producer={},
-        model=Model(
-            name="tiny",
-            source="module tests.bundles",
-            weights="module",
-            num_classes=CLASSES,
-            macs=sum(map(_macs, range(3))),
-            parameters=sum(weight.size for weight in WEIGHTS.values()),
-        ),
-        input=seams[0],
-        preprocessing=Preprocessing(edge, (edge, edge), "bilinear", (0.5,) * CHANNELS, (0.5,) * CHANNELS),
-        exits=(*exits, Exit(FINAL, "classifier")),
+        networks=(Network(FINAL, model, (Input("image", way),), tuple(exit.id for exit in exits)),),
+        tensors=tuple(tensors.values()),
         pieces=tuple(pieces),
+        exits=tuple(exits),
+        program=tuple(program),
         heads=heads,
         files={name: bundle.sha256_of(path / name) for name in bundle.files_of(path)},
     )
@@ -217,17 +231,22 @@ _CONSTANTS = {
 
 
 def write_piece(
-    folder: Path, piece: Piece, nodes: Sequence[onnx.NodeProto], arrays: Mapping[str, NDArray[Any]]
+    folder: Path,
+    piece: Piece,
+    tensors: Mapping[str, TensorSpec],
+    nodes: Sequence[onnx.NodeProto],
+    arrays: Mapping[str, NDArray[Any]],
 ) -> None:
     """Write a graph of these nodes, with those of the constants that they use."""
 
-    def described(tensors: Sequence[TensorSpec]) -> list[onnx.ValueInfoProto]:
+    def described(names: Sequence[str]) -> list[onnx.ValueInfoProto]:
         types = {"float32": onnx.TensorProto.FLOAT, "int64": onnx.TensorProto.INT64}
-        return [helper.make_tensor_value_info(t.name, types[t.dtype], t.shape) for t in tensors]
+        specs = [tensors[name] for name in names]
+        return [helper.make_tensor_value_info(t.name, types[t.dtype], t.shape) for t in specs]
 
     used = {name for node in nodes for name in node.input}
     constants = [numpy_helper.from_array(array, name) for name, array in arrays.items() if name in used]
-    graph = helper.make_graph(nodes, piece.id, described(piece.inputs), described(piece.outputs), constants)
+    graph = helper.make_graph(nodes, piece.id, described(piece.reads), described(piece.writes), constants)
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
     onnx.checker.check_model(model, full_check=True)
     (folder / piece.file).parent.mkdir(parents=True, exist_ok=True)

@@ -18,24 +18,28 @@ from dyce_export.savers.compose import AddSequence, compose
 from dyce_runtime.bundle import reader as bundle
 from dyce_runtime.bundle.configuration import FULL, Configuration, Configurations, Entry, ExitSetting
 from dyce_runtime.bundle.manifest import (
+    ANSWER,
+    BUILTIN,
     FINAL,
-    OWN,
     SCHEMA_VERSION,
     Exit,
     Head,
+    Input,
     Manifest,
     Model,
+    Network,
     Piece,
     Preprocessing,
     TensorSpec,
 )
+from dyce_runtime.bundle.program import Feed, Leave, Operation, Run
 from dyce_runtime.bundle.reader import open_bundle
 from dyce_runtime.bundle.test_vectors import Vectors, write_vectors
 from tests import bundles
 from tests.bundles import (
+    ANSWERS,
     CHANNELS,
     CLASSES,
-    DECISIONS,
     EDGE,
     HEAD,
     Answer,
@@ -47,7 +51,7 @@ from tests.bundles import (
 
 SMALL_EDGE = 2
 EXITS = ("saver0.2", "saver0", "saver1", "3", "7", FINAL)
-HEADS = (HEAD, OWN, OWN, HEAD, HEAD)
+HEADS = (HEAD, BUILTIN, BUILTIN, HEAD, HEAD)
 # For every class of the base its index among those of the savers.
 ORDER = (0, 2, 1, 3, 4)
 
@@ -122,45 +126,76 @@ def make_cascade(folder: Path, sequence: AddSequence | None = None) -> Path:
 
 def make_small(path: Path) -> Path:
     """The first saver: a convolution, an exit, a classifier."""
-    image = TensorSpec("image", "float32", ("batch", CHANNELS, SMALL_EDGE, SMALL_EDGE))
+    image = TensorSpec("image", "float32", ("batch", CHANNELS, SMALL_EDGE, SMALL_EDGE), "input")
     seam = TensorSpec("exit_02", "float32", ("batch", 3, SMALL_EDGE, SMALL_EDGE))
     convolve = [
         helper.make_node("Conv", ["image", "small_conv"], ["convolved"]),
         helper.make_node("Relu", ["convolved"], ["exit_02"]),
     ]
-    macs = SMALL_EDGE**2 * WEIGHTS["small_conv"].size
+    macs, ends = SMALL_EDGE**2 * WEIGHTS["small_conv"].size, 3 * CLASSES
+    covers = ("segment_00", "segment_01")
     pieces = [
-        Piece("segment_00", "segment", "segments/segment_00.onnx", 0, 0, (image,), (seam,), macs),
-        Piece("segment_01", "segment", "segments/segment_01.onnx", 1, 1, (seam,), DECISIONS, 3 * CLASSES),
-        Piece("full", "span", "spans/full.onnx", 0, 1, (image,), DECISIONS, macs + 3 * CLASSES),
-        Piece("exit_02_linear", "head", "heads/exit_02_linear.onnx", 0, 0, (seam,), DECISIONS, 3 * CLASSES),
+        Piece("segment_00", "segment", "segments/segment_00.onnx", ("image",), ("exit_02",), macs),
+        Piece("segment_01", "segment", "segments/segment_01.onnx", ("exit_02",), ANSWER, ends),
+        Piece("full", "span", "spans/full.onnx", ("image",), ANSWER, macs + ends, covers=covers),
+        Piece("exit_02_linear", "head", "heads/exit_02_linear.onnx", ("exit_02",), ANSWER, ends),
     ]
     final = _decision("exit_02", "small_linear1")
-    for piece, nodes in zip(
-        pieces, [convolve, final, convolve + final, _decision("exit_02", "small_linear0")], strict=True
-    ):
-        _write(path, piece, nodes)
-    exits = (Exit("2", "blocks.1", 2, (Head(HEAD, "exit_02_linear", True, 1.0),)), Exit(FINAL, "classifier"))
-    return _finished(path, "small", image, SMALL_EDGE, exits, pieces)
+    graphs = [convolve, final, convolve + final, _decision("exit_02", "small_linear0")]
+    exits = (
+        Exit("2", "blocks.1", (Head(HEAD, "exit_02_linear", True, 1.0),), 2),
+        Exit(FINAL, "classifier", (Head(BUILTIN, "segment_01", True, 1.0),)),
+    )
+    program = (
+        Feed("image"),
+        Run("segment_00"),
+        Run("exit_02_linear"),
+        Leave("2", HEAD),
+        Run("segment_01"),
+        Leave(FINAL, BUILTIN, always=True),
+    )
+    return _finished(path, "small", (image, seam), exits, pieces, graphs, program)
 
 
 def make_second(path: Path) -> Path:
     """The second saver: a classifier alone, in one piece."""
-    image = bundles.IMAGE
     # Said to be dearer than the first saver, or it would run before it.
-    piece = Piece("segment_00", "segment", "segments/segment_00.onnx", 0, 0, (image,), DECISIONS, 60)
-    _write(path, piece, _decision("image", "second_linear"))
-    return _finished(path, "second", image, EDGE, (Exit(FINAL, "classifier"),), [piece])
+    piece = Piece("segment_00", "segment", "segments/segment_00.onnx", ("image",), ANSWER, 60)
+    exits = (Exit(FINAL, "classifier", (Head(BUILTIN, "segment_00", True, 1.0),)),)
+    program = (Feed("image"), Run("segment_00"), Leave(FINAL, BUILTIN, always=True))
+    graphs = [_decision("image", "second_linear")]
+    return _finished(path, "second", (bundles.IMAGE,), exits, [piece], graphs, program)
 
 
 def _finished(
-    path: Path, name: str, image: TensorSpec, edge: int, exits: tuple[Exit, ...], pieces: list[Piece]
+    path: Path,
+    name: str,
+    specs: tuple[TensorSpec, ...],
+    exits: tuple[Exit, ...],
+    pieces: list[Piece],
+    graphs: list[list[onnx.NodeProto]],
+    program: tuple[Operation, ...],
 ) -> Path:
-    classes, macs = CLASSES, sum(piece.macs for piece in pieces if piece.kind == "segment")
+    tensors = {spec.name: spec for spec in (*specs, *ANSWERS)}
+    for piece, nodes in zip(pieces, graphs, strict=True):
+        bundles.write_piece(path, piece, tensors, nodes, _CONSTANTS)
+    edge = int(specs[0].shape[-1])
+    classes, macs = CLASSES, sum(piece.macs for piece in pieces if piece.role == "segment")
     model = Model(name, f"module tests.cascades:{name}", "module", classes, macs, 0)
     half = (0.5,) * CHANNELS
     way = Preprocessing(edge, (edge, edge), "bilinear", half, half)
-    manifest = Manifest(SCHEMA_VERSION, {}, model, image, way, exits, tuple(pieces), "trained", {})
+    manifest = Manifest(
+        schema_version=SCHEMA_VERSION,
+        requires=(),
+        producer={},
+        networks=(Network(FINAL, model, (Input("image", way),), tuple(exit.id for exit in exits)),),
+        tensors=tuple(tensors.values()),
+        pieces=tuple(pieces),
+        exits=exits,
+        program=program,
+        heads="trained",
+        files={},
+    )
     bundle.write_document(manifest, path / bundle.MANIFEST)
     bundle.write_document(Configurations(named={FULL: Entry({})}), path / bundle.CONFIGURATIONS)
     inputs = make_inputs(8)
@@ -181,7 +216,3 @@ def _decision(source: str, weight: str) -> list[onnx.NodeProto]:
         helper.make_node("ReduceMax", ["probabilities", "class_axis"], ["confidence"], keepdims=0),
         helper.make_node("ArgMax", ["logits"], ["label"], axis=-1, keepdims=0),
     ]
-
-
-def _write(folder: Path, piece: Piece, nodes: list[onnx.NodeProto]) -> None:
-    bundles.write_piece(folder, piece, nodes, _CONSTANTS)

@@ -14,7 +14,7 @@ from dyce_calibration.heads.temperature import softmax
 from dyce_calibration.records import Records
 from dyce_export.savers.sequence import write_steps
 from dyce_runtime.bundle.configuration import Configuration, ExitSetting
-from dyce_runtime.bundle.manifest import OWN, Manifest
+from dyce_runtime.bundle.manifest import BUILTIN, Manifest
 from dyce_runtime.bundle.reader import Bundle
 from dyce_runtime.bundle.test_vectors import Vectors
 from tests import bundles, cascades
@@ -22,7 +22,15 @@ from tests.bundles import CHANNELS, CLASSES, HEAD, WIDTH, Answer
 
 TYPE = "esn2x8"
 TEMPERATURES = (8.0, 4.0)
-HEADS = (("saver0.2", HEAD), ("saver0", OWN), ("saver1", OWN), ("3", HEAD), ("3", TYPE), ("7", HEAD), ("7", TYPE))
+HEADS = (
+    ("saver0.2", HEAD),
+    ("saver0", BUILTIN),
+    ("saver1", BUILTIN),
+    ("3", HEAD),
+    ("3", TYPE),
+    ("7", HEAD),
+    ("7", TYPE),
+)
 
 _thresholds = st.sampled_from([0.0, 0.25, 0.3, 0.4, 0.5, 0.7, 0.9, 1.0])
 configurations = st.fixed_dictionaries(

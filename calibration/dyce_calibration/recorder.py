@@ -10,11 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dyce_calibration.records import Records
-from dyce_runtime.bundle.manifest import FINAL
 from dyce_runtime.bundle.reader import RECORDS, SPLITS, Bundle
 from dyce_runtime.errors import DataError
 from dyce_runtime.execution.session import Session
-from dyce_runtime.execution.walk import head_pieces, walk
+from dyce_runtime.execution.walk import answer, walk
 from dyce_runtime.inputs.datasets import Dataset
 from dyce_runtime.inputs.images import Inputs, count_of
 
@@ -38,7 +37,7 @@ def record(
         PieceError: a piece failed.
     """
     assert data.labels is not None
-    heads = [(exit.id, head.type) for exit in session.manifest.exits if exit.id != FINAL for head in exit.heads]
+    heads = [(exit.id, head.type) for exit in session.manifest.exits[:-1] for head in exit.heads]
     found = []
     for start in track(range(0, len(data), _BATCH)):
         images = session.preprocess(data.images(range(start, min(start + _BATCH, len(data)))))
@@ -49,13 +48,11 @@ def record(
 
 def _answers(session: Session, inputs: Inputs) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
     """Confidences and labels (N, heads + 1), the final one last."""
-    answers, manifest = [], session.manifest
+    manifest = session.manifest
     with session.device.lane(count_of(inputs)) as lane:
-        for index, _ in walk(manifest, lane, inputs):
-            for head in head_pieces(manifest, index):
-                answers.append((lane.decide(head).copy(), lane.answers()[1].copy()))
-    confidences, labels = zip(*answers, strict=True)
-    return np.stack(confidences, 1), np.stack(labels, 1)
+        said = {(exit.id, head.type): answer(manifest, lane, head) for exit, head in walk(manifest, lane, inputs)}
+    found = [said[exit.id, head.type] for exit in manifest.exits for head in exit.heads]
+    return np.stack([one[1] for one in found], 1), np.stack([one[2] for one in found], 1)
 
 
 def recorded_pictures(val: Dataset, known: Records) -> Dataset:

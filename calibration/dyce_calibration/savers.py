@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from dyce_calibration.records import Records
 from dyce_calibration.search.costs import CostTable
-from dyce_runtime.bundle.manifest import FINAL, OWN
+from dyce_runtime.bundle.manifest import BUILTIN, FINAL
 
 # Thresholds that are tried, from 1 down.
 STEPS = 100
@@ -53,13 +53,13 @@ def take_over(
 def saver_costs(saver: float, base: float) -> CostTable:
     """The cost table of a saver without exits before a base without exits, in multiply-accumulates."""
     backbone = {"saver0": saver, FINAL: saver + base}
-    return CostTable("macs", backbone, {"saver0": {OWN: 0.0}}, base, savers=("saver0",))
+    return CostTable("macs", backbone, {"saver0": {BUILTIN: 0.0}}, base, savers=("saver0",))
 
 
 def pair(saver: Records, base: Records) -> Records:
     """The classifiers of a saver and of a base on the same samples, as records of a bundle with that saver alone."""
     return Records(
-        (("saver0", OWN),),
+        (("saver0", BUILTIN),),
         np.stack([saver.predictions[:, -1], base.predictions[:, -1]], axis=1),
         np.stack([saver.confidences[:, -1], base.confidences[:, -1]], axis=1),
         base.labels,

@@ -32,7 +32,7 @@ from dyce_export.cli.terminal import EscapedLines, Terminal, bold, escaped
 from dyce_export.progress import Progress
 from dyce_runtime.errors import DyceError, UsageError
 
-SCHEMA_VERSION = "1.0"
+JSON_VERSION = "1.0"
 EXIT_USAGE = 2
 EXIT_BUG = 70
 EXIT_INTERRUPTED = 130
@@ -88,7 +88,7 @@ def set_up(*, verbose: bool = False, quiet: bool = False) -> None:
 
 def print_json(command: str, document: Mapping[str, Any]) -> None:
     """One successful JSON document on stdout."""
-    _write_json({"schema_version": SCHEMA_VERSION, "command": command, "status": "ok", **document})
+    _write_json({"schema_version": JSON_VERSION, "command": command, "status": "ok", **document})
 
 
 def print_table(title: str, columns: Iterable[str], rows: Iterable[Iterable[object]]) -> None:
@@ -177,7 +177,7 @@ def _fail(verb: str, arguments: list[str], code: str, message: str, hint: str, e
     if "--json" in arguments:
         error = {"code": code, "message": message, "hint": hint}
         with suppress(OSError):
-            _write_json({"schema_version": SCHEMA_VERSION, "command": verb, "status": "error", "error": error})
+            _write_json({"schema_version": JSON_VERSION, "command": verb, "status": "error", "error": error})
     with suppress(OSError, SystemExit):
         if exit_code == EXIT_INTERRUPTED:
             err.print(message)

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import onnx_ir as ir
 
 from dyce_export.graph.onnx_graphs import IR_VERSION, OPSET
-from dyce_runtime.bundle.manifest import OWN, Manifest, Piece
+from dyce_runtime.bundle.manifest import Manifest
+from dyce_runtime.bundle.program import Run
 from dyce_runtime.bundle.reader import Bundle
 
 
@@ -45,42 +46,34 @@ def join(parts: Sequence[ir.Model]) -> ir.Model:
 
 
 def assemble(bundle: Bundle) -> Network:
-    """The segments of every network of a bundle joined, with the heads beside them."""
+    """The program of a bundle as one graph: the segments of every network joined, with the heads beside them."""
     manifest = bundle.manifest
-    load = {piece.id: bundle.file(piece.file) for piece in manifest.pieces if piece.kind != "span"}
-    parts = {id: ir.load(path) for id, path in load.items()}
+    parts = {piece.id: ir.load(bundle.file(piece.file)) for piece in manifest.pieces if piece.role != "span"}
     nodes = {id: tuple(f"{node.name}.{id}" for node in part.graph) for id, part in parts.items()}
-    starts = {net.input.name: parts[manifest.segments[net.first].id].graph.inputs[0] for net in manifest.networks}
-    graph = _graph_that_reads(list(starts.values()))
-    images = {str(value.name): value for value in graph.inputs}
+    read = {name: id for id in parts for name in manifest.piece(id).reads}
+    values = {str(value.name): value for id in parts for value in parts[id].graph.inputs}
+    graph = _graph_that_reads([values[name] for name in manifest.inputs if name in read])
+    known: dict[str, ir.Value] = {str(value.name): value for value in graph.inputs}
     decisions: dict[str, None] = {}
-    left: dict[str, ir.Value] = {}
-
-    def absorb(piece: Piece, live: list[ir.Value]) -> list[ir.Value]:
-        further = [left[spec.name] for spec in piece.inputs[len(live) :]]
-        made = _absorb(graph, parts[piece.id], [*live, *further], piece.id)
-        behind = len(made) - len(piece.left)
-        left.update(zip((spec.name for spec in piece.left), made[behind:], strict=True))
-        return made
-
-    for network in manifest.networks:
-        live = [images[network.input.name]]
-        for index in range(network.first, network.last + 1):
-            live = absorb(manifest.segments[index], live)
-            for head in (head for head in manifest.exits[index].heads if head.type != OWN):
-                graph.outputs.extend(absorb(manifest.piece(head.piece), live))
-        graph.outputs.extend(live)
-        decisions |= _behind(live[0])
+    for operation in manifest.program:
+        if isinstance(operation, Run):
+            piece = manifest.piece(operation.piece)
+            made = _absorb(graph, parts[piece.id], [known[name] for name in piece.reads], piece.id)
+            known |= zip(piece.writes, made, strict=True)
+            if piece.answers:
+                graph.outputs.extend(made)
+            if piece.answers and piece.role == "segment":
+                decisions |= _after(made[0])
     return Network(manifest, ir.Model(graph, ir_version=IR_VERSION), nodes, tuple(decisions))
 
 
-def _behind(value: ir.Value) -> dict[str, None]:
+def _after(value: ir.Value) -> dict[str, None]:
     """Names of all nodes that depend on a value, each once."""
     found: dict[str, None] = {}
     for node in value.consumers():
         found[str(node.name)] = None
         for output in node.outputs:
-            found |= _behind(output)
+            found |= _after(output)
     return found
 
 

@@ -16,14 +16,13 @@ from torch.export import ExportedProgram
 from dyce_export.graph.capture import EXAMPLE_BATCH, expose, input_node
 from dyce_export.sources.places import place_of_node, reason_of
 from dyce_export.sources.quiet import quiet
-from dyce_runtime.bundle.manifest import DECISION, TensorSpec
+from dyce_runtime.bundle.manifest import CONFIDENCE, LABEL, LOGITS, TensorSpec
 from dyce_runtime.errors import CaptureError
 
 # Old enough for TensorRT 10.3, the oldest engine that reads our pieces (see docs/decisions).
 OPSET = 18
 IR_VERSION = 10
 IMAGE = "image"
-LOGITS = DECISION[0]
 BATCH = "batch"
 # Protocol buffers end at 2 GiB; weights above this go to a file of their own.
 EXTERNAL_DATA_BYTES = 1 << 30
@@ -196,7 +195,7 @@ def append_decision(model: ir.Model, temperature: float) -> None:
     axes = tape.initializer(ir.tensor(np.array([-1], np.int64), name="class_axis"))
     confidence = tape.op("ReduceMax", [probabilities, axes], {"keepdims": 0}, name="confidence")
     label = tape.op("ArgMax", [scaled], {"axis": -1, "keepdims": 0}, name="label")
-    for value, dtype, name in ((confidence, ir.DataType.FLOAT, DECISION[1]), (label, ir.DataType.INT64, DECISION[2])):
+    for value, dtype, name in ((confidence, ir.DataType.FLOAT, CONFIDENCE), (label, ir.DataType.INT64, LABEL)):
         value.name, value.dtype, value.shape = name, dtype, ir.Shape([BATCH])
         graph.outputs.append(value)
 

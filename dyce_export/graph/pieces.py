@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
 import onnx_ir as ir
 
@@ -12,13 +13,24 @@ from dyce_export.graph import onnx_graphs
 from dyce_export.graph.backbone import Backbone
 from dyce_export.graph.exit_points import ExitPoint
 from dyce_export.graph.layout import Layout
-from dyce_export.graph.onnx_graphs import BATCH, IMAGE, LOGITS
-from dyce_runtime.bundle.manifest import DECISION, FINAL, UNCUT, Exit, Head, Piece, TensorSpec
+from dyce_export.graph.onnx_graphs import BATCH, IMAGE
+from dyce_runtime.bundle.manifest import (
+    BUILTIN,
+    CONFIDENCE,
+    FINAL,
+    LABEL,
+    LOGITS,
+    UNCUT,
+    Exit,
+    Head,
+    Piece,
+    TensorSpec,
+)
 
 
 def image_spec(input_size: tuple[int, int, int]) -> TensorSpec:
     """The input of the first segment."""
-    return TensorSpec(IMAGE, "float32", (BATCH, *input_size))
+    return TensorSpec(IMAGE, "float32", (BATCH, *input_size), "input")
 
 
 def seam_specs(point: ExitPoint) -> tuple[TensorSpec, ...]:
@@ -45,14 +57,19 @@ def aliases(points: Sequence[ExitPoint]) -> dict[str, str]:
     return {own: first for own, first in pairs if own != first}
 
 
-def decision_specs(classes: int) -> tuple[TensorSpec, ...]:
+def answer_specs(classes: int) -> tuple[TensorSpec, ...]:
     """The outputs of every head."""
-    logits, confidence, label = DECISION
     return (
-        TensorSpec(logits, "float32", (BATCH, classes)),
-        TensorSpec(confidence, "float32", (BATCH,)),
-        TensorSpec(label, "int64", (BATCH,)),
+        TensorSpec(LOGITS, "float32", (BATCH, classes), "answer"),
+        TensorSpec(CONFIDENCE, "float32", (BATCH,), "answer"),
+        TensorSpec(LABEL, "int64", (BATCH,), "answer"),
     )
+
+
+def tensor_table(points: Sequence[ExitPoint], input_size: tuple[int, int, int], classes: int) -> tuple[TensorSpec, ...]:
+    """All tensors that the pieces of a network read and write."""
+    seams = {spec.name: spec for point in points for spec in seam_specs(point)}
+    return (image_spec(input_size), *seams.values(), *answer_specs(classes))
 
 
 def write_backbone(
@@ -81,42 +98,54 @@ def write_backbone(
         graph = onnx_graphs.extract(model, seams[first], outputs, aliases(backbone.points))
         if end == last:
             onnx_graphs.append_decision(graph, temperature)
-            outputs = decision_specs(classes)
-        kind = "span" if whole else "segment"
-        file = f"{kind}s/{id}.onnx"
+            outputs = answer_specs(classes)
+        role: Literal["span", "segment"] = "span" if whole else "segment"
+        file = f"{role}s/{id}.onnx"
         data = _write(graph, folder, file, {"piece": id, "segments": f"{first}-{end}"})
-        pieces.append(Piece(id, kind, file, first, end, seams[first], outputs, macs[end + 1] - macs[first], data))  # type: ignore[arg-type]
+        reads, writes = names_of(seams[first]), names_of(outputs)
+        covers = tuple(piece.id for piece in pieces) if whole else ()
+        pieces.append(Piece(id, role, file, reads, writes, macs[end + 1] - macs[first], data, covers))
     return pieces
 
 
 def write_heads(
-    backbone: Backbone, heads: Sequence[Sequence[TrainedHead]], *, trained: bool, folder: Path
+    backbone: Backbone, heads: Sequence[Sequence[TrainedHead]], final: Head, *, trained: bool, folder: Path
 ) -> tuple[list[Piece], list[Exit]]:
-    """Write the heads of every exit; returns their pieces and the list of exits, ``final`` last."""
+    """Write the heads of every exit; returns their pieces and the list of exits, the one with ``final`` last."""
     pieces: list[Piece] = []
     exits = []
-    for index, (point, of_exit, layouts) in enumerate(zip(backbone.points, heads, backbone.layouts, strict=True)):
+    for point, of_exit, layouts in zip(backbone.points, heads, backbone.layouts, strict=True):
         pooled = tuple(
             f"axes {list(layout.pooled)} of {spec.name}, channels {layout.reason}"
             for layout, spec in zip(layouts, seam_specs(point), strict=True)
         )
-        pieces += [_write_head(point, index, head, layouts, folder) for head in of_exit]
+        pieces += [_write_head(point, head, layouts, folder) for head in of_exit]
         entries = [
             Head(type=head.type, piece=piece.id, trained=trained, temperature=head.temperature, pooled=pooled)
             for head, piece in zip(of_exit, pieces[-len(of_exit) :], strict=True)
         ]
-        exits.append(Exit(str(point.number), point.module, point.number, tuple(entries)))
-    return pieces, [*exits, Exit(FINAL, "the model's own classifier")]
+        exits.append(Exit(str(point.number), point.module, tuple(entries), point.number))
+    return pieces, [*exits, Exit(FINAL, "the model's own classifier", (final,))]
 
 
-def _write_head(point: ExitPoint, index: int, head: TrainedHead, layouts: Sequence[Layout], folder: Path) -> Piece:
+def _write_head(point: ExitPoint, head: TrainedHead, layouts: Sequence[Layout], folder: Path) -> Piece:
     id, inputs = f"exit_{point.number:02d}_{head.type}", seam_specs(point)
     graph = onnx_graphs.mlp_head(inputs, [layout.pooled for layout in layouts], head.layers)
     onnx_graphs.append_decision(graph, head.temperature)
     file = f"heads/{id}.onnx"
     data = _write(graph, folder, file, {"piece": id, "exit": str(point.number)})
-    outputs = decision_specs(len(head.layers[-1][1]))
-    return Piece(id, "head", file, index, index, inputs, outputs, head.macs, data)
+    outputs = answer_specs(len(head.layers[-1][1]))
+    return Piece(id, "head", file, names_of(inputs), names_of(outputs), head.macs, data)
+
+
+def names_of(specs: Sequence[TensorSpec]) -> tuple[str, ...]:
+    """Names of tensors."""
+    return tuple(spec.name for spec in specs)
+
+
+def builtin_head(piece: str, temperature: float) -> Head:
+    """The head that a model came with, computed at the end of a segment."""
+    return Head(BUILTIN, piece, trained=True, temperature=temperature)
 
 
 def _write(graph: ir.Model, folder: Path, file: str, metadata: dict[str, str]) -> tuple[str, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import onnx_ir as ir
@@ -9,8 +10,11 @@ import onnx_ir as ir
 from dyce_export.graph import onnx_graphs
 from dyce_export.graph.joining import join
 from dyce_runtime.bundle.configuration import Configurations
-from dyce_runtime.bundle.manifest import UNCUT, Manifest, Piece
+from dyce_runtime.bundle.manifest import FINAL, UNCUT, Manifest, Piece
+from dyce_runtime.bundle.structure import segments_of
 from dyce_runtime.execution.plan import stretches
+
+_SEGMENT = "segment_"
 
 
 def write_spans(manifest: Manifest, configurations: Configurations, folder: Path) -> tuple[Piece, ...]:
@@ -23,33 +27,40 @@ def write_spans(manifest: Manifest, configurations: Configurations, folder: Path
         the spans written, for the manifest.
     """
     named = (configurations.get(name) for name in configurations.named)
-    wanted = {stretch for configuration in named for stretch in stretches(manifest, configuration)}
-    known = {(piece.first, piece.last) for piece in manifest.pieces if piece.kind != "head"}
+    wanted = {stretch for configuration in named for stretch in stretches(manifest, configuration) if len(stretch) > 1}
+    order = [piece.id for piece in manifest.pieces]
+    places = {tuple(order.index(id) for id in stretch): stretch for stretch in wanted}
+    known = {span.covers for span in manifest.spans}
     return tuple(
-        _write_span(f"span_{first:02d}_{last:02d}", manifest, first, last, folder)
-        for first, last in sorted(wanted - known)
+        _write_span(_name(covers), manifest, covers, folder)
+        for _, covers in sorted(places.items())
+        if covers not in known
     )
+
+
+def _name(covers: Sequence[str]) -> str:
+    """Such as ``span_00_02``."""
+    return "_".join(["span", covers[0].removeprefix(_SEGMENT), covers[-1].removeprefix(_SEGMENT)])
 
 
 def write_uncut(manifest: Manifest, folder: Path) -> Piece:
     """Write the span over all segments of the base of a bundle that has none yet."""
-    return _write_span(UNCUT, manifest, manifest.base.first, manifest.base.last, folder)
+    return _write_span(UNCUT, manifest, [piece.id for piece in segments_of(manifest, FINAL)], folder)
 
 
-def _write_span(id: str, manifest: Manifest, first: int, last: int, folder: Path) -> Piece:
-    segments = manifest.segments[first : last + 1]
+def _write_span(id: str, manifest: Manifest, covers: Sequence[str], folder: Path) -> Piece:
+    segments = [manifest.piece(segment) for segment in covers]
     graph = join([ir.load(folder / segment.file) for segment in segments])
     file = f"spans/{id}.onnx"
     (folder / file).parent.mkdir(exist_ok=True)
-    data = onnx_graphs.save(graph, folder / file, {"piece": id, "segments": f"{first}-{last}"})
+    data = onnx_graphs.save(graph, folder / file, {"piece": id, "segments": ",".join(covers)})
     return Piece(
         id,
         "span",
         file,
-        first,
-        last,
-        segments[0].inputs,
-        segments[-1].outputs,
+        segments[0].reads,
+        segments[-1].writes,
         sum(segment.macs for segment in segments),
         tuple(f"spans/{name}" for name in data),
+        tuple(covers),
     )

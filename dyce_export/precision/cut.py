@@ -6,7 +6,7 @@ behind it starts with the dequantisation. So no value is rounded twice, and less
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import msgspec
@@ -15,58 +15,52 @@ import onnx_ir as ir
 from dyce_export.graph.joining import Network
 from dyce_export.graph.onnx_graphs import extract, save
 from dyce_export.graph.spans import write_uncut
-from dyce_runtime.bundle.manifest import DECISION, UNCUT, Manifest, Piece, TensorSpec
+from dyce_runtime.bundle.manifest import ANSWER, UNCUT, Manifest, Piece
 
 
 def write_lowered(network: Network, lowered: ir.Model, precision: str, folder: Path) -> Manifest:
     """Write segments, heads and the uncut model in another precision; returns the manifest with these pieces.
 
     Args:
-        lowered: as in :func:`cut`.
+        lowered: ``network.model`` in another precision; tensors of the same name mean the same.
         folder: what stands there under the names of pieces is replaced.
     """
+    stored = _stored_tensors(network, lowered)
+    types = {name: str(value.dtype.numpy()) for name, value in stored.items()}  # type: ignore[union-attr]
+    tensors = tuple(
+        msgspec.structs.replace(spec, dtype=types.get(spec.name, spec.dtype)) for spec in network.manifest.tensors
+    )
+    manifest = msgspec.structs.replace(
+        network.manifest, tensors=tensors, precision=precision, precisions=(), files={}, verification=None
+    )
     pieces = []
-    for piece, graph in cut(network, lowered):
+    for piece in (piece for piece in manifest.pieces if piece.role != "span"):
         path = folder / piece.file
         path.parent.mkdir(parents=True, exist_ok=True)
-        data = save(graph, path, {"piece": piece.id})
+        data = save(_cut(manifest, piece, lowered, stored), path, {"piece": piece.id})
         pieces.append(msgspec.structs.replace(piece, data=tuple(f"{path.parent.name}/{name}" for name in data)))
-    manifest = msgspec.structs.replace(
-        network.manifest,
-        pieces=tuple(pieces),
-        precision=precision,
-        precisions=(),
-        files={},
-        verification=None,
-    )
+    manifest = msgspec.structs.replace(manifest, pieces=tuple(pieces))
     uncut = [write_uncut(manifest, folder)] if manifest.uncut == UNCUT else []
     return msgspec.structs.replace(manifest, pieces=(*pieces, *uncut))
 
 
-def cut(network: Network, lowered: ir.Model) -> Iterator[tuple[Piece, ir.Model]]:
-    """Segments and heads, with the types that their tensors have now.
-
-    Args:
-        lowered: ``network.model`` in another precision; tensors of the same name mean the same.
-    """
+def _stored_tensors(network: Network, lowered: ir.Model) -> dict[str, ir.Value]:
+    """Name of every tensor between pieces to what crosses there in the lowered graph."""
     values = {value.name: value for value in _values(lowered.graph)}
-    pieces = [piece for piece in network.manifest.pieces if piece.kind != "span"]
-    stored = {
-        spec.name: _stored(values[f"{spec.name}.{piece.id}"])
-        for piece in pieces
-        for spec in piece.outputs
-        if spec.name not in DECISION
+    return {
+        name: _stored(values[f"{name}.{piece.id}"])
+        for piece in network.manifest.pieces
+        if piece.role != "span"
+        for name in piece.writes
+        if name not in ANSWER
     }
 
-    def typed(spec: TensorSpec) -> TensorSpec:
-        value = stored.get(spec.name)
-        return spec if value is None else msgspec.structs.replace(spec, dtype=str(value.dtype.numpy()))  # type: ignore[union-attr]
 
-    for piece in pieces:
-        inputs, outputs = tuple(map(typed, piece.inputs)), tuple(map(typed, piece.outputs))
-        names = {name: str(value.name) for name, value in stored.items()}
-        names |= {spec.name: f"{spec.name}.{piece.id}" for spec in outputs if spec.name in DECISION}
-        yield msgspec.structs.replace(piece, inputs=inputs, outputs=outputs), extract(lowered, inputs, outputs, names)
+def _cut(manifest: Manifest, piece: Piece, lowered: ir.Model, stored: Mapping[str, ir.Value]) -> ir.Model:
+    """A segment or a head, with the types that its tensors have now."""
+    names = {name: str(value.name) for name, value in stored.items()}
+    names |= {name: f"{name}.{piece.id}" for name in piece.writes if name in ANSWER}
+    return extract(lowered, manifest.specs(piece.reads), manifest.specs(piece.writes), names)
 
 
 def _values(graph: ir.Graph) -> Iterator[ir.Value]:

@@ -147,7 +147,7 @@ def _method(precision: str, network: Network, data: Dataset, known: Records, tar
     if precision == "float16":
         return Method(precision, network, halver(network), target)
     rows = _range_rows(data, known)
-    ways = {net.input.name: net.preprocessing for net in network.manifest.networks}
+    ways = network.manifest.inputs
     inputs = {name: preprocess(data.images(rows), way) for name, way in ways.items()}
     convert = quantiser(network, inputs, "int8" if precision == "int8" else "uint8")
     return Method(precision, network, convert, target, calibration=len(rows))

@@ -129,7 +129,7 @@ class Bench:
         self.named: list[Configuration] = [bundle.configuration(name) for name in bundle.configurations.named]
         ids: dict[str, list[str]] = {"segment": [], "head": [], "span": []}
         for piece in bundle.manifest.pieces:
-            ids[piece.kind].append(piece.id)
+            ids[piece.role].append(piece.id)
         self.segments, self._heads = tuple(ids["segment"]) if method.divisible else (), ids["head"]
 
     def attempt(self, kept: Sequence[str], samples: NDArray[np.intp], progress: Progress) -> Trial:

@@ -13,6 +13,7 @@ from dyce_calibration.recorder import write_records
 from dyce_calibration.records import Records
 from dyce_calibration.search.costs import macs_again
 from dyce_export.doubts import accept
+from dyce_export.graph.programs import requires
 from dyce_export.graph.spans import write_spans
 from dyce_export.progress import Progress
 from dyce_export.reports import report_bundle
@@ -25,7 +26,7 @@ from dyce_export.savers.parts import Part, write_part
 from dyce_export.staging import staged
 from dyce_export.verification.verify import PROBE
 from dyce_runtime.bundle.configuration import FULL, Configurations, Entry
-from dyce_runtime.bundle.manifest import UNCUT, Manifest, TensorSpec, Verification
+from dyce_runtime.bundle.manifest import UNCUT, Manifest, Piece, Verification
 from dyce_runtime.bundle.reader import (
     CONFIGURATIONS,
     MANIFEST,
@@ -153,8 +154,11 @@ def _joined_records(
 
 def _copy(base: Bundle, folder: Path) -> None:
     """The pieces of the base, but for spans that its own configurations needed."""
-    kept = [piece for piece in base.manifest.pieces if piece.kind != "span" or piece.id == UNCUT]
-    copy_files(base, {name for piece in kept for name in (piece.file, *piece.data)}, folder)
+    copy_files(base, {name for piece in _of_base(base.manifest) for name in (piece.file, *piece.data)}, folder)
+
+
+def _of_base(base: Manifest) -> tuple[Piece, ...]:
+    return tuple(piece for piece in base.pieces if piece.role != "span" or piece.id == UNCUT)
 
 
 def _write_parts(
@@ -163,31 +167,30 @@ def _write_parts(
     parts: list[Part] = []
     known = [(base.manifest.preprocessing, base.manifest.input)]
     for number, (saver, order) in enumerate(zip(savers, orders, strict=True)):
-        first = parts[-1].network.last + 1 if parts else 0
-        own = saver.manifest.preprocessing, saver.manifest.input.shape
+        spec = saver.manifest.input
+        own = saver.manifest.preprocessing, spec.shape
         alike = (spec for preprocessing, spec in known if (preprocessing, spec.shape) == own)
-        image = next(alike, TensorSpec(f"saver{number}_image", saver.manifest.input.dtype, saver.manifest.input.shape))
+        image = next(alike, msgspec.structs.replace(spec, name=f"saver{number}_image"))
         known.append((saver.manifest.preprocessing, image))
         last = number == len(savers) - 1
-        parts.append(write_part(saver, f"saver{number}", first, image, order, folder, expose=expose and last))
+        parts.append(write_part(saver, f"saver{number}", image, order, folder, expose=expose and last))
     return parts
 
 
 def _joined(base: Manifest, savers: Sequence[Manifest], parts: Sequence[Part]) -> Manifest:
-    """The manifest of all of them; the base's segments come behind those of the savers."""
-    behind = parts[-1].network.last + 1
-    pieces = [
-        msgspec.structs.replace(piece, first=piece.first + behind, last=piece.last + behind)
-        for piece in base.pieces
-        if piece.kind != "span" or piece.id == UNCUT
-    ]
+    """The manifest of all of them; the base comes after its savers."""
     exits = (*(exit for part in parts for exit in part.exits), *base.exits)
+    networks = (*(part.network for part in parts), base.base)
+    tensors = {spec.name: spec for specs in (*(part.tensors for part in parts), base.tensors) for spec in specs}
     return msgspec.structs.replace(
         base,
+        requires=requires(networks, tensors.values()),
+        networks=networks,
+        tensors=tuple(tensors.values()),
         exits=exits,
-        pieces=(*(piece for part in parts for piece in part.pieces), *pieces),
+        pieces=(*(piece for part in parts for piece in part.pieces), *_of_base(base)),
+        program=(*(operation for part in parts for operation in part.program), *base.program),
         heads="trained" if all(head.trained for exit in exits for head in exit.heads) else "untrained",
-        savers=tuple(part.network for part in parts),
         suspicious=tuple(doubt for manifest in (base, *savers) for doubt in manifest.suspicious),
         verification=_verified(base, savers, parts),
         precisions=(),
@@ -217,5 +220,5 @@ def _verified(base: Manifest, savers: Sequence[Manifest], parts: Sequence[Part])
 def _kept(manifest: Manifest) -> set[str]:
     """Names of the errors that still say something: not those of spans that are left behind."""
     assert manifest.verification is not None
-    spans = {piece.id for piece in manifest.pieces if piece.kind == "span" and piece.id != UNCUT}
+    spans = {span.id for span in manifest.spans if span.id != UNCUT}
     return set(manifest.verification.seams) - spans

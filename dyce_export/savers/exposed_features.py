@@ -34,8 +34,8 @@ def expose_features(graph: ir.Graph, id: str, name: str) -> tuple[TensorSpec, Te
     else:
         features = tape.op("Identity", [read.value])
     specs = (
-        TensorSpec(f"{id}_features", "float32", (BATCH, read.features)),
-        TensorSpec(f"{id}_logits", "float32", (BATCH, int(logits.shape[1]))),  # type: ignore[index, arg-type]
+        TensorSpec(f"{id}_features", "float32", (BATCH, read.features), "carried"),
+        TensorSpec(f"{id}_logits", "float32", (BATCH, int(logits.shape[1])), "carried"),  # type: ignore[index, arg-type]
     )
     copied = tape.op("Identity", [logits])
     for value, spec in zip((features, copied), specs, strict=True):

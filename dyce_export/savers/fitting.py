@@ -17,7 +17,7 @@ from dyce_runtime.errors import VerificationError
 from dyce_runtime.execution import targets
 from dyce_runtime.execution.contracts import TargetSpec
 from dyce_runtime.execution.session import Session
-from dyce_runtime.execution.walk import head_pieces, walk
+from dyce_runtime.execution.walk import answer, walk
 from dyce_runtime.inputs.images import Inputs, rows_of
 
 # The order of the classes may change the last bits of a softmax.
@@ -31,7 +31,7 @@ class _Decision(NamedTuple):
 
 def probe_of(manifest: Manifest, vectors: Vectors) -> Configuration:
     """Every exit on with its first head, at the threshold of the test vectors."""
-    thresholds = zip(manifest.exits, vectors.probe.tolist(), strict=False)
+    thresholds = zip(manifest.exits[:-1], vectors.probe.tolist(), strict=True)
     return Configuration(PROBE, {exit.id: ExitSetting(exit.heads[0].type, t) for exit, t in thresholds})
 
 
@@ -56,7 +56,7 @@ def check_parts(
     for part, network, order in zip(parts, manifest.networks, orders, strict=True):
         with Session(part, target, spec, allow_untrained=True) as alone:
             for inputs, of_sample in zip(samples, by_hand, strict=True):
-                own = {part.manifest.input.name: inputs[network.input.name]}
+                own = {part.manifest.input.name: inputs[network.inputs[0].tensor]}
                 of_sample += [[_ordered(d, order) for d in of_exit] for of_exit in _decisions(alone, own)]
     with Session(made, target, spec, allow_untrained=True) as session:
         session.use(probe)
@@ -78,15 +78,13 @@ def check_parts(
 
 def _decisions(session: Session, inputs: Inputs) -> list[list[_Decision]]:
     """Of all heads, exit by exit, for one sample."""
-    found = []
+    manifest = session.manifest
+    said: dict[tuple[str, str], _Decision] = {}
     with session.device.lane(1) as lane:
-        for index, _ in walk(session.manifest, lane, inputs):
-            of_exit = []
-            for head in head_pieces(session.manifest, index):
-                confidence = float(lane.decide(head)[0])
-                of_exit.append(_Decision(lane.answers()[0][0].copy(), confidence))
-            found.append(of_exit)
-    return found
+        for exit, head in walk(manifest, lane, inputs):
+            logits, confidence, _ = answer(manifest, lane, head)
+            said[exit.id, head.type] = _Decision(logits[0], float(confidence[0]))
+    return [[said[exit.id, head.type] for head in exit.heads] for exit in manifest.exits]
 
 
 def _ordered(decision: _Decision, order: Sequence[int] | None) -> _Decision:

@@ -13,14 +13,14 @@ from dyce_calibration.records import Records
 from dyce_export.progress import Progress
 from dyce_export.verification.probe_thresholds import threshold_between
 from dyce_runtime.bundle.arrays import read_splits
-from dyce_runtime.bundle.manifest import FINAL, OWN, Network
+from dyce_runtime.bundle.manifest import BUILTIN, Network
 from dyce_runtime.bundle.reader import RECORDS, Bundle
 from dyce_runtime.bundle.test_vectors import Vectors, read_vectors
 from dyce_runtime.errors import DataError
 from dyce_runtime.execution import targets
 from dyce_runtime.execution.contracts import TargetSpec
 from dyce_runtime.execution.session import Session
-from dyce_runtime.execution.walk import head_pieces, walk
+from dyce_runtime.execution.walk import answer, walk
 from dyce_runtime.inputs.datasets import Dataset
 
 log = logging.getLogger("dyce_export")
@@ -78,7 +78,7 @@ def join_records(
     heads: list[tuple[str, str]] = []
     predictions = []
     for id, records, order in zip(ids, savers, orders, strict=True):
-        heads += [*((f"{id}.{exit}", type) for exit, type in records.heads), (id, OWN)]
+        heads += [*((f"{id}.{exit}", type) for exit, type in records.heads), (id, BUILTIN)]
         predictions.append(records.predictions if order is None else np.argsort(order)[records.predictions])
     return replace(
         base,
@@ -121,14 +121,17 @@ def join_vectors(base: Bundle, savers: Sequence[Bundle], networks: Sequence[Netw
     count, inputs = len(known.logits), dict(known.inputs)
     confidences = []
     for saver, network in zip(savers, networks, strict=True):
-        own = read_vectors(saver).inputs[saver.manifest.input.name]
+        manifest = saver.manifest
+        own = read_vectors(saver).inputs[manifest.input.name]
         # Pictures may repeat: another export may have kept fewer.
-        images = inputs.setdefault(network.input.name, own[np.arange(count) % len(own)])
-        with Session(saver, targets.reference().name, TargetSpec(), allow_untrained=True) as session:
-            manifest = saver.manifest
-            with session.device.lane(count) as lane:
-                for index, _ in walk(manifest, lane, {manifest.input.name: images}):
-                    confidences.append(lane.decide(head_pieces(manifest, index)[0]).copy())
+        images = inputs.setdefault(network.inputs[0].tensor, own[np.arange(count) % len(own)])
+        with (
+            Session(saver, targets.reference().name, TargetSpec(), allow_untrained=True) as session,
+            session.device.lane(count) as lane,
+        ):
+            for exit, head in walk(manifest, lane, {manifest.input.name: images}):
+                if head == exit.heads[0]:
+                    confidences.append(answer(manifest, lane, head)[1])
     columns = np.stack(confidences, axis=1)
     probe = np.array([threshold_between(column, _APART) for column in columns.T], np.float32)
     return Vectors(
@@ -142,7 +145,7 @@ def join_vectors(base: Bundle, savers: Sequence[Bundle], networks: Sequence[Netw
 def _warn_about_overlap(saver: Bundle, like: Records) -> None:
     """Heads of a saver may have been fitted on what configurations are chosen from."""
     shared = int(np.isin(like.hashes, read_splits(saver).get("heads", ())).sum())
-    if shared and any(exit.id != FINAL for exit in saver.manifest.exits):
+    if shared and len(saver.manifest.exits) > 1:
         log.warning(
             "%d of the %d pictures that choose configurations were fitted by the heads of saver %s; it looks better "
             "than it is",

@@ -13,7 +13,7 @@ from torch import Tensor
 from dyce_export.graph import onnx_graphs
 from dyce_runtime.execution.contracts import Lane
 from dyce_runtime.execution.session import Session
-from dyce_runtime.execution.walk import walk
+from dyce_runtime.execution.walk import answer, walk
 from dyce_runtime.inputs.decoding import Picture
 from dyce_runtime.inputs.images import Inputs, all_of, count_of
 
@@ -22,15 +22,14 @@ class Seen:
     """Runs a bundle and returns what the network reads, as a backbone whose features are kept.
 
     Attributes:
-        exits: indices of the exits of the base.
+        exits: ids of the exits of the base, the final one left out.
         axes: of every tensor there, those that are averaged.
     """
 
     def __init__(self, session: Session) -> None:
         self._session, manifest = session, session.manifest
-        self.saver = manifest.savers[-1]
-        self.exits = range(manifest.base.first, manifest.base.last)
-        heads = [manifest.piece(manifest.exits[index].heads[0].piece) for index in self.exits]
+        self.exits = manifest.base.exits[:-1]
+        heads = [manifest.piece(manifest.exit(id).heads[0].piece) for id in self.exits]
         self.axes = [onnx_graphs.pooled_axes(ir.load(session.bundle.file(head.file))) for head in heads]
 
     def prepare(self, pictures: Sequence[Picture]) -> Inputs:
@@ -39,19 +38,21 @@ class Seen:
 
     def __call__(self, inputs: Inputs) -> tuple[Tensor, list[Tensor]]:
         """Logits of the base; the saver's features, those at every exit, averaged, and the saver's logits."""
-        pooled: list[NDArray[np.float32]] = []
+        pooled: dict[str, NDArray[np.float32]] = {}
+        manifest = self._session.manifest
+        saver = manifest.savers[-1].id
         with self._session.device.lane(count_of(inputs)) as lane:
-            for index, exit in walk(self._session.manifest, lane, inputs):
-                if index in self.exits:
-                    pooled.append(self.pooled(index, lane))
-                elif exit.id == self.saver.id:
+            for exit, head in walk(manifest, lane, inputs):
+                if exit.id in self.exits and exit.id not in pooled:
+                    pooled[exit.id] = self.pooled(exit.id, lane)
+                elif exit.id == saver:
                     features, logits = (array.copy() for array in lane.left().values())
-            lane.decide()
-            base = lane.answers()[0].copy()
-        return torch.from_numpy(base), [*map(torch.from_numpy, (features, *pooled, logits))]
+                elif exit is manifest.exits[-1]:
+                    base = answer(manifest, lane, head)[0]
+        return torch.from_numpy(base), [*map(torch.from_numpy, (features, *pooled.values(), logits))]
 
-    def pooled(self, index: int, lane: Lane) -> NDArray[np.float32]:
+    def pooled(self, exit: str, lane: Lane) -> NDArray[np.float32]:
         """(N, features) of what is live at an exit."""
-        axes = self.axes[index - self.exits.start]
+        axes = self.axes[self.exits.index(exit)]
         parts = [array.mean(axis=tuple(own)) if own else array for array, own in zip(lane.live(), axes, strict=True)]
         return np.concatenate(parts, axis=1)

@@ -19,20 +19,21 @@ from dyce_calibration.heads.training import Recipe
 from dyce_calibration.recorder import recorded_pictures
 from dyce_calibration.records import Records
 from dyce_export.graph import onnx_graphs
-from dyce_export.graph.pieces import decision_specs
+from dyce_export.graph.pieces import names_of
+from dyce_export.graph.programs import requires, with_head
 from dyce_export.progress import Progress
 from dyce_export.rewrite import noted
 from dyce_export.savers.saver_features import Seen
 from dyce_export.savers.sequence_graphs import left_spec, sequence_step, step_inputs
 from dyce_runtime.bundle.arrays import read_splits
-from dyce_runtime.bundle.manifest import Head, Manifest, Piece
+from dyce_runtime.bundle.manifest import ANSWER, Head, Manifest, Piece
 from dyce_runtime.bundle.reader import Bundle
 from dyce_runtime.bundle.test_vectors import Vectors, relative_error
 from dyce_runtime.errors import DataError, UsageError
 from dyce_runtime.execution import targets
 from dyce_runtime.execution.contracts import TargetSpec
 from dyce_runtime.execution.session import Session
-from dyce_runtime.execution.walk import walk
+from dyce_runtime.execution.walk import answer, walk
 from dyce_runtime.inputs.datasets import Dataset
 
 #: One layer over tokens of 64 numbers.
@@ -113,9 +114,7 @@ def add_sequence(
             progress=lambda epochs: progress.track(epochs, "training the exit sequence network"),
             checkpoint=folder_for(how.work / "network", fingerprint([*key, fitted_on.hashes])) / "state",
         )
-    temperatures, records = _record(
-        network, how.type, held_out, records, [made.manifest.exits[k].id for k in seen.exits]
-    )
+    temperatures, records = _record(network, how.type, held_out, records, seen.exits)
     manifest = write_steps(made, network, how.type, temperatures, seen.axes)
     return _checked(Bundle(made.path, manifest, made.configurations), network, how.type, vectors), records
 
@@ -183,35 +182,43 @@ def write_steps(
         axes: of every tensor at every exit, those that are averaged.
     """
     manifest = made.manifest
-    first, exits, pieces = manifest.base.first, list(manifest.exits), list(manifest.pieces)
-    features, logits = manifest.segments[manifest.savers[-1].last].left
+    tensors = [*manifest.tensors]
+    ends = manifest.exits[len(manifest.exits) - len(manifest.base.exits) - 1].heads[0].piece
+    features, logits = manifest.specs(manifest.piece(ends).writes[len(ANSWER) :])
     for number, (temperature, own) in enumerate(zip(temperatures, axes, strict=True), start=1):
-        index = first + number - 1
-        exit, seam = exits[index], manifest.segments[index].outputs
+        exit = manifest.exit(manifest.base.exits[number - 1])
+        seam = manifest.specs(manifest.piece(exit.heads[0].piece).reads)
         inputs = step_inputs(network, number, seam, (features, logits))
         graph = sequence_step(network, number, seam, own, (features, logits), temperature)
         id = f"exit_{exit.point:02d}_{type}"
         file = f"heads/{id}.onnx"
         onnx_graphs.save(graph, made.file(file), {"piece": id, "exit": exit.id})
-        outputs = (*decision_specs(network.classes), *([left_spec(network, number)] if network.layers else []))
-        pieces.append(Piece(id, "head", file, index, index, inputs, outputs, network.macs(number)))
+        left = [left_spec(network, number)] if network.layers else []
+        piece = Piece(
+            id, "head", file, names_of(inputs), (*ANSWER, *(spec.name for spec in left)), network.macs(number)
+        )
         head = Head(type, id, trained=True, temperature=temperature, pooled=exit.heads[0].pooled)
-        exits[index] = msgspec.structs.replace(exit, heads=(*exit.heads, head))
-    return msgspec.structs.replace(manifest, exits=tuple(exits), pieces=tuple(pieces))
+        exit = msgspec.structs.replace(exit, heads=(*exit.heads, head))
+        tensors += left
+        manifest = msgspec.structs.replace(
+            manifest,
+            exits=tuple(exit if one.id == exit.id else one for one in manifest.exits),
+            pieces=(*manifest.pieces, piece),
+            program=with_head(manifest.program, exit, type),
+        )
+    return msgspec.structs.replace(manifest, tensors=tuple(tensors), requires=requires(manifest.networks, tensors))
 
 
 def _checked(made: Bundle, network: ExitSequence, type: str, vectors: Vectors) -> Manifest:
     """The manifest with the errors of the steps against torch. Raises VerificationError if one is too large."""
-    manifest = made.manifest
-    steps = {index: head.piece for index, exit in enumerate(manifest.exits) for head in exit.heads if head.type == type}
+    manifest, found = made.manifest, {}
     with Session(made, targets.reference().name, TargetSpec(), allow_untrained=True) as session:
-        seen, found = Seen(session), []
+        seen = Seen(session)
         with session.device.lane(len(vectors.logits)) as lane:
-            for index, _ in walk(manifest, lane, vectors.inputs):
-                if index in steps:
-                    lane.decide(steps[index])
-                    found.append(lane.answers()[0].copy())
+            for _, head in walk(manifest, lane, vectors.inputs):
+                if head.type == type:
+                    found[head.piece] = answer(manifest, lane, head)[0]
         with torch.inference_mode():
             expected = [logits.numpy() for (logits,) in network(seen(vectors.inputs)[1])[1:]]
-    both = zip(steps.values(), expected, found, strict=True)
-    return noted(manifest, {id: relative_error(torchs, ours, torchs) for id, torchs, ours in both}, "torch")
+    both = zip(found.items(), expected, strict=True)
+    return noted(manifest, {id: relative_error(torchs, ours, torchs) for (id, ours), torchs in both}, "torch")

@@ -13,8 +13,8 @@ import onnx_ir as ir
 from torch import Tensor, nn
 
 from dyce_calibration.heads.sequence import ATTENTION_HEADS, ExitSequence, Layer
-from dyce_export.graph.onnx_graphs import BATCH, IR_VERSION, LOGITS, OPSET, append_decision
-from dyce_runtime.bundle.manifest import TensorSpec
+from dyce_export.graph.onnx_graphs import BATCH, IR_VERSION, OPSET, append_decision
+from dyce_runtime.bundle.manifest import LOGITS, TensorSpec
 
 _EPSILON = 1e-5  # of torch's layer_norm
 
@@ -22,7 +22,7 @@ _EPSILON = 1e-5  # of torch's layer_norm
 def left_spec(network: ExitSequence, index: int) -> TensorSpec:
     """What the step at an exit, from 1, leaves for later ones."""
     tokens = 2 if index == 1 else 1
-    return TensorSpec(f"esn_{index}", "float32", (BATCH, tokens, 2 * len(network.layers), network.width))
+    return TensorSpec(f"esn_{index}", "float32", (BATCH, tokens, 2 * len(network.layers), network.width), "carried")
 
 
 def step_inputs(

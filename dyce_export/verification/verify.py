@@ -31,13 +31,13 @@ from dyce_export.verification.verdict import control_of, failure, inconclusive
 from dyce_runtime.bundle.configuration import Configuration, ExitSetting
 from dyce_runtime.bundle.manifest import FINAL, Manifest, Verification
 from dyce_runtime.bundle.reader import Bundle
+from dyce_runtime.bundle.structure import ends_of, segments_of
 from dyce_runtime.bundle.test_vectors import relative_error
 from dyce_runtime.errors import BundleError, CaptureError, ExitPointError
 from dyce_runtime.execution import targets
 from dyce_runtime.execution.contracts import Device, Lane, PieceSpec, Target, TargetSpec
-from dyce_runtime.execution.plan import make_plan
 from dyce_runtime.execution.session import Session
-from dyce_runtime.execution.walk import walk
+from dyce_runtime.execution.walk import answer, walk
 
 Floats = NDArray[np.float32]
 
@@ -235,28 +235,34 @@ def _seam_errors(manifest: Manifest, device: Device, reference: Reference, batch
     def note(name: str, expected: Floats, found: Floats) -> None:
         errors[name] = max(relative_error(expected[:batch], found, expected), errors.get(name, 0.0))
 
-    def compare(name: str, lane: Lane, end: int) -> None:
-        """What is live behind the segment ``end``."""
-        if end == len(reference.seams):
+    exits = [exit.id for exit in manifest.exits]
+
+    def compare(name: str, lane: Lane, end: str) -> None:
+        """What is live where the segments up to an exit have run."""
+        if end == exits[-1]:
             lane.decide()
             note(name, reference.logits, lane.answers()[0])
         else:
-            for expected, found in zip(reference.seams[end], lane.live(), strict=True):
+            for expected, found in zip(reference.seams[exits.index(end)], lane.live(), strict=True):
                 note(name, expected, found)
 
     with device.lane(batch) as lane:
-        for index, exit in walk(manifest, lane, {manifest.input.name: reference.images[:batch]}):
-            compare("logits" if exit.id == FINAL else f"exit {exit.id}", lane, index)
-            for number, head in enumerate(exit.heads):
-                lane.decide(head.piece)
-                note(f"exit {exit.id} {head.type}", reference.head_logits[index][number], lane.answers()[0])
-    for span in (piece for piece in manifest.pieces if piece.kind == "span"):
+        for exit, head in walk(manifest, lane, {manifest.input.name: reference.images[:batch]}):
+            if exit is manifest.exits[-1]:
+                compare("logits", lane, exit.id)
+                continue
+            if head is exit.heads[0]:
+                compare(f"exit {exit.id}", lane, exit.id)
+            expected = reference.head_logits[exits.index(exit.id)][exit.heads.index(head)]
+            note(f"exit {exit.id} {head.type}", expected, answer(manifest, lane, head)[0])
+    segments = [piece.id for piece in segments_of(manifest, FINAL)]
+    for span in manifest.spans:
         with device.lane(batch) as lane:
             lane.put(reference.images[:batch], manifest.input.name)
-            for segment in manifest.segments[: span.first]:
-                lane.run(segment.id)
+            for segment in segments[: segments.index(span.covers[0])]:
+                lane.run(segment)
             lane.run(span.id)
-            compare(span.id, lane, span.last)
+            compare(span.id, lane, ends_of(manifest, span)[1])
     return errors
 
 
@@ -286,16 +292,19 @@ def _route(
     batches = [session(reference.images[i : i + _SEAM_SAMPLES]) for i in range(0, count, _SEAM_SAMPLES)]
     exits = np.concatenate([result.exit for result in batches])
     logits = np.concatenate([result.logits for result in batches])
-    *steps, last = make_plan(session.manifest, configuration).steps
-    expected = np.full(count, last.exit)
+    before = session.manifest.exits[:-1]
+    expected = np.full(count, len(before))
     near = np.zeros(count, np.bool_)
     waiting = np.ones(count, np.bool_)
-    for step in steps:
-        confidence = reference.confidences[step.exit]
-        if step.threshold < NONE_LEAVE:
-            near |= waiting & (np.abs(confidence - step.threshold) <= in_doubt[step.exit])
-        leave = waiting & (confidence > step.threshold)
-        expected[leave] = step.exit
+    for index, exit in enumerate(before):
+        if exit.id not in configuration.exits:
+            continue
+        threshold = np.float32(configuration.exits[exit.id].threshold)
+        confidence = reference.confidences[index]
+        if threshold < NONE_LEAVE:
+            near |= waiting & (np.abs(confidence - threshold) <= in_doubt[index])
+        leave = waiting & (confidence > threshold)
+        expected[leave] = index
         waiting &= ~leave
     equal = exits == expected
     error = 0.0

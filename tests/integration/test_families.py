@@ -60,4 +60,4 @@ def test_a_family_is_cut_at_three_exits_and_verified(tmp_path: Path, name, edge,
     found = manifest.verification
     assert (found.verdict, found.exit_agreement) == ("passed", 1.0)
     assert found.max_relative_error < 2e-5
-    assert max(len(piece.inputs) for piece in manifest.pieces) == tensors
+    assert max(len(piece.reads) for piece in manifest.pieces) == tensors

@@ -87,7 +87,7 @@ def test_what_the_bundle_says_of_a_precision_is_so(digits: Digits, lowered: Path
         for found in (known, records)
     ]
     assert (told.accuracy_float32, told.accuracy) == pytest.approx(right)
-    size = [sum(b.size(p.id) for p in b.manifest.pieces if p.kind == "segment") for b in (before, after)]
+    size = [sum(b.size(p.id) for p in b.manifest.pieces if p.role == "segment") for b in (before, after)]
     assert size[1] < {"float16": 0.6, "int8": 0.45, "uint8": 0.45}[precision] * size[0]
 
 

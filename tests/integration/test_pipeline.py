@@ -25,6 +25,7 @@ from dyce_export.pipeline import Export
 from dyce_export.sources.source import from_module
 from dyce_runtime import Session, load
 from dyce_runtime.bundle.configuration import Configuration, ExitSetting
+from dyce_runtime.bundle.manifest import FINAL
 from dyce_runtime.bundle.reader import RECORDS, SPLITS, TEST_VECTORS, open_bundle
 from dyce_runtime.errors import ConfigurationError, UsageError
 from dyce_runtime.execution.plan import make_plan
@@ -67,7 +68,7 @@ def test_nothing_stands_beside_the_bundle_and_nothing_unlisted_inside(digits: Di
     assert files == {*digits.export.manifest.files, "manifest.json", "configurations.json", "report.html"}
     heads = {f"heads/exit_{int(exit):02d}_mlp1x1000.onnx" for exit in EXITS}
     segments = {f"segments/segment_{n:02d}.onnx" for n in range(4)}
-    spans = {piece.file for piece in digits.export.manifest.pieces if piece.kind == "span"}
+    spans = {span.file for span in digits.export.manifest.spans}
     assert set(digits.export.manifest.files) == heads | segments | spans | {RECORDS, SPLITS, TEST_VECTORS}
 
 
@@ -176,7 +177,7 @@ def test_temperatures_are_those_that_fit_the_temperature_split(
         rows = np.isin(open_dataset("digits#test").hashes, file["temperature"])
     labels = open_dataset("digits#test").labels[rows]
     for exit in digits.export.manifest.exits:
-        session.use(Configuration("one", {exit.id: ExitSetting(exit.heads[0].type, 0.0)} if exit.heads else {}))
+        session.use(Configuration("one", {} if exit.id == FINAL else {exit.id: ExitSetting(exit.heads[0].type, 0.0)}))
         result = session(test_pixels[rows])
         expected = fit_temperature(result.logits, labels)
         np.testing.assert_allclose(result.confidence, softmax(result.logits, expected).max(1), atol=1e-4)
@@ -297,7 +298,7 @@ def test_the_test_vectors_are_reproduced(digits: Digits, session: Session):
 def test_without_data_the_heads_are_untrained_and_said_to_be(untrained: Export):
     manifest = open_bundle(untrained.path).manifest
     assert (manifest.heads, manifest.splits, manifest.model.name) == ("untrained", None, "tiny")
-    assert not any(head.trained for exit in manifest.exits for head in exit.heads)
+    assert not any(head.trained for exit in manifest.exits[:-1] for head in exit.heads)
     assert list(untrained.configurations.named) == ["full", "probe"]
     assert not (untrained.path / RECORDS).exists()
     assert [exit.module for exit in manifest.exits[:-1]] == ["b1", "b3"]

@@ -52,7 +52,7 @@ def test_a_new_bundle_has_spans_for_what_was_chosen_and_the_old_one_stays(
     bundle = open_bundle(new)
     assert bundle.configurations.unit == "ms"
     assert any(0 < len(entry.exits) < 3 for entry in bundle.configurations.named.values()), "some exits are off"
-    spans = {piece.id for piece in bundle.manifest.pieces if piece.kind == "span"}
+    spans = {span.id for span in bundle.manifest.spans}
     used = set()
     for name in bundle.configurations.named:
         for step in make_plan(bundle.manifest, bundle.configuration(name)).steps:

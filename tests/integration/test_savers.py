@@ -29,7 +29,7 @@ from dyce_export.savers.resolve_saver import Savers
 from dyce_export.sources.source import from_module
 from dyce_runtime import Configuration, Session, load, open_bundle
 from dyce_runtime.bundle.configuration import ExitSetting
-from dyce_runtime.bundle.manifest import OWN
+from dyce_runtime.bundle.manifest import BUILTIN, FINAL
 from dyce_runtime.bundle.reader import RECORDS
 from dyce_runtime.errors import BundleError, DataError, UsageError
 from dyce_runtime.inputs.datasets import open_dataset
@@ -97,11 +97,11 @@ def test_savers_run_in_the_order_of_their_cost_and_read_what_the_base_reads(casc
     manifest = open_bundle(cascade).manifest
     assert [exit.id for exit in manifest.exits] == ["saver0", "saver1", "3", "5", "final"]
     assert manifest.savers[0].model.macs < manifest.savers[1].model.macs < manifest.model.macs
-    assert {network.input.name for network in manifest.networks} == {"image"}
+    assert {input.tensor for network in manifest.networks for input in network.inputs} == {"image"}
     assert manifest.verification is not None
     assert manifest.verification.verdict == "passed"
     assert {"saver0 logits", "saver1 logits", "logits", "exit 3"} <= set(manifest.verification.seams)
-    assert Records.load(cascade / RECORDS).heads[:2] == (("saver0", OWN), ("saver1", OWN))
+    assert Records.load(cascade / RECORDS).heads[:2] == (("saver0", BUILTIN), ("saver1", BUILTIN))
 
 
 def test_a_cascade_answers_as_torch_does_model_after_model(
@@ -112,7 +112,9 @@ def test_a_cascade_answers_as_torch_does_model_after_model(
     with load(cascade, threads=1) as session:
         thresholds = np.median(Records.load(cascade / RECORDS).confidences[:, :2], axis=0).tolist()
         session.use(
-            Configuration("mine", {f"saver{n}": ExitSetting(OWN, threshold) for n, threshold in enumerate(thresholds)})
+            Configuration(
+                "mine", {f"saver{n}": ExitSetting(BUILTIN, threshold) for n, threshold in enumerate(thresholds)}
+            )
         )
         heads = [session.manifest.exits[n].heads[0] for n in range(2)]
         result = session(pixels.numpy())
@@ -187,7 +189,7 @@ def exits_alone(session: Session, exit: str, pixels: np.ndarray) -> np.ndarray:
     """Logits of a configuration with which every sample leaves at one exit."""
     index = session.manifest.exit_index(exit)
     heads = session.manifest.exits[index].heads
-    session.use(Configuration(exit, {exit: ExitSetting(heads[0].type, 0.0)} if heads else {}))
+    session.use(Configuration(exit, {} if exit == FINAL else {exit: ExitSetting(heads[0].type, 0.0)}))
     result = session(pixels)
     assert set(result.exit.tolist()) == {index}
     return result.logits
@@ -235,7 +237,7 @@ def test_an_exit_sequence_network_is_a_further_head_at_every_exit(sequence: Path
     manifest = open_bundle(sequence).manifest
     types = {exit.id: [head.type for head in exit.heads] for exit in manifest.exits}
     before = {exit.id: [head.type for head in exit.heads] for exit in digits.export.manifest.exits[:-1]}
-    assert types == {"saver0": [OWN], **{id: [*own, "esn1x16"] for id, own in before.items()}, "final": []}
+    assert types == {"saver0": [BUILTIN], **{id: [*own, "esn1x16"] for id, own in before.items()}, "final": [BUILTIN]}
     assert manifest.verification is not None
     assert manifest.verification.seams.keys() >= {f"exit_{int(id):02d}_esn1x16" for id in before}
     assert sorted(path.name for path in sequence.parent.iterdir()) == [sequence.name], "nothing is left beside it"
@@ -253,7 +255,7 @@ def test_what_was_recorded_is_what_the_pieces_say(sequence: Path):
 def test_a_sequence_knows_more_than_the_saver(sequence: Path):
     records = Records.load(sequence / RECORDS)
     right = {head: float((records.predictions[:, k] == records.labels).mean()) for k, head in enumerate(records.heads)}
-    assert right["6", "esn1x16"] > right["saver0", OWN]
+    assert right["6", "esn1x16"] > right["saver0", BUILTIN]
 
 
 def test_a_sequence_is_lowered_with_the_rest(sequence: Path, tmp_path: Path):

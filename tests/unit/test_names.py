@@ -34,8 +34,8 @@ def test_text_stays_as_it_is() -> None:
 def test_a_manifest_takes_the_names_of_classes_in_any_encoding(bundle_copy: Path) -> None:
     manifest = open_bundle(bundle_copy).manifest
     names = tuple(f"{LATIN}{k}" for k in range(manifest.model.num_classes))
-    model = msgspec.structs.replace(manifest.model, class_names=names)
-    write_document(msgspec.structs.replace(manifest, model=model), bundle_copy / MANIFEST)
+    base = msgspec.structs.replace(manifest.base, model=msgspec.structs.replace(manifest.model, class_names=names))
+    write_document(msgspec.structs.replace(manifest, networks=(base,)), bundle_copy / MANIFEST)
     found = open_bundle(bundle_copy).manifest.model.class_names
     assert found is not None
     assert found[0] == "caf\\udce90"

@@ -12,9 +12,10 @@ from typing import Literal
 import msgspec
 
 from dyce_runtime.bundle.configuration import Configurations
-from dyce_runtime.bundle.manifest import FINAL, SCHEMA_VERSION, Manifest
+from dyce_runtime.bundle.liveness import head_macs
+from dyce_runtime.bundle.manifest import FINAL, Manifest
+from dyce_runtime.bundle.structure import bodies, needed_heads
 from dyce_runtime.errors import DataError, DestinationError
-from dyce_runtime.execution.plan import head_macs, needs
 from dyce_runtime.json_files import read_json
 from dyce_runtime.measure.piece_costs import IMAGE, PieceCosts
 
@@ -22,6 +23,8 @@ log = logging.getLogger("dyce_calibration")
 
 Unit = Literal["macs", "ms", "joules"]
 MACS: Unit = "macs"
+# Of the file that holds a cost table.
+COSTS_VERSION = "1.0"
 
 
 class CostTable(msgspec.Struct, frozen=True):
@@ -54,7 +57,7 @@ class CostTable(msgspec.Struct, frozen=True):
     best_batch: int = 0
     savers: tuple[str, ...] = ()
     needs: dict[str, dict[str, tuple[tuple[str, str], ...]]] = msgspec.field(default_factory=dict)
-    schema_version: str = SCHEMA_VERSION
+    schema_version: str = COSTS_VERSION
 
     def check(self) -> CostTable:
         """Return the table. Raises DataError if a cost is missing, negative or falls along the backbone."""
@@ -122,11 +125,11 @@ class CostTable(msgspec.Struct, frozen=True):
 
 def macs_of(manifest: Manifest) -> CostTable:
     """The cost table of a bundle in multiply-accumulates."""
-    segments = [piece.macs for piece in manifest.segments]
-    backbone = {exit.id: float(sum(segments[: index + 1])) for index, exit in enumerate(manifest.exits)}
-    heads = {e.id: {h.type: float(head_macs(manifest, e, h.type)) for h in e.heads} for e in manifest.exits if e.heads}
-    full, savers = float(sum(segments[manifest.base.first :])), tuple(saver.id for saver in manifest.savers)
-    return CostTable("macs", backbone, heads, full, savers=savers, needs=needs(manifest))
+    own = {exit: sum(piece.macs for piece in body) for exit, body in bodies(manifest).items()}
+    backbone = dict(zip(own, map(float, accumulate(own.values())), strict=True))
+    heads = {e.id: {h.type: float(head_macs(manifest, h)) for h in e.heads} for e in manifest.exits[:-1]}
+    full, savers = float(sum(own[exit] for exit in manifest.base.exits)), tuple(saver.id for saver in manifest.savers)
+    return CostTable("macs", backbone, heads, full, savers=savers, needs=needed_heads(manifest))
 
 
 def macs_again(manifest: Manifest, before: Configurations) -> CostTable:

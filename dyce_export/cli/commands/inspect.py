@@ -44,6 +44,8 @@ def command(
 
 
 def _show(bundle: Any) -> None:
+    from dyce_runtime.bundle.structure import bodies
+
     manifest = bundle.manifest
     model, verification = manifest.model, manifest.verification
     facts = [
@@ -66,15 +68,15 @@ def _show(bundle: Any) -> None:
         out.print(bold(f"{'suspicious':>14}"), f" {doubt}")
     _show_savers(manifest)
     rows = []
+    own = bodies(manifest)
     for network in manifest.networks:
         done = 0
-        for index in range(network.first, network.last + 1):
-            exit, segment = manifest.exits[index], manifest.segments[index]
-            done += segment.macs
+        for exit in map(manifest.exit, network.exits):
+            done += sum(piece.macs for piece in own[exit.id])
             heads = ", ".join(head.type for head in exit.heads)
-            size = f"{bundle.file(segment.file).stat().st_size / 1e6:.1f} MB"
+            size = f"{sum(bundle.size(piece.id) for piece in own[exit.id]) / 1e6:.1f} MB"
             rows.append((exit.id, exit.module, heads, f"{done / model.macs:.1%}", size))
-    print_table("exits", ("exit", "behind", "heads", "MACs to here", "segment"), rows)
+    print_table("exits", ("exit", "after", "heads", "MACs to here", "segment"), rows)
     _show_spans(bundle)
     show_precisions(bundle)
     _show_engines(bundle)
@@ -89,7 +91,7 @@ def _show_savers(manifest: Any) -> None:
             saver.model.name,
             f"{saver.model.macs / 1e6:.1f}",
             saver.model.weights,
-            _preprocessing(saver.preprocessing),
+            _preprocessing(saver.inputs[0].preprocessing),
         )
         for saver in manifest.savers
     ]
@@ -109,17 +111,21 @@ def _show_spans(bundle: Any) -> None:
     rows = [
         (
             span.id,
-            f"{span.first}-{span.last}",
+            _covered(span),
             f"{bundle.size(span.id) / 1e6:.1f} MB",
             f"{bundle.memory(span.id) / 1e6:.1f} MB",
             ", ".join(name for name in named if span.id in runs[name]),
         )
-        for span in manifest.pieces
-        if span.kind == "span"
+        for span in manifest.spans
     ]
     print_table(
         "spans: segments that run as one graph", ("span", "segments", "on disk", "memory, about", "used by"), rows
     )
+
+
+def _covered(span: Any) -> str:
+    first, *_, last = (id.removeprefix("segment_") for id in span.covers)
+    return f"{first} to {last}"
 
 
 def show_precisions(bundle: Any) -> None:

@@ -56,7 +56,7 @@ def _classify(session: Any, place: str, batch: int, limit: int | None, track: An
     manifest = session.manifest
     data = open_dataset(place)
     if len(data) > 1:  # of many some may be broken; one that was named has to be there
-        data = data.check(manifest.base.preprocessing)
+        data = data.check(manifest.preprocessing)
     names, rows = manifest.model.class_names, []
     count = min(limit or len(data), len(data))
     for start in track(range(0, count, batch), place):

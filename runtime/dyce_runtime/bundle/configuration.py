@@ -8,7 +8,7 @@ import msgspec
 import numpy as np
 
 from dyce_runtime.arguments import number, shown
-from dyce_runtime.bundle.manifest import FINAL, SCHEMA_VERSION, Manifest
+from dyce_runtime.bundle.manifest import SCHEMA_VERSION, Manifest
 from dyce_runtime.errors import ConfigurationError
 
 FULL = "full"
@@ -45,9 +45,9 @@ class Configuration(msgspec.Struct, frozen=True):
                 raise ConfigurationError(
                     f"configuration {self.name!r} sets exit {shown(id)} to {shown(setting)}; expected an ExitSetting"
                 )
-            exit = next((e for e in manifest.exits if e.id == id and e.id != FINAL), None)
+            exit = next((e for e in manifest.exits[:-1] if e.id == id), None)
             if exit is None:
-                known = ", ".join(e.id for e in manifest.exits if e.id != FINAL) or "none"
+                known = ", ".join(e.id for e in manifest.exits[:-1]) or "none"
                 raise ConfigurationError(
                     f"configuration {self.name!r} turns on exit {shown(id)}; this bundle has the exits {known}",
                     hint="Use a configuration of this bundle; `dyce inspect BUNDLE` lists them.",

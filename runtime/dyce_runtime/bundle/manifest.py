@@ -1,33 +1,47 @@
-"""The types of ``manifest.json``: what a bundle holds and where it came from.
+"""The types of ``manifest.json``: what a bundle holds, what can run, and where it came from.
 
-Conventions. With n exits a bundle has n + 1 segments: segment k starts at exit k - 1 (segment 0 at the
-image) and ends at exit k; the last one ends in the model's own classifier. ``exits`` lists the exits in
-execution order and ``"final"`` last; an index into that list is what ``Result.exit`` holds. Savers are models of their
-own that stand before the base in all of these lists: the first segment of each network starts at an image. Fields that
-a newer minor version added are ignored.
+Pieces compute named tensors from named tensors. The program says which of them can run, in which order, and where a
+sample can leave (see :mod:`dyce_runtime.bundle.program`). ``exits`` lists the exits in execution order, the final one
+last; an index into that list is what ``Result.exit`` holds. Fields that a newer minor version added are ignored;
+what a reader must know to run a bundle is listed in ``requires``, and an unknown entry there is refused.
 """
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Iterable
+from typing import Literal, TypeVar
 
 import msgspec
 
-SCHEMA_VERSION = "1.0"
+from dyce_runtime.bundle.program import Operation
+
+SCHEMA_VERSION = "2.0"
+# What a bundle may require of its reader: models that run before the base; tensors that a piece keeps for a later one.
+SAVERS, CARRIED = "savers", "carried"
+KNOWN_FEATURES = (SAVERS, CARRIED)
 FINAL = "final"
 # Id of the span over all segments of the base: the model as it was.
 UNCUT = "full"
-# Type of the head at the end of a saver: its own classifier.
-OWN = "own"
-DECISION = ("logits", "confidence", "label")
+# Type of the head that a model came with: its own classifier.
+BUILTIN = "builtin"
+# The tensors in which a head answers; the score is what is compared with a threshold.
+LOGITS, CONFIDENCE, LABEL = ANSWER = ("logits", "confidence", "label")
+
+Lifetime = Literal["input", "activation", "carried", "answer"]
 
 
 class TensorSpec(msgspec.Struct, frozen=True):
-    """One named tensor of a piece. ``shape`` starts with ``"batch"``; the other axes are fixed."""
+    """One named tensor. ``shape`` starts with ``"batch"``; the other axes are fixed.
+
+    Attributes:
+        lifetime: ``input`` is fed from outside; an ``activation`` is read by the pieces that come next; ``carried`` is
+            kept for later pieces beside it; ``answer`` is what a head answers, until the next head runs.
+    """
 
     name: str
     dtype: str
     shape: tuple[int | str, ...]
+    lifetime: Lifetime = "activation"
 
 
 class Piece(msgspec.Struct, frozen=True):
@@ -35,40 +49,33 @@ class Piece(msgspec.Struct, frozen=True):
 
     Attributes:
         file: path inside the bundle, with forward slashes.
-        first, last: the segments that it covers, as indices (a head: the segment that it reads from, twice).
-        inputs: what is alive where it starts; of a head further tensors that pieces before it have left.
-        outputs: what is alive where it ends; where it decides the decision, then what it leaves for later heads.
+        reads, writes: names of tensors, in the order of the graph's inputs and outputs.
         macs: multiply-accumulates of one sample.
         data: further files that the graph refers to (external weights).
+        covers: of a span the ids of the segments that it equals, in order.
     """
 
     id: str
-    kind: Literal["segment", "head", "span"]
+    role: Literal["segment", "head", "span"]
     file: str
-    first: int
-    last: int
-    inputs: tuple[TensorSpec, ...]
-    outputs: tuple[TensorSpec, ...]
+    reads: tuple[str, ...]
+    writes: tuple[str, ...]
     macs: int
     data: tuple[str, ...] = ()
+    covers: tuple[str, ...] = ()
 
     @property
-    def left(self) -> tuple[TensorSpec, ...]:
-        """What it leaves for later heads, see :func:`left_by`."""
-        return left_by(self.outputs)
-
-
-def left_by(outputs: tuple[TensorSpec, ...]) -> tuple[TensorSpec, ...]:
-    """Of the outputs of a piece that decides those behind the decision: they stay while others run."""
-    return outputs[len(DECISION) :] if outputs[0].name == DECISION[0] else ()
+    def answers(self) -> bool:
+        """Whether it computes an answer: a head, or a piece that ends in the classifier of a model."""
+        return LOGITS in self.writes
 
 
 class Head(msgspec.Struct, frozen=True):
     """One head at an exit.
 
     Attributes:
-        type: architecture, such as ``mlp1x1000`` (layers x hidden width); ``own`` at the end of a saver.
-        piece: id of its piece; for ``own`` the segment that ends in it.
+        type: architecture, such as ``mlp1x1000`` (layers x hidden width); ``builtin`` at the end of a model.
+        piece: id of the piece that computes it; of a builtin head the segment that ends in it.
         temperature: divisor of the logits inside the graph before the softmax.
         pooled: for every tensor at the exit, the axes that are averaged and how the layout was known.
     """
@@ -81,12 +88,19 @@ class Head(msgspec.Struct, frozen=True):
 
 
 class Exit(msgspec.Struct, frozen=True):
-    """A place where a sample can leave. ``point`` is the exit point's number, None at the end of a network."""
+    """A place where a sample can leave. ``point`` is the exit point's number, None at the end of a model."""
 
     id: str
     module: str
+    heads: tuple[Head, ...]
     point: int | None = None
-    heads: tuple[Head, ...] = ()
+
+    def head(self, type: str) -> Head:
+        """The head of that type. Raises KeyError if there is none."""
+        for head in self.heads:
+            if head.type == type:
+                return head
+        raise KeyError(type)
 
 
 class Preprocessing(msgspec.Struct, frozen=True):
@@ -129,21 +143,26 @@ class Model(msgspec.Struct, frozen=True):
     class_names: tuple[str, ...] | None = None
 
 
+class Input(msgspec.Struct, frozen=True):
+    """What a network reads: the name of a tensor, and how a picture becomes it."""
+
+    tensor: str
+    preprocessing: Preprocessing
+
+
 class Network(msgspec.Struct, frozen=True):
-    """The base or a saver: a whole classifier, split into segments.
+    """The base or a saver: a whole classifier.
 
     Attributes:
         id: ``saver0``, ``saver1``, ... in the order in which they run; ``final`` for the base. Its last exit's, too.
-        first, last: its segments, as indices.
-        input: what its first segment reads. Networks that prepare pictures alike read the same one.
+        inputs: what it reads. Networks that prepare pictures alike read the same tensor.
+        exits: ids, in execution order.
     """
 
     id: str
-    first: int
-    last: int
     model: Model
-    input: TensorSpec
-    preprocessing: Preprocessing
+    inputs: tuple[Input, ...]
+    exits: tuple[str, ...]
 
 
 class Verification(msgspec.Struct, frozen=True):
@@ -208,65 +227,111 @@ class Manifest(msgspec.Struct, frozen=True):
     """``manifest.json``.
 
     Attributes:
+        requires: what a reader has to know to run the bundle.
+        task: what is answered: ``single-label``, one class per sample.
+        score: name of the tensor that is compared with thresholds.
+        networks: the savers, cheapest first, and then the base.
+        tensors: all that pieces read and write.
+        program: everything that can run; a configuration runs what it needs of it.
         files: every other file but ``configurations.json`` and the report, with its sha256.
         precision: what is computed in. For ``bfloat16`` the graphs are those of float32, and the engine is told.
         lowering: how that differs from float32; None in float32.
         precisions: those in which the bundle holds another bundle of the same network, ``precisions/NAME``, with
             records, thresholds and certificates of its own.
-        model, input, preprocessing: of the base.
-        savers: the networks that run before it, cheapest first.
         suspicious: what speaks against the results and was allowed (``--allow-suspicious``), a sentence each.
     """
 
     schema_version: str
+    requires: tuple[str, ...]
     producer: dict[str, str]
-    model: Model
-    input: TensorSpec
-    preprocessing: Preprocessing
-    exits: tuple[Exit, ...]
+    networks: tuple[Network, ...]
+    tensors: tuple[TensorSpec, ...]
     pieces: tuple[Piece, ...]
+    exits: tuple[Exit, ...]
+    program: tuple[Operation, ...]
     heads: Literal["trained", "untrained"]
     files: dict[str, str]
+    task: Literal["single-label"] = "single-label"
+    score: str = CONFIDENCE
     splits: Splits | None = None
     verification: Verification | None = None
     precision: Literal["float32", "bfloat16", "float16", "int8", "uint8"] = "float32"
     lowering: Lowering | None = None
     precisions: tuple[str, ...] = ()
-    savers: tuple[Network, ...] = ()
     suspicious: tuple[str, ...] = ()
 
     @property
     def base(self) -> Network:
-        """The model itself, behind its savers."""
-        first = self.savers[-1].last + 1 if self.savers else 0
-        return Network(FINAL, first, len(self.exits) - 1, self.model, self.input, self.preprocessing)
+        """The model itself, which runs after its savers."""
+        return self.networks[-1]
 
     @property
-    def networks(self) -> tuple[Network, ...]:
-        """The savers and the base, in the order in which they run."""
-        return (*self.savers, self.base)
+    def savers(self) -> tuple[Network, ...]:
+        """The networks that run before the base."""
+        return self.networks[:-1]
 
     @property
-    def segments(self) -> tuple[Piece, ...]:
-        """The segments of all networks, in execution order."""
-        return tuple(piece for piece in self.pieces if piece.kind == "segment")
+    def model(self) -> Model:
+        """The model that was exported: the base."""
+        return self.base.model
+
+    @property
+    def input(self) -> TensorSpec:
+        """What the base reads first."""
+        return self.tensor(self.base.inputs[0].tensor)
+
+    @property
+    def preprocessing(self) -> Preprocessing:
+        """How a picture becomes that."""
+        return self.base.inputs[0].preprocessing
+
+    @property
+    def inputs(self) -> dict[str, Preprocessing]:
+        """Name of every tensor that comes from outside to how a picture becomes it, in the order of the program."""
+        return {input.tensor: input.preprocessing for network in self.networks for input in network.inputs}
+
+    @property
+    def classes(self) -> int:
+        """How many classes there are."""
+        return self.base.model.num_classes
+
+    @property
+    def spans(self) -> tuple[Piece, ...]:
+        """The pieces that equal several segments."""
+        return tuple(piece for piece in self.pieces if piece.role == "span")
 
     @property
     def uncut(self) -> str:
         """Id of the piece that is the base as it was: its span, or its only segment if it has no exits."""
-        base = self.base
-        return UNCUT if base.first < base.last else self.segments[base.first].id
+        return UNCUT if len(self.base.exits) > 1 else self.exits[-1].heads[0].piece
 
     def piece(self, id: str) -> Piece:
         """The piece of that id. Raises KeyError if there is none."""
-        for piece in self.pieces:
-            if piece.id == id:
-                return piece
-        raise KeyError(id)
+        return _find(self.pieces, id)
+
+    def exit(self, id: str) -> Exit:
+        """The exit of that id. Raises KeyError if there is none."""
+        return _find(self.exits, id)
 
     def exit_index(self, id: str) -> int:
         """Position of an exit in ``exits``. Raises KeyError if there is none."""
-        for index, exit in enumerate(self.exits):
-            if exit.id == id:
-                return index
-        raise KeyError(id)
+        return self.exits.index(self.exit(id))
+
+    def tensor(self, name: str) -> TensorSpec:
+        """The tensor of that name. Raises KeyError if there is none."""
+        return self.specs((name,))[0]
+
+    def specs(self, names: Iterable[str]) -> tuple[TensorSpec, ...]:
+        """The tensors of these names. Raises KeyError if one does not exist."""
+        known = {spec.name: spec for spec in self.tensors}
+        return tuple(known[name] for name in names)
+
+
+_Named = TypeVar("_Named", Piece, Exit)
+
+
+def _find(known: Iterable[_Named], id: str) -> _Named:
+    for one in known:
+        if one.id == id:
+            return one
+    raise KeyError(id)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path, PurePosixPath
 from typing import TypeVar
@@ -12,8 +12,9 @@ import msgspec
 
 from dyce_runtime.arguments import shown
 from dyce_runtime.atomic_write import write_atomically
+from dyce_runtime.bundle.checks import check_features, check_manifest
 from dyce_runtime.bundle.configuration import FULL, Configuration, Configurations
-from dyce_runtime.bundle.manifest import DECISION, FINAL, SCHEMA_VERSION, UNCUT, Manifest, Piece
+from dyce_runtime.bundle.manifest import SCHEMA_VERSION, UNCUT, Manifest, Piece
 from dyce_runtime.errors import BundleError, ConfigurationError, DestinationError
 from dyce_runtime.execution.contracts import PieceSpec
 from dyce_runtime.json_files import decoded
@@ -90,11 +91,12 @@ class Bundle:
     def piece_specs(self, ids: Sequence[str]) -> list[PieceSpec]:
         """What a target needs to know of the given pieces."""
         pieces = [self.manifest.piece(id) for id in ids]
-        return [PieceSpec(p.id, self.file(p.file), p.inputs, p.outputs, self._digest(p)) for p in pieces]
+        specs = self.manifest.specs
+        return [PieceSpec(p.id, self.file(p.file), specs(p.reads), specs(p.writes), self._digest(p)) for p in pieces]
 
     def runnable(self, *, spans: bool) -> list[Piece]:
         """The pieces that a target has a use for: of the spans only the uncut model if it has none for them."""
-        return [piece for piece in self.manifest.pieces if piece.kind != "span" or spans or piece.id == UNCUT]
+        return [piece for piece in self.manifest.pieces if piece.role != "span" or spans or piece.id == UNCUT]
 
     def _digest(self, piece: Piece) -> str:
         # While a bundle is being written, its files are not listed yet.
@@ -122,7 +124,7 @@ def open_bundle(path: str | os.PathLike[str], *, check_hashes: bool = True) -> B
     configurations = _read_document(folder / CONFIGURATIONS, Configurations)
     for name, expected in manifest.files.items():
         _check_file(folder, name, expected if check_hashes else None)
-    _check_pieces(manifest)
+    check_manifest(manifest)
     _check_configurations(folder / CONFIGURATIONS, configurations, manifest)
     return Bundle(folder, manifest, configurations)
 
@@ -190,7 +192,10 @@ def _read_document(path: Path, type: type[_Document]) -> _Document:
     try:
         content = path.read_bytes()
         head = decoded(content, object)
-        _check_schema(path, head.get("schema_version") if isinstance(head, dict) else None)
+        known = head if isinstance(head, dict) else {}
+        _check_schema(path, known.get("schema_version"))
+        if isinstance(required := known.get("requires"), list):  # what it says is unknown: say so first
+            check_features(map(str, required))
         return decoded(content, type)
     except (OSError, msgspec.DecodeError) as error:
         raise BundleError(f"{path} cannot be read: {error}", hint="Export the bundle again.") from error
@@ -198,13 +203,19 @@ def _read_document(path: Path, type: type[_Document]) -> _Document:
 
 def _check_schema(path: Path, found: object) -> None:
     major = str(found).split(".", 1)[0]
-    ours = SCHEMA_VERSION.split(".", 1)[0]
+    ours = int(SCHEMA_VERSION.split(".", 1)[0])
     if not major.isdecimal():
-        raise BundleError(f"{path} has schema_version {found!r}; expected {SCHEMA_VERSION}")
-    if int(major) > int(ours):
+        raise BundleError(f"{path} has schema_version {shown(found)}; expected {SCHEMA_VERSION}")
+    if int(major) > ours:
         raise BundleError(
-            f"{path} has schema_version {found}; this runtime reads up to {SCHEMA_VERSION}",
+            f"{path} has schema_version {shown(found)}; this runtime reads {SCHEMA_VERSION}",
             hint="Upgrade dyce-export on this machine, or export again with the version installed here.",
+        )
+    if int(major) < ours:
+        raise BundleError(
+            f"{path} has schema_version {shown(found)}: it was made by an earlier version; this runtime reads "
+            f"{SCHEMA_VERSION}",
+            hint="Export again.",
         )
 
 
@@ -232,68 +243,3 @@ def _check_configurations(path: Path, configurations: Configurations, manifest: 
             configuration.check(manifest)
         except ConfigurationError as error:
             raise BundleError(f"{path} does not fit the manifest: {error}") from error
-
-
-def _check_pieces(manifest: Manifest) -> None:
-    """Files are listed, segments follow each other, and tensors agree at every seam."""
-    segments = [piece for piece in manifest.pieces if piece.kind == "segment"]
-    if [(s.first, s.last) for s in segments] != [(k, k) for k in range(len(manifest.exits))]:
-        raise BundleError(
-            f"the manifest has {len(segments)} segments and {len(manifest.exits)} exits, which do not match"
-        )
-    _check_networks(manifest)
-    if manifest.uncut == UNCUT and [piece.kind for piece in manifest.pieces if piece.id == UNCUT] != ["span"]:
-        raise BundleError(f"the manifest has no span {UNCUT!r}, the uncut model; every bundle with exits has one")
-    for piece in manifest.pieces:
-        for name in (piece.file, *piece.data):
-            if name not in manifest.files:
-                raise BundleError(f"piece {piece.id} names the file {name!r}, which the manifest does not list")
-        if not 0 <= piece.first <= piece.last < len(segments):
-            raise BundleError(f"piece {piece.id} covers segments {piece.first} to {piece.last}, which do not exist")
-        _check_seams(manifest, segments, piece)
-    _check_exits(manifest)
-
-
-def _check_networks(manifest: Manifest) -> None:
-    """Savers follow each other from the first segment on, and the base has at least one."""
-    first = 0
-    for saver in manifest.savers:
-        if saver.first != first or not first <= saver.last < len(manifest.exits) - 1:
-            raise BundleError(
-                f"saver {saver.id} covers segments {saver.first} to {saver.last}; expected them from {first}"
-            )
-        if manifest.exits[saver.last].id != saver.id or saver.model.num_classes != manifest.model.num_classes:
-            raise BundleError(f"saver {saver.id} does not end in an exit of its name with the classes of the base")
-        first = saver.last + 1
-
-
-def _check_seams(manifest: Manifest, segments: Sequence[Piece], piece: Piece) -> None:
-    starts = {network.first: network for network in manifest.networks}
-    ends = {network.last for network in manifest.networks}
-    before = (starts[piece.first].input,) if piece.first in starts else segments[piece.first - 1].outputs
-    given = segments[piece.first].outputs if piece.kind == "head" else before
-    further = piece.inputs[len(given) :] if piece.kind == "head" else ()
-    left = {spec for other in manifest.pieces if _decides_before(other, piece, ends) for spec in other.left}
-    if piece.inputs != (*given, *further) or not left.issuperset(further):
-        raise BundleError(f"piece {piece.id} reads {list(piece.inputs)}; the pieces before it give {[*given, *left]}")
-    if piece.kind == "head" or piece.last in ends:
-        names = [tensor.name for tensor in piece.outputs]
-        if tuple(names[: len(DECISION)]) != DECISION or len(set(names)) < len(names):
-            raise BundleError(f"piece {piece.id} returns {names}; expected {list(DECISION)} first, and each once")
-    if piece.kind != "head" and piece.outputs != segments[piece.last].outputs:
-        raise BundleError(f"piece {piece.id} and segment {segments[piece.last].id} end in different tensors")
-
-
-def _decides_before(other: Piece, piece: Piece, ends: Collection[int]) -> bool:
-    return other.last < piece.first and (other.kind == "head" or other.last in ends)
-
-
-def _check_exits(manifest: Manifest) -> None:
-    if [exit.id for exit in manifest.exits].count(FINAL) != 1 or manifest.exits[-1].id != FINAL:
-        raise BundleError(f"the last exit of the manifest is not {FINAL!r}")
-    heads = {piece.id: piece.first for piece in manifest.pieces if piece.kind == "head"}
-    heads |= {manifest.segments[saver.last].id: saver.last for saver in manifest.savers}
-    for index, exit in enumerate(manifest.exits):
-        for head in exit.heads:
-            if heads.get(head.piece) != index:
-                raise BundleError(f"exit {exit.id} names the head {head.piece!r}, which is no head of segment {index}")

@@ -11,7 +11,7 @@ from dyce_runtime.bundle.arrays import read_arrays
 from dyce_runtime.bundle.reader import TEST_VECTORS, Bundle
 from dyce_runtime.errors import BundleError
 from dyce_runtime.execution.session import Session
-from dyce_runtime.execution.walk import head_pieces, walk
+from dyce_runtime.execution.walk import answer, walk
 
 Floats = npt.NDArray[np.float32]
 
@@ -36,10 +36,10 @@ def read_vectors(bundle: Bundle) -> Vectors:
     """Those of a bundle. Raises BundleError if they are missing, damaged or of another model."""
     path, manifest = bundle.file(TEST_VECTORS), bundle.manifest
     shapes: dict[str, tuple[int | str, ...]] = {
-        _key(network.input.name, manifest.input.name): network.input.shape[1:] for network in manifest.networks
+        _key(name, manifest.input.name): manifest.tensor(name).shape[1:] for name in manifest.inputs
     }
     exits = len(manifest.exits) - 1
-    shapes |= {"logits": (manifest.model.num_classes,), "confidences": (exits,)}
+    shapes |= {"logits": (manifest.classes,), "confidences": (exits,)}
     file = read_arrays(path, "test vectors")
     count = len(np.atleast_1d(file.get("images", ())))
     for name, shape in {**{name: (count, *shape) for name, shape in shapes.items()}, "probe": (exits,)}.items():
@@ -47,7 +47,7 @@ def read_vectors(bundle: Bundle) -> Vectors:
         if found is None or found.dtype != np.float32 or found.shape != shape or not count:
             told = "missing" if found is None else f"{found.dtype} of shape {found.shape}"
             raise BundleError(f"{path}: {name} is {told}; expected float32 of shape {shape}, of at least one sample")
-    inputs = {net.input.name: file[_key(net.input.name, manifest.input.name)] for net in manifest.networks}
+    inputs = {name: file[_key(name, manifest.input.name)] for name in manifest.inputs}
     return Vectors(inputs, file["logits"], file["confidences"], file["probe"])
 
 
@@ -66,12 +66,17 @@ def _key(name: str, base: str) -> str:
 
 def answered(vectors: Vectors, session: Session) -> Vectors:
     """The same with what a session says, through segments and heads. Raises PieceError."""
-    confidences, manifest = [], session.manifest
+    found: dict[str, tuple[Floats, Floats]] = {}
+    manifest = session.manifest
     with session.device.lane(len(vectors.logits)) as lane:
-        for index, _ in walk(manifest, lane, vectors.inputs):
-            confidences.append(lane.decide(head_pieces(manifest, index)[0]).copy())
-        logits = lane.answers()[0].copy()
-    return vectors._replace(logits=logits, confidences=np.stack(confidences, axis=1)[:, :-1])
+        for exit, head in walk(manifest, lane, vectors.inputs):
+            if head == exit.heads[0]:
+                logits, confidence, _ = answer(manifest, lane, head)
+                found[exit.id] = logits, confidence
+    *before, last = (found[exit.id] for exit in manifest.exits)
+    confidences = [confidence for _, confidence in before]
+    none = np.empty((len(vectors.logits), 0), np.float32)
+    return vectors._replace(logits=last[0], confidences=np.stack(confidences, axis=1) if before else none)
 
 
 def relative_error(expected: Floats, found: Floats, scale_of: Floats) -> float:

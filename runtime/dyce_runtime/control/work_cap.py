@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 
 from dyce_runtime.arguments import is_real
 from dyce_runtime.bundle.configuration import Configuration, ExitSetting
-from dyce_runtime.bundle.manifest import FINAL, Exit, Manifest
+from dyce_runtime.bundle.manifest import Manifest
 from dyce_runtime.bundle.reader import Bundle
 from dyce_runtime.errors import ConfigurationError, UsageError
-from dyce_runtime.execution.plan import Plan, head_macs, make_plan, path_macs
+from dyce_runtime.execution.plan import Plan, make_plan, path_macs
 from dyce_runtime.execution.routing import Result
 from dyce_runtime.execution.session import Session
 from dyce_runtime.process_bound import ProcessBound
@@ -105,7 +105,9 @@ class WorkCap(ProcessBound):
         for configuration in [self._session.configuration, *(Configuration(name, exits) for name, exits in known)]:
             shares = exit_shares(bundle.manifest, configuration, self._heads)
             _deepest(bundle.manifest, configuration, shares, self._max_share)
-        self._session.plan(_ending(bundle.manifest, Configuration("capped"), 0, self._heads))
+        first = bundle.manifest.exits[0]
+        if len(bundle.manifest.exits) > 1:  # whether its heads may run at all
+            self._session.plan(Configuration("capped", {first.id: ExitSetting(first.heads[0].type, 1.0)}))
 
     def _limited(self, plan: Plan, count: int) -> Plan:
         """What a call of so many inputs runs."""
@@ -158,11 +160,7 @@ def exit_shares(manifest: Manifest, configuration: Configuration, heads: Mapping
 
     Heads on the way are included and its own is, which at exits that are off is the one in ``heads`` or the cheapest.
     """
-    paid = path_macs(manifest, configuration)
-    for index, exit in enumerate(manifest.exits):
-        if exit.id != FINAL and exit.id not in configuration.exits:
-            paid[index] = path_macs(manifest, _ending(manifest, configuration, index, heads))[index]
-    return paid / manifest.model.macs
+    return path_macs(manifest, configuration, heads) / manifest.model.macs
 
 
 def usual_heads(bundle: Bundle) -> dict[str, str]:
@@ -189,30 +187,11 @@ def _leaving(
     manifest: Manifest, plan: Plan, last: int, pieces: Collection[str] | None, heads: Mapping[str, str]
 ) -> Plan:
     """The plan whose every sample leaves at the exit of that index, if it gets there."""
-    if manifest.exits[last].id == FINAL:
+    if last == len(manifest.exits) - 1:
         return plan
     worth_moving = {manifest.exits[step.exit].id: step.worth_moving for step in plan.steps}
-    ending = make_plan(manifest, _ending(manifest, plan.configuration, last, heads), pieces, worth_moving)
-    *before, end = (step for step in ending.steps if step.exit <= last)
-    # Routing is strict: every confidence is above this one.
-    forced = msgspec.structs.replace(end, threshold=np.float32(-np.inf))
-    return msgspec.structs.replace(plan, steps=(*before, forced), stages=())
-
-
-def _ending(manifest: Manifest, configuration: Configuration, last: int, heads: Mapping[str, str]) -> Configuration:
-    """The exits up to that index, with the last one on."""
-    end = manifest.exits[last]
-    if end.id == FINAL:
-        return configuration
-    on = {
-        exit.id: configuration.exits[exit.id] for exit in manifest.exits[: last + 1] if exit.id in configuration.exits
-    }
-    return Configuration(configuration.name, {end.id: ExitSetting(_head(manifest, end, heads), 0.0), **on})
-
-
-def _head(manifest: Manifest, exit: Exit, heads: Mapping[str, str]) -> str:
-    trained = [head for head in exit.heads if head.trained] or exit.heads
-    return heads.get(exit.id) or min(trained, key=lambda head: head_macs(manifest, exit, head.type)).type
+    ending = make_plan(manifest, plan.configuration, pieces, worth_moving, manifest.exits[last].id, heads)
+    return msgspec.structs.replace(plan, steps=ending.steps, stages=())
 
 
 class _Bucket:

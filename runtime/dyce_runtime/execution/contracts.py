@@ -41,6 +41,11 @@ class PieceSpec:
     digest: str
 
 
+def carried(specs: Sequence[TensorSpec]) -> tuple[TensorSpec, ...]:
+    """Those of the tensors that are kept for later pieces."""
+    return tuple(spec for spec in specs if spec.lifetime == "carried")
+
+
 class Artefact(NamedTuple):
     """What compiling a piece gave, and whether it had to be built for that."""
 

@@ -1,21 +1,19 @@
-"""From a configuration to the pieces that run: resolved once, when the knob is turned.
-
-A saver runs as far as its last exit that is on, and not at all if none is. A head may read what heads before it, or
-the end of a saver, have left: these run as well, and nothing leaves there unless they are on.
-"""
+"""From a configuration to the pieces that run: resolved once, when the active configuration is set."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from types import MappingProxyType
-from typing import Protocol, TypeVar
+from typing import NamedTuple, Protocol, TypeVar
 
 import msgspec
 import numpy as np
 import numpy.typing as npt
 
 from dyce_runtime.bundle.configuration import Configuration
-from dyce_runtime.bundle.manifest import OWN, Exit, Manifest, Piece
+from dyce_runtime.bundle.liveness import Leaving, Needed, needed
+from dyce_runtime.bundle.manifest import Manifest, Piece
+from dyce_runtime.bundle.program import Feed, Run
 
 
 class Step(msgspec.Struct, frozen=True, eq=False):
@@ -74,90 +72,57 @@ def make_plan(
     configuration: Configuration,
     available: Collection[str] | None = None,
     worth_moving: Mapping[str, int] = MappingProxyType({}),
+    last: str | None = None,
+    heads: Mapping[str, str] = MappingProxyType({}),
 ) -> Plan:
     """Resolve a configuration.
 
     Args:
         available: ids of the pieces that may run, all segments and heads among them; None are all.
         worth_moving: exit id to how many samples have to have left for the rest to be moved together; 1 if missing.
+        last, heads: see :func:`dyce_runtime.bundle.liveness.needed`.
 
     Raises:
         ConfigurationError: it does not fit the bundle.
     """
     configuration.check(manifest)
-    bodies = [p for p in manifest.pieces if p.kind != "head" and (available is None or p.id in available)]
-    starts = {network.first: network.input.name for network in manifest.networks}
-    decided = decisions(manifest, configuration)
-    steps = []
-    for first, last in stretches(manifest, configuration):
-        exit = manifest.exits[last]
-        body = tuple(piece.id for piece in cover(bodies, first, last))
-        image = starts.get(first)
-        for type in decided[last]:
-            setting = configuration.exits.get(exit.id)
-            on = setting is not None and setting.head == type
-            threshold = np.float32(setting.threshold if on else np.inf)  # type: ignore[union-attr]
-            head = None if type == OWN else next(head.piece for head in exit.heads if head.type == type)
-            steps.append(Step(body, head, threshold, last, image, worth_moving.get(exit.id, 1)))
-            body, image = (), None
+    spans = [span for span in manifest.spans if available is None or span.id in available]
+    operations = needed(manifest, configuration, last, heads)
+    steps: list[Step] = []
+    image: str | None = None
+    waiting: list[str] = []
+
+    def close(head: str | None, threshold: float, exit: str) -> None:
+        nonlocal image
+        body, limit = _covered(waiting, spans), np.float32(threshold)
+        steps.append(Step(body, head, limit, manifest.exit_index(exit), image, worth_moving.get(exit, 1)))
+        image = None
+        waiting.clear()
+
+    for operation, after in zip(operations, (*operations[1:], None), strict=True):
+        if isinstance(operation, Feed):
+            if waiting:  # a network ends here whose answer nobody asked for: something that it carries is needed
+                close(None, np.inf, _exit_of(manifest, waiting[-1]))
+            image = operation.input
+        elif isinstance(operation, Leaving):
+            piece = manifest.exit(operation.exit).head(operation.head).piece
+            close(None if piece in waiting else piece, operation.threshold, operation.exit)
+        elif manifest.piece(operation.piece).role == "segment":
+            waiting.append(operation.piece)
+        elif not isinstance(after, Leaving):
+            close(operation.piece, np.inf, _exit_of(manifest, operation.piece))
     return Plan(configuration, tuple(steps), tuple(exit.id for exit in manifest.exits))
 
 
-def stretches(manifest: Manifest, configuration: Configuration) -> list[tuple[int, int]]:
-    """The first and the last segment of every stretch of backbone between decisions, in order."""
-    decided, found = decisions(manifest, configuration), []
-    for network in manifest.networks:
-        first = network.first
-        for index in range(network.first, network.last + 1):
-            if index in decided:
-                found.append((first, index))
-                first = index + 1
-    return found
+def _exit_of(manifest: Manifest, piece: str) -> str:
+    """The exit at which a piece answers."""
+    return next(exit.id for exit in manifest.exits for head in exit.heads if head.piece == piece)
 
 
-def decisions(manifest: Manifest, configuration: Configuration) -> dict[int, list[str]]:
-    """Index of an exit to the types of the heads that run there; ``own`` at the end of the base, too.
-
-    Of several the last is the one that is on, unless none is.
-    """
-    needed = needs(manifest)
-    found: dict[int, list[str]] = {manifest.base.last: [OWN]}
-    for exit, setting in configuration.exits.items():
-        for id, type in needed.get(exit, {}).get(setting.head, ()):
-            own = found.setdefault(manifest.exit_index(id), [])
-            own += [] if type in own else [type]
-    for exit, setting in configuration.exits.items():
-        own = found.setdefault(manifest.exit_index(exit), [])
-        own[:] = [*(type for type in own if type != setting.head), setting.head]
-    return found
-
-
-def needs(manifest: Manifest) -> dict[str, dict[str, tuple[tuple[str, str], ...]]]:
-    """Exit id and type of a head that reads what others have left to the exits and types of these, in order."""
-    made_by = {spec.name: piece for piece in manifest.pieces if piece.kind != "span" for spec in piece.left}
-    if not made_by:
-        return {}
-    places = {head.piece: (exit.id, head.type) for exit in manifest.exits for head in exit.heads}
-    found: dict[str, dict[str, tuple[tuple[str, str], ...]]] = {}
-    for piece in (piece for piece in manifest.pieces if piece.kind == "head"):
-        read = sorted(_makers(piece, made_by), key=lambda maker: maker.first)
-        if read:
-            exit, type = places[piece.id]
-            found.setdefault(exit, {})[type] = tuple(places[maker.id] for maker in read)
-    return found
-
-
-def _makers(piece: Piece, made_by: Mapping[str, Piece]) -> list[Piece]:
-    """The pieces whose tensors it reads, and those whose tensors they read."""
-    found: dict[str, Piece] = {}
-    waiting = [piece]
-    while waiting:
-        for spec in waiting.pop().inputs:
-            maker = made_by.get(spec.name)
-            if maker is not None and maker.id not in found:
-                found[maker.id] = maker
-                waiting.append(maker)
-    return list(found.values())
+def stretches(manifest: Manifest, configuration: Configuration) -> list[tuple[str, ...]]:
+    """The segments that a configuration runs one after another with nothing in between, stretch by stretch."""
+    found = [step.body for step in make_plan(manifest, configuration, ()).steps]
+    return [body for body in found if body]
 
 
 def pieces_of(plans: Iterable[Plan]) -> list[str]:
@@ -166,27 +131,50 @@ def pieces_of(plans: Iterable[Plan]) -> list[str]:
     return list(dict.fromkeys(ids))
 
 
-def path_macs(manifest: Manifest, configuration: Configuration) -> npt.NDArray[np.float64]:
+def path_macs(
+    manifest: Manifest, configuration: Configuration, heads: Mapping[str, str] = MappingProxyType({})
+) -> npt.NDArray[np.float64]:
     """(exits,) multiply-accumulates that a sample pays if it leaves at each exit, heads on the way included.
 
-    At an exit that is off: what it would pay up to there.
+    At exits that are off: what it would pay if all samples had to leave there.
+
+    Args:
+        heads: the type of head at exits that are off, by the exit's id; otherwise the cheapest trained one.
     """
-    decided, segments = decisions(manifest, configuration), manifest.segments
-    total, before = [], 0
-    for network in manifest.networks:
-        paid = before
-        for index in range(network.first, network.last + 1):
-            exit, types = manifest.exits[index], decided.get(index, [])
-            paid += segments[index].macs + sum(head_macs(manifest, exit, type) for type in types)
-            total.append(paid)
-            if types:
-                before = paid
-    return np.array(total, np.float64)
+    whole = _paid(manifest, needed(manifest, configuration))
+    off = [exit.id for exit in manifest.exits if exit.id not in whole]
+    ending = {id: _paid(manifest, needed(manifest, configuration, id, heads))[id] for id in off}
+    return np.array([(whole | ending)[exit.id] for exit in manifest.exits], np.float64)
 
 
-def head_macs(manifest: Manifest, exit: Exit, type: str) -> int:
-    """What a head adds: nothing at the end of a saver, whose last segment has it."""
-    return 0 if type == OWN else manifest.piece(next(head.piece for head in exit.heads if head.type == type)).macs
+def _paid(manifest: Manifest, operations: Iterable[Needed]) -> dict[str, int]:
+    """Multiply-accumulates up to each exit at which samples leave, by its id."""
+    macs = {piece.id: piece.macs for piece in manifest.pieces}
+    found, paid = {}, 0
+    for operation in operations:
+        if isinstance(operation, Run):
+            paid += macs[operation.piece]
+        elif isinstance(operation, Leaving):
+            found[operation.exit] = paid
+    return found
+
+
+class _Range(NamedTuple):
+    """A piece that runs from one segment to another, as indices."""
+
+    first: int
+    last: int
+    piece: str
+
+
+def _covered(segments: Sequence[str], spans: Iterable[Piece]) -> tuple[str, ...]:
+    """The fewest pieces that equal these segments: spans where they fit."""
+    ranges = [_Range(place, place, segment) for place, segment in enumerate(segments)]
+    for span in spans:
+        for start in range(len(segments) - len(span.covers) + 1):
+            if tuple(segments[start : start + len(span.covers)]) == span.covers:
+                ranges.append(_Range(start, start + len(span.covers) - 1, span.id))
+    return tuple(found.piece for found in cover(ranges, 0, len(segments) - 1))
 
 
 class Covering(Protocol):

@@ -82,9 +82,8 @@ class Session(EngineOwner):
         self.device = self._opened()
         # Why it cannot be used any more; empty while it can.
         self._ended = ""
-        networks = bundle.manifest.networks
-        self._inputs = tuple({network.input.name: network.input for network in networks}.values())
-        self._classes = bundle.manifest.model.num_classes
+        self._inputs = bundle.manifest.specs(bundle.manifest.inputs)
+        self._classes = bundle.manifest.classes
         self._uncut = bundle.manifest.uncut
         self._plans = PlanCache(bundle, self.pieces, allow_untrained=allow_untrained)
         self._owner: str | None = None
@@ -206,7 +205,7 @@ class Session(EngineOwner):
         Raises:
             RuntimeInputError, DataError: see :func:`dyce_runtime.inputs.preprocessing.preprocess`.
         """
-        ways = {network.input.name: network.preprocessing for network in self.manifest.networks}
+        ways = self.manifest.inputs
         if len(ways) == 1:
             return preprocess(images, self.manifest.preprocessing)
         first = self._plan.steps[0].image
@@ -365,7 +364,7 @@ def _fitting(bundle: Bundle, spans: bool, max_memory: float | None) -> list[str]
     wanted = bundle.runnable(spans=spans)
     if max_memory is None:
         return [piece.id for piece in wanted]
-    left = max_memory - sum(bundle.memory(piece.id) for piece in wanted if piece.kind != "span")
+    left = max_memory - sum(bundle.memory(piece.id) for piece in wanted if piece.role != "span")
     if left < 0:
         raise TargetError(
             f"the segments and heads take about {(max_memory - left) / 1e6:.1f} MB; found a limit of "
@@ -374,8 +373,8 @@ def _fitting(bundle: Bundle, spans: bool, max_memory: float | None) -> list[str]
         )
     chosen = []
     uncut = bundle.manifest.uncut
-    for piece in sorted(wanted, key=lambda piece: (piece.kind == "span", piece.id == uncut)):
-        size = bundle.memory(piece.id) if piece.kind == "span" else 0
+    for piece in sorted(wanted, key=lambda piece: (piece.role == "span", piece.id == uncut)):
+        size = bundle.memory(piece.id) if piece.role == "span" else 0
         if size <= left:
             left -= size
             chosen.append(piece.id)

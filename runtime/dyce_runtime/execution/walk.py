@@ -1,30 +1,42 @@
-"""Through all segments of a bundle, whatever a configuration would run: to record, to measure, to compare."""
+"""Through the whole program of a bundle, whatever a configuration would run: to record, to measure, to compare."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
-from dyce_runtime.bundle.manifest import Exit, Manifest
+import numpy as np
+import numpy.typing as npt
+
+from dyce_runtime.bundle.manifest import Exit, Head, Manifest
+from dyce_runtime.bundle.program import Feed, Leave
 from dyce_runtime.execution.contracts import Lane
 from dyce_runtime.inputs.images import Inputs
 
 
-def walk(manifest: Manifest, lane: Lane, inputs: Inputs) -> Iterator[tuple[int, Exit]]:
-    """Run segment after segment, of all networks; yields the index and the exit when the segment before it has run.
+def walk(manifest: Manifest, lane: Lane, inputs: Inputs) -> Iterator[tuple[Exit, Head]]:
+    """Run every segment of all networks; yields each head when what it reads is there.
+
+    :func:`answer` runs the head.
 
     Args:
         inputs: of every network.
     """
-    segments = manifest.segments
-    for network in manifest.networks:
-        lane.put(inputs[network.input.name], network.input.name)
-        for index in range(network.first, network.last + 1):
-            lane.run(segments[index].id)
-            yield index, manifest.exits[index]
+    roles = {piece.id: piece.role for piece in manifest.pieces}
+    for operation in manifest.program:
+        if isinstance(operation, Feed):
+            lane.put(inputs[operation.input], operation.input)
+        elif isinstance(operation, Leave):
+            exit = manifest.exit(operation.exit)
+            yield exit, exit.head(operation.head)
+        elif roles[operation.piece] != "head":
+            lane.run(operation.piece)
 
 
-def head_pieces(manifest: Manifest, index: int) -> list[str | None]:
-    """What ``Lane.decide`` takes at that exit, head by head; None where a network ends."""
-    if any(index == network.last for network in manifest.networks):
-        return [None]
-    return [head.piece for head in manifest.exits[index].heads]
+def answer(
+    manifest: Manifest, lane: Lane, head: Head
+) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32], npt.NDArray[np.int64]]:
+    """Logits (N, classes), confidences (N,) and labels (N,) of a head that :func:`walk` has just yielded, copied."""
+    own = manifest.piece(head.piece).role == "head"
+    confidence = lane.decide(head.piece if own else None).copy()
+    logits, label = lane.answers()
+    return logits.copy(), confidence, label.copy()

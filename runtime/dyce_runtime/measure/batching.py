@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
 
 from dyce_runtime.bundle.manifest import Manifest, Network
+from dyce_runtime.bundle.structure import bodies
 from dyce_runtime.execution.contracts import Lane
 from dyce_runtime.execution.routing import route
 from dyce_runtime.execution.session import Session
@@ -46,41 +48,47 @@ def measure_best_batch(session: Session, images: Images) -> int:
 def measure_compaction(session: Session, images: Images) -> dict[str, int]:
     """For every exit within a network, how many samples have to have left for the rest to be moved together.
 
-    Moving k samples takes a + c k; the segment behind then takes b k less. It pays from k = a / (b - c) on; if a
+    Moving k samples takes a + c k; the segment after it then takes b k less. It pays from k = a / (b - c) on; if a
     segment hardly takes less for fewer samples, never, which is one more than there are.
 
     Args:
         images: a batch of at least 2.
     """
-    inputs, exits = session.inputs(images), session.manifest.exits
+    inputs, manifest = session.inputs(images), session.manifest
     found, count = {}, count_of(inputs)
-    for network, index in ((n, k) for n in session.manifest.networks for k in range(n.first, n.last)):
-        exit, own = exits[index], inputs[network.input.name]
-        with session.device.lane(count) as lane:
-            stretch = _Stretch(session.manifest, network, index, lane)
-            one, half = (stretch.moving(own, k) for k in (1, count // 2))
-            per_sample = (stretch.behind(own) - stretch.behind(own[: count - count // 2])) / (count // 2)
-        per_move = max(0.0, (half - one) / max(1, count // 2 - 1))
-        gain = per_sample - per_move
-        found[exit.id] = min(count + 1, max(1, int(np.ceil((one - per_move) / gain - 1e-6)))) if gain > 0 else count + 1
+    for network in manifest.networks:
+        name = network.inputs[0].tensor
+        for exit, after in pairwise(network.exits):
+            with session.device.lane(count) as lane:
+                stretch = _Stretch(manifest, network, exit, after, lane)
+                own = inputs[name]
+                one, half = (stretch.moving(own, k) for k in (1, count // 2))
+                per_sample = (stretch.after(own) - stretch.after(own[: count - count // 2])) / (count // 2)
+            per_move = max(0.0, (half - one) / max(1, count // 2 - 1))
+            gain = per_sample - per_move
+            never = count + 1
+            found[exit] = min(never, max(1, int(np.ceil((one - per_move) / gain - 1e-6)))) if gain > 0 else never
     return found
 
 
 class _Stretch:
-    """A network up to an exit, and the segment behind it."""
+    """A network up to an exit, and the segment after it."""
 
-    def __init__(self, manifest: Manifest, network: Network, index: int, lane: Lane) -> None:
-        self._name, self._lane = network.input.name, lane
-        *self._before, self._next = (segment.id for segment in manifest.segments[network.first : index + 2])
+    def __init__(self, manifest: Manifest, network: Network, exit: str, after: str, lane: Lane) -> None:
+        self._name, self._lane = network.inputs[0].tensor, lane
+        own = bodies(manifest)
+        until = network.exits[: network.exits.index(exit) + 1]
+        self._before = [piece.id for one in until for piece in own[one]]
+        self._next = own[after][0].id
 
     def moving(self, images: NDArray[np.float32], moved: int) -> float:
-        """Seconds that it takes to move samples behind the exit."""
+        """Seconds that it takes to move samples after the exit."""
         count = len(images)
         places, sources = np.arange(moved), np.arange(count - moved, count)
         return self._median(images, lambda: self._lane.compact(sources, places, count - moved))
 
-    def behind(self, images: NDArray[np.float32]) -> float:
-        """Seconds that the segment behind the exit takes."""
+    def after(self, images: NDArray[np.float32]) -> float:
+        """Seconds that the segment after the exit takes."""
         return self._median(images, lambda: self._lane.run(self._next))
 
     def _median(self, images: NDArray[np.float32], run: Callable[[], object]) -> float:

@@ -10,9 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dyce_runtime.bundle.configuration import Configuration
-from dyce_runtime.bundle.manifest import FINAL, OWN
 from dyce_runtime.execution.session import Session
-from dyce_runtime.execution.walk import head_pieces, walk
+from dyce_runtime.execution.walk import answer, walk
 from dyce_runtime.inputs.datasets import Dataset
 from dyce_runtime.inputs.images import Inputs, count_of
 
@@ -59,11 +58,11 @@ def answer_all(
     Raises:
         PieceError: a piece failed.
     """
-    full, parts = [], []
+    full, parts, last = [], [], session.manifest.exits[-1]
     for start in progress(range(0, len(rows), _BATCH)):
         images = session.preprocess(data.images(rows[start : start + _BATCH]))
         said = _every_head(session, session.inputs(images))
-        full.append(said[session.manifest.base.last, OWN][1])
+        full.append(said[last.id, last.heads[0].type][1])
         parts.append([_leave(session, configuration, said) for configuration in configurations])
     if not parts:
         none = np.empty(0, np.int64)
@@ -135,35 +134,28 @@ def _worst_class(
     return {"name": name, "lost": int(counts[worst]), "samples": int((labels == worst).sum())}
 
 
-# By the index of an exit and the type of a head: confidences (N,) and labels (N,).
-_Said = dict[tuple[int, str], tuple[NDArray[np.float32], NDArray[np.int64]]]
+# By the id of an exit and the type of a head: confidences (N,) and labels (N,).
+_Said = dict[tuple[str, str], tuple[NDArray[np.float32], NDArray[np.int64]]]
 
 
 def _every_head(session: Session, inputs: Inputs) -> _Said:
     manifest = session.manifest
-    said: _Said = {}
     with session.device.lane(count_of(inputs)) as lane:
-        for index, exit in walk(manifest, lane, inputs):
-            types: dict[str | None, str] = {head.piece: head.type for head in exit.heads if head.type != OWN}
-            types[None] = OWN
-            for piece in head_pieces(manifest, index):
-                said[index, types[piece]] = (lane.decide(piece).copy(), lane.answers()[1].copy())
-    return said
+        return {(exit.id, head.type): answer(manifest, lane, head)[1:] for exit, head in walk(manifest, lane, inputs)}
 
 
 def _leave(session: Session, configuration: Configuration, said: _Said) -> Answers:
     """Every sample leaves at the first exit that is on and whose confidence is strictly above its threshold."""
-    manifest = session.manifest
-    last = manifest.base.last
-    labels = said[last, OWN][1].copy()
-    exits = np.full(len(labels), last)
+    *before, last = session.manifest.exits
+    labels = said[last.id, last.heads[0].type][1].copy()
+    exits = np.full(len(labels), len(before))
     stay = np.ones(len(labels), np.bool_)
-    for index, exit in enumerate(manifest.exits):
+    for index, exit in enumerate(before):
         setting = configuration.exits.get(exit.id)
-        if setting is None or exit.id == FINAL:
+        if setting is None:
             continue
-        confidence, answer = said[index, setting.head]
+        confidence, label = said[exit.id, setting.head]
         leave = stay & (confidence > np.float32(setting.threshold))
-        labels[leave], exits[leave] = answer[leave], index
+        labels[leave], exits[leave] = label[leave], index
         stay &= ~leave
     return Answers(labels, exits)

@@ -47,8 +47,7 @@ def make_contenders(session: Session, configurations: Sequence[Configuration], *
 def _chain(session: Session) -> Callable[[Images], Answer]:
     """The full model, segment after segment and without any head: what cutting costs where every seam is paid."""
     manifest = session.manifest
-    segments = [piece.id for piece in manifest.segments]
-    plan = make_plan(manifest, Configuration(FULL), segments)
+    plan = make_plan(manifest, Configuration(FULL), ())
 
     def run(images: Images) -> Answer:
         inputs = session.inputs(images)

@@ -28,7 +28,7 @@ def footprint(session: Session) -> dict[str, int | None]:
     """
     sizes = dict.fromkeys(_KINDS, 0)
     for piece in session.pieces:
-        sizes[session.manifest.piece(piece).kind] += session.bundle.size(piece)
+        sizes[session.manifest.piece(piece).role] += session.bundle.size(piece)
     spec = {name: value for name, value in asdict(session.spec).items() if name != "engines"}
     question = {"path": str(session.bundle.path), "target": session.target.name, "spec": spec}
     try:
@@ -45,7 +45,7 @@ def answer(question: dict[str, Any]) -> dict[str, int | None]:
     targets.find(question["target"])  # imports the engine, which is there for any bundle
     before = resident_bytes()
     with Session(bundle, question["target"], TargetSpec(**question["spec"])) as session:
-        inputs = [network.input for network in bundle.manifest.networks]
+        inputs = bundle.manifest.specs(bundle.manifest.inputs)
         session({one.name: np.zeros((1, *map(int, one.shape[1:])), np.float32) for one in inputs})
         after = resident_bytes()
     if before is None or after is None:

@@ -13,9 +13,11 @@ from itertools import islice
 import numpy as np
 
 from dyce_runtime.bundle.configuration import Configuration, ExitSetting
-from dyce_runtime.bundle.manifest import FINAL, OWN, UNCUT, Piece
+from dyce_runtime.bundle.manifest import FINAL, UNCUT, Piece
+from dyce_runtime.bundle.program import Feed
+from dyce_runtime.bundle.program import Run as RunPiece
+from dyce_runtime.bundle.structure import bodies, ends_of, needed_heads
 from dyce_runtime.execution.contracts import Lane
-from dyce_runtime.execution.plan import needs
 from dyce_runtime.execution.session import Session
 from dyce_runtime.inputs.images import Images, count_of
 from dyce_runtime.measure.energy import Meter
@@ -45,7 +47,7 @@ class PieceCosts:
         spans: (exit id behind which it starts or ``image``, exit id at its end) to the cost of a span; behind savers
             the uncut model is one.
         savers: exit ids at which a saver ends.
-        needs: see :func:`dyce_runtime.execution.plan.needs`.
+        needs: see :func:`dyce_runtime.bundle.structure.needed_heads`.
     """
 
     segments: dict[str, float]
@@ -114,8 +116,9 @@ def at_least_0(what: object, cost: float) -> float:
 
 
 def _measure(session: Session, batches: Iterable[Images], cost_of: Callable[[Run], float]) -> PieceCosts:
-    exits = session.manifest.exits
-    never = {exit.id: ExitSetting(exit.heads[0].type, 1.0) for exit in exits if exit.id != FINAL}
+    manifest = session.manifest
+    exits = manifest.exits
+    never = {exit.id: ExitSetting(exit.heads[0].type, 1.0) for exit in exits[:-1]}
     found: dict[object, list[float]] = defaultdict(list)
     before = session.configuration
     session.use(Configuration("never", never))
@@ -129,41 +132,48 @@ def _measure(session: Session, batches: Iterable[Images], cost_of: Callable[[Run
     finally:
         session.use(before)
     cost = {key: at_least_0(key, float(np.median(values))) for key, values in found.items()}
-    cost |= {(saver.id, OWN): 0.0 for saver in session.manifest.savers}
+    cost |= {(e.id, h.type): 0.0 for e in exits for h in e.heads if manifest.piece(h.piece).role != "head"}
     walked = sum(cost[exit.id] for exit in exits) + sum(cost[exit, on.head] for exit, on in never.items())
     routing = max(0.0, cost["call"] - walked) / len(exits)
     heads = {(exit.id, head.type): cost[exit.id, head.type] + routing for exit in exits[:-1] for head in exit.heads}
     spans = {ends: cost[span.id] for span, ends in _spans(session)}
-    savers = tuple(saver.id for saver in session.manifest.savers)
-    if savers and session.manifest.uncut == UNCUT:
+    savers = tuple(saver.id for saver in manifest.savers)
+    if savers and manifest.uncut == UNCUT:
         spans[savers[-1], FINAL] = cost["uncut"]
     segments = {exit.id: cost[exit.id] for exit in exits}
-    return PieceCosts(segments, heads, cost["uncut"], spans, savers, needs(session.manifest))
+    return PieceCosts(segments, heads, cost["uncut"], spans, savers, needed_heads(manifest))
 
 
 def _spans(session: Session) -> Iterator[tuple[Piece, tuple[str, str]]]:
     """The spans that are open, but for the uncut model, and between which exits they run."""
-    exits = session.manifest.exits
-    for piece in session.manifest.pieces:
-        if piece.kind == "span" and piece.id != UNCUT and piece.id in session.pieces:
-            yield piece, (exits[piece.first - 1].id if piece.first else IMAGE, exits[piece.last].id)
+    manifest = session.manifest
+    ends = dict(zip((exit.id for exit in manifest.exits), (IMAGE, *(exit.id for exit in manifest.exits)), strict=False))
+    own = bodies(manifest)
+    for span in manifest.spans:
+        if span.id != UNCUT and span.id in session.pieces:
+            start = next(exit for exit, body in own.items() if body and body[0].id == span.covers[0])
+            yield span, (ends[start], ends_of(manifest, span)[1])
 
 
 def _walk(session: Session, images: Images) -> Iterator[tuple[object, Run]]:
     """Every piece, then a whole call and the uncut model. Each has to be run before the next is taken."""
-    spans, manifest = [span for span, _ in _spans(session)], session.manifest
-    segments, inputs = manifest.segments, session.inputs(images)
+    manifest, inputs = session.manifest, session.inputs(images)
+    spans: dict[str, list[Piece]] = defaultdict(list)
+    for span, _ in _spans(session):
+        spans[span.covers[0]].append(span)
+    exit_after = {piece.id: exit for exit, body in bodies(manifest).items() for piece in body}
+    of_head = {head.piece: (exit.id, head.type) for exit in manifest.exits for head in exit.heads}
     with session.device.lane(count_of(inputs)) as lane:
-        for network in manifest.networks:
-            lane.put(inputs[network.input.name], network.input.name)
-            for index in range(network.first, network.last + 1):
-                exit = manifest.exits[index]
-                for span in (span for span in spans if span.first == index):
-                    yield span.id, _Body(lane, span.id, final=span.last == network.last)
+        for operation in manifest.program:
+            if isinstance(operation, Feed):
+                lane.put(inputs[operation.input], operation.input)
+            elif isinstance(operation, RunPiece) and (piece := manifest.piece(operation.piece)).role == "head":
+                yield of_head[piece.id], partial(lane.decide, piece.id)
+            elif isinstance(operation, RunPiece):
+                for span in spans.get(piece.id, ()):
+                    yield span.id, _Body(lane, span.id, final=span.answers)
                     lane.rewind()
-                yield exit.id, _Body(lane, segments[index].id, final=index == network.last)
-                for head in (head for head in exit.heads if head.type != OWN):
-                    yield (exit.id, head.type), partial(lane.decide, head.piece)
+                yield exit_after[piece.id], _Body(lane, piece.id, final=piece.answers)
     yield "call", partial(session, images)
     yield "uncut", partial(session.run_uncut, images)
 

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from dyce_runtime.bundle.manifest import DECISION, TensorSpec, left_by
-from dyce_runtime.execution.contracts import PieceSpec
+from dyce_runtime.bundle.manifest import LOGITS, TensorSpec
+from dyce_runtime.execution.contracts import PieceSpec, carried
 
 # Bytes of an image that is copied sooner than its address is bound.
 _SMALL = 1 << 16
@@ -33,12 +33,12 @@ class HostBuffers:
     def __init__(self, pieces: Iterable[PieceSpec], capacity: int) -> None:
         self.capacity = capacity
         pieces = list(pieces)
-        classes = next(int(spec.shape[1]) for p in pieces for spec in p.outputs if spec.name == DECISION[0])
+        classes = next(int(spec.shape[1]) for p in pieces for spec in p.outputs if spec.name == LOGITS)
         self.logits = np.empty((capacity, classes), np.float32)
         self.confidence = np.empty(capacity, np.float32)
         self.label = np.empty(capacity, np.int64)
         between = [p.outputs for p in pieces if not _decides(p.outputs)]
-        left = (spec for piece in pieces for spec in left_by(piece.outputs))
+        left = (spec for piece in pieces for spec in carried(piece.outputs))
         self.left = {spec.name: np.zeros((capacity, *map(int, spec.shape[1:])), spec.dtype) for spec in left}
         self._made = {spec.name for specs in between for spec in specs}
         images = {p.inputs[0].name: p.inputs[0].shape[1:] for p in pieces if self.are_images(p.inputs)}
@@ -61,7 +61,7 @@ class HostBuffers:
         What is left for later has one place, whatever the side.
         """
         if _decides(specs):
-            return [*self.decision(rows), *(self.left[spec.name][:rows] for spec in left_by(tuple(specs)))]
+            return [*self.decision(rows), *(self.left[spec.name][:rows] for spec in carried(specs))]
         if self.are_images(specs):
             return [self.small[specs[0].name]]
         found: list[npt.NDArray[Any]] = []
@@ -83,7 +83,7 @@ class HostBuffers:
 
 
 def _decides(specs: Sequence[TensorSpec]) -> bool:
-    return bool(specs) and specs[0].name == DECISION[0]
+    return bool(specs) and specs[0].name == LOGITS
 
 
 def _aligned(size: int) -> npt.NDArray[np.uint8]:

@@ -13,9 +13,9 @@ from weakref import ref
 import numpy as np
 import numpy.typing as npt
 
-from dyce_runtime.bundle.manifest import DECISION, TensorSpec, left_by
+from dyce_runtime.bundle.manifest import LOGITS, TensorSpec
 from dyce_runtime.errors import PieceError
-from dyce_runtime.execution.contracts import PieceSpec
+from dyce_runtime.execution.contracts import PieceSpec, carried
 from dyce_runtime.execution.plan import Step
 from dyce_targets.cpu.host_buffers import HostBuffers
 
@@ -148,7 +148,7 @@ class HostLane:
         self._device = ref(device)
         self._target, self._pieces, self._bind, self._buffers = target, pieces, bind, buffers
         self._leaves = {
-            id: names for id, piece in pieces.items() if (names := [s.name for s in left_by(piece.outputs)])
+            id: names for id, piece in pieces.items() if (names := [spec.name for spec in carried(piece.outputs)])
         }
         self._left: list[str] = []
         # By the side that a piece reads from.
@@ -174,7 +174,7 @@ class HostLane:
         """Run a segment or a span. Raises PieceError."""
         self._run(piece)
         outputs = self._pieces[piece].outputs
-        self._specs = () if outputs[0].name == DECISION[0] else outputs
+        self._specs = () if outputs[0].name == LOGITS else outputs
         self._side ^= 1
 
     def rewind(self) -> None:

@@ -18,13 +18,11 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from dyce_runtime.bundle.manifest import DECISION, TensorSpec, left_by
+from dyce_runtime.bundle.manifest import CONFIDENCE, LABEL, LOGITS, TensorSpec
 from dyce_runtime.errors import PieceError, TargetError
-from dyce_runtime.execution.contracts import PieceSpec
+from dyce_runtime.execution.contracts import PieceSpec, carried
 from dyce_runtime.execution.plan import Step
 from dyce_targets.nvidia.executor import Executor, Graph
-
-_LOGITS, _CONFIDENCE, _LABEL = DECISION
 
 
 class _Tensor:
@@ -150,7 +148,7 @@ class GpuLane:
         """Launch a segment. Raises PieceError."""
         self._launch(piece)
         outputs = self._device.pieces[piece].outputs
-        self._before, self._specs = self._specs, () if outputs[0].name == _LOGITS else outputs
+        self._before, self._specs = self._specs, () if outputs[0].name == LOGITS else outputs
 
     def rewind(self) -> None:
         """Undo the last run: its inputs are still there."""
@@ -160,7 +158,7 @@ class GpuLane:
         """Launch a head, and wait for its confidences alone. Raises PieceError."""
         if head is not None:
             self._launch(head)
-        (confidence,) = self._download(_CONFIDENCE)
+        (confidence,) = self._download(CONFIDENCE)
         return confidence
 
     def until_confident(self, steps: Sequence[Step]) -> tuple[Step, npt.NDArray[np.float32]]:
@@ -175,7 +173,7 @@ class GpuLane:
 
     def answers(self) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]:
         """Logits and labels of the last decision: fetched only for samples that leave."""
-        logits, label = self._download(_LOGITS, _LABEL)
+        logits, label = self._download(LOGITS, LABEL)
         return logits, label
 
     def compact(self, sources: npt.NDArray[np.intp], places: npt.NDArray[np.intp], rows: int) -> None:
@@ -224,7 +222,7 @@ class GpuLane:
             self._executor.launch(graph)
         except Exception as error:  # the driver's exceptions share no base class
             raise self._failed(error) from error
-        left = left_by(self._device.pieces[piece].outputs)
+        left = carried(self._device.pieces[piece].outputs)
         self._left = (*self._left, *(spec for spec in left if spec not in self._left))
 
     def _upload(self, spec: TensorSpec, start: int, array: npt.NDArray[Any]) -> None:

@@ -136,20 +136,37 @@ def test_broken_json_is_refused(bundle_copy: Path, document, content):
 
 @pytest.mark.parametrize("document", [MANIFEST, CONFIGURATIONS])
 def test_a_newer_schema_is_refused_with_both_numbers(bundle_copy: Path, document):
-    edit(bundle_copy / document, lambda content: content.update(schema_version="2.3", news=True))
-    with pytest.raises(BundleError, match=r"has schema_version 2\.3; this runtime reads up to 1\.0") as caught:
+    edit(bundle_copy / document, lambda content: content.update(schema_version="3.1", news=True))
+    with pytest.raises(BundleError, match=r"has schema_version '3\.1'; this runtime reads 2\.0") as caught:
         open_bundle(bundle_copy)
     assert "Upgrade dyce-export" in caught.value.hint
 
 
-@pytest.mark.parametrize("version", [None, "", "one", 1.0, "²", "-1.0", [1]])
+def test_a_bundle_of_an_earlier_version_is_refused_in_one_sentence(bundle_copy: Path):
+    edit(bundle_copy / MANIFEST, lambda content: content.update(schema_version="1.0"))
+    with pytest.raises(BundleError, match=r"'1\.0': it was made by an earlier version; this runtime reads") as caught:
+        open_bundle(bundle_copy)
+    assert caught.value.hint == "Export again."
+
+
+def test_a_bundle_that_requires_something_unknown_is_refused_by_name(bundle_copy: Path):
+    def require(content: Any) -> None:
+        content.update(requires=["savers", "telepathy"], program=[{"op": "foresee"}])
+
+    edit(bundle_copy / MANIFEST, require)
+    with pytest.raises(BundleError, match="requires 'telepathy', which this runtime does not know") as caught:
+        open_bundle(bundle_copy)
+    assert "Upgrade dyce-export" in caught.value.hint
+
+
+@pytest.mark.parametrize("version", [None, "", "one", 2.0, "²", "-1.0", [1]])
 def test_a_schema_that_is_no_version_is_refused(bundle_copy: Path, version):
     edit(bundle_copy / MANIFEST, lambda manifest: manifest.update(schema_version=version))
-    with pytest.raises(BundleError, match=r"expected .*1\.0|schema_version|Expected `str`"):
+    with pytest.raises(BundleError, match=r"expected .*2\.0|schema_version|Expected `str`"):
         open_bundle(bundle_copy)
 
 
-@pytest.mark.parametrize("version", ["1.0", "1.7"])
+@pytest.mark.parametrize("version", ["2.0", "2.7"])
 def test_another_minor_schema_opens(bundle_copy: Path, version):
     for document in (MANIFEST, CONFIGURATIONS):
         edit(bundle_copy / document, lambda content: content.update(schema_version=version))
@@ -157,28 +174,40 @@ def test_another_minor_schema_opens(bundle_copy: Path, version):
 
 
 def test_a_field_of_the_wrong_type_is_named(bundle_copy: Path):
-    edit(bundle_copy / MANIFEST, lambda manifest: piece(manifest, "segment_01").update(first="one"))
-    with pytest.raises(BundleError, match=r"manifest\.json cannot be read: Expected `int`.*pieces\[\.*1?.*first"):
+    edit(bundle_copy / MANIFEST, lambda manifest: piece(manifest, "segment_01").update(macs="one"))
+    with pytest.raises(BundleError, match=r"manifest\.json cannot be read: Expected `int`.*pieces\[\.*1?.*macs"):
         open_bundle(bundle_copy)
 
 
 # --- pieces that fit together ----------------------------------------------------------------------------------------
 
 
-def reshape_seam(manifest: Any) -> None:
-    piece(manifest, "segment_01")["inputs"][0]["shape"] = ["batch", 4, 2, 2]
+def tensor(manifest: Any, name: str) -> Any:
+    return next(spec for spec in manifest["tensors"] if spec["name"] == name)
 
 
 def rename_seam(manifest: Any) -> None:
-    piece(manifest, "exit_07_linear")["inputs"][0]["name"] = "seam_3"
+    piece(manifest, "exit_03_linear")["reads"] = ["seam_7"]
+
+
+def unknown_tensor(manifest: Any) -> None:
+    piece(manifest, "exit_07_linear")["reads"] = ["seam_9"]
 
 
 def shorten_span(manifest: Any) -> None:
-    piece(manifest, "span_00_01")["last"] = 0
+    piece(manifest, "span_00_01")["covers"].pop()
 
 
 def overlong_span(manifest: Any) -> None:
-    piece(manifest, "full")["last"] = 3
+    piece(manifest, "full")["covers"].append("segment_03")
+
+
+def other_span(manifest: Any) -> None:
+    piece(manifest, "span_00_01")["covers"] = ["segment_01", "segment_02"]
+
+
+def no_uncut(manifest: Any) -> None:
+    manifest["pieces"].remove(piece(manifest, "full"))
 
 
 def drop_segment(manifest: Any) -> None:
@@ -195,25 +224,107 @@ def swap_heads(manifest: Any) -> None:
 
 
 def rename_final(manifest: Any) -> None:
-    manifest["exits"][-1]["id"] = "12"
+    manifest["exits"][-1]["id"] = manifest["networks"][0]["exits"][-1] = "12"
 
 
-def reorder_decision(manifest: Any) -> None:
-    piece(manifest, "exit_03_linear")["outputs"].reverse()
+def reorder_answer(manifest: Any) -> None:
+    piece(manifest, "exit_03_linear")["writes"].reverse()
+
+
+def two_of_a_name(manifest: Any) -> None:
+    piece(manifest, "segment_01")["id"] = "segment_00"
+
+
+def a_path_as_name(manifest: Any) -> None:
+    piece(manifest, "segment_01")["id"] = "../segment_01"
+
+
+def hostile_shape(manifest: Any) -> None:
+    tensor(manifest, "seam_3")["shape"] = ["batch", 1 << 40, 1 << 40]
+
+
+def negative_shape(manifest: Any) -> None:
+    tensor(manifest, "seam_3")["shape"] = ["batch", -4]
+
+
+def fixed_batch(manifest: Any) -> None:
+    tensor(manifest, "seam_3")["shape"] = [1, 4, 4, 4]
+
+
+def strange_type(manifest: Any) -> None:
+    tensor(manifest, "seam_3")["dtype"] = "object"
+
+
+def other_classes(manifest: Any) -> None:
+    manifest["networks"][0]["model"]["num_classes"] = 6
+
+
+def other_crop(manifest: Any) -> None:
+    manifest["networks"][0]["inputs"][0]["preprocessing"]["crop"] = [5, 5]
+
+
+def no_work(manifest: Any) -> None:
+    manifest["networks"][0]["model"]["macs"] = 0
+
+
+def never_ends(manifest: Any) -> None:
+    manifest["program"][-1]["always"] = False
+
+
+def ends_early(manifest: Any) -> None:
+    manifest["program"][3]["always"] = True
+
+
+def leave_before_the_head(manifest: Any) -> None:
+    manifest["program"][2:4] = reversed(manifest["program"][2:4])
+
+
+def run_twice(manifest: Any) -> None:
+    manifest["program"].insert(2, manifest["program"][1])
+
+
+def no_feed(manifest: Any) -> None:
+    manifest["program"].pop(0)
+
+
+def no_program(manifest: Any) -> None:
+    manifest["program"] = []
+
+
+def unknown_operation(manifest: Any) -> None:
+    manifest["program"][0]["op"] = "jump"
 
 
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (reshape_seam, "piece segment_01 reads .*2, 2.* the pieces before it give .*4, 4"),
-        (rename_seam, "piece exit_07_linear reads .*seam_3.* the pieces before it give .*seam_7"),
-        (shorten_span, "piece span_00_01 and segment segment_00 end in different tensors"),
-        (overlong_span, "piece full covers segments 0 to 3, which do not exist"),
-        (drop_segment, "2 segments and 3 exits, which do not match"),
-        (drop_head, "exit 3 names the head 'exit_03_linear', which is no head of segment 0"),
-        (swap_heads, "exit 3 names the head 'exit_07_linear', which is no head of segment 0"),
-        (rename_final, "the last exit of the manifest is not 'final'"),
-        (reorder_decision, r"piece exit_03_linear returns \['label', .*\]; expected \['logits', "),
+        (rename_seam, "runs 'exit_03_linear', which .*reads what is not there"),
+        (unknown_tensor, "piece exit_07_linear uses .*seam_9.*; expected tensors of the manifest"),
+        (shorten_span, "span span_00_01 covers .*; expected segments that follow each other"),
+        (overlong_span, "span full covers .*; expected segments that follow each other"),
+        (other_span, "span span_00_01 does not read and write what segment_01 and segment_02 do"),
+        (no_uncut, "no span 'full'"),
+        (drop_segment, "the program runs 'segment_01', which is no piece"),
+        (drop_head, "exit 3 names the head 'exit_03_linear', which is no head of that exit alone"),
+        (swap_heads, "leave at exit '3' with head 'linear', which did not run right before"),
+        (rename_final, "network final does not end in an exit of its name"),
+        (reorder_answer, r"piece exit_03_linear writes \['label', .*\]; expected \['logits', "),
+        (two_of_a_name, "two of the piece 'segment_00'"),
+        (a_path_as_name, r"a piece called '\.\./segment_01'; expected letters, digits"),
+        (hostile_shape, "tensor seam_3 is 'float32' of shape"),
+        (negative_shape, "tensor seam_3 is 'float32' of shape"),
+        (fixed_batch, "tensor seam_3 is 'float32' of shape"),
+        (strange_type, "tensor seam_3 is 'object' of shape"),
+        (other_classes, r"tensor logits is .*; expected float32 of shape \['batch', 6\]"),
+        (other_crop, r"tensor image has the shape .*; its preprocessing makes \['batch', 3, 5, 5\]"),
+        (no_work, "the model has 0 multiply-accumulates"),
+        (never_ends, "lets all samples leave at exit final; expected that of the last alone"),
+        (ends_early, "lets all samples leave at exit 3; expected that of the last alone"),
+        (leave_before_the_head, "leave at exit '3' with head 'linear', which did not run right before"),
+        (run_twice, "the program runs 'segment_00', which .*runs twice"),
+        (no_feed, "the program runs 'segment_00', which .*reads what is not there"),
+        (no_program, "the program does not run every segment"),
+        (unknown_operation, "manifest.json cannot be read: Invalid value 'jump'"),
     ],
 )
 def test_pieces_that_do_not_fit_together_are_refused(bundle_copy: Path, damage, message):

@@ -17,13 +17,14 @@ from onnx import numpy_helper
 import dyce_runtime.execution.session
 from dyce_runtime import Configuration, Session, load, open_bundle
 from dyce_runtime.bundle.configuration import Configurations, Entry, ExitSetting, Figures
-from dyce_runtime.bundle.manifest import FINAL, UNCUT, Exit, Head, Manifest, Piece
+from dyce_runtime.bundle.manifest import FINAL, UNCUT, Manifest
 from dyce_runtime.control.governor import LatencyGovernor
 from dyce_runtime.control.work_cap import WorkCap, capped, usual_heads
 from dyce_runtime.errors import ConfigurationError, PieceError, UsageError
 from dyce_runtime.execution import targets
 from dyce_runtime.execution.plan import Plan, Step, make_plan, pieces_of
-from tests.bundles import DECISIONS, HEAD, IMAGE, NAMED, Spy, all_heads, expected, finish, make_images, on
+from tests.bundles import HEAD, NAMED, Spy, all_heads, expected, finish, make_images, on
+from tests.manifests import chain
 
 # Nobody leaves early with these, which is what an attacker aims at.
 NEVER = Configuration("never", on(exit3=1.0, exit7=1.0))
@@ -67,37 +68,21 @@ def bundles(draw: st.DrawFn) -> tuple[Manifest, Configuration]:
     """A model with up to six segments, some spans and up to three heads per exit, and some setting of them."""
     segments = draw(st.integers(1, 6))
     macs = draw(st.lists(st.integers(1, 50), min_size=segments, max_size=segments))
-    pieces = [_piece("segment", k, k, macs[k]) for k in range(segments)]
     possible = [(first, last) for first in range(segments) for last in range(first + 1, segments)]
-    for first, last in draw(st.lists(st.sampled_from(possible), unique=True)) if possible else []:
-        pieces.append(_piece("span", first, last, sum(macs[first : last + 1])))
-    exits, enabled = [], {}
-    for k in range(segments - 1):
-        heads = []
-        for type in draw(st.lists(st.sampled_from("abc"), min_size=1, unique=True)):
-            pieces.append(_piece("head", k, k, draw(st.integers(0, 30)), type))
-            heads.append(Head(type, pieces[-1].id, True, 1.0))
-        exits.append(Exit(str(k), "", k, tuple(heads)))
-        if draw(st.booleans()):
-            enabled[str(k)] = ExitSetting(draw(st.sampled_from(heads)).type, draw(st.floats(0, 1, width=32)))
-    manifest = msgspec.structs.replace(
-        _TINY, exits=(*exits, Exit(FINAL, "")), pieces=tuple(pieces),
-        model=msgspec.structs.replace(_TINY.model, macs=sum(macs)),
-    )  # fmt: skip
-    return manifest, Configuration("drawn", enabled)
+    spans = draw(st.lists(st.sampled_from(possible), unique=True)) if possible else []
+    of_exit = st.dictionaries(st.sampled_from("abc"), st.integers(0, 30), min_size=1)
+    heads = draw(st.lists(of_exit, min_size=segments - 1, max_size=segments - 1))
+    enabled = {
+        str(k): ExitSetting(draw(st.sampled_from(sorted(types))), draw(st.floats(0, 1, width=32)))
+        for k, types in enumerate(heads)
+        if draw(st.booleans())
+    }
+    return chain(macs, heads, spans), Configuration("drawn", enabled)
 
 
-def _piece(kind, first: int, last: int, macs: int, type: str = "") -> Piece:
-    return Piece(f"{kind}{type}_{first}_{last}", kind, "file", first, last, (IMAGE,), DECISIONS, macs)
-
-
-_TINY: Manifest
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _tiny(tiny_bundle: Path) -> None:
-    global _TINY
-    _TINY = open_bundle(tiny_bundle).manifest
+@pytest.fixture(scope="module")
+def tiny(tiny_bundle: Path) -> Manifest:
+    return open_bundle(tiny_bundle).manifest
 
 
 def cost(manifest: Manifest, plan: Plan) -> float:
@@ -109,8 +94,8 @@ def ways_out(manifest: Manifest, configuration: Configuration) -> list[float]:
     """What leaving costs at every exit, by adding up one piece after the other."""
     found, paid = [], 0
     for k, exit in enumerate(manifest.exits):
-        paid += next(p.macs for p in manifest.pieces if p.kind == "segment" and p.first == k)
-        heads = {head.type: manifest.piece(head.piece).macs for head in exit.heads}
+        paid += manifest.piece(f"segment_{k}").macs
+        heads = {head.type: manifest.piece(head.piece).macs for head in exit.heads if exit.id != FINAL}
         if exit.id in configuration.exits:
             paid += heads[configuration.exits[exit.id].head]
             found.append(paid)
@@ -153,44 +138,44 @@ def test_a_capped_plan_runs_every_segment_up_to_its_end_once_and_only_what_is_op
     manifest, configuration = case
     if min(ways_out(manifest, configuration)) > max_share:
         return
-    available = {piece.id for piece in manifest.pieces if piece.kind != "span"}
+    available = {piece.id for piece in manifest.pieces if piece.role != "span"}
     made = capped(manifest, make_plan(manifest, configuration, available), max_share, available)
-    assert [id for step in made.steps for id in step.body] == [
-        f"segment_{k}_{k}" for k in range(made.steps[-1].exit + 1)
-    ]
+    assert [id for step in made.steps for id in step.body] == [f"segment_{k}" for k in range(made.steps[-1].exit + 1)]
 
 
-def test_a_span_runs_where_it_fits():
-    made = capped(_TINY, make_plan(_TINY, Configuration("full")), 0.7)
+def test_a_span_runs_where_it_fits(tiny: Manifest):
+    made = capped(tiny, make_plan(tiny, Configuration("full")), 0.7)
     assert [(step.body, step.head) for step in made.steps] == [(("span_00_01",), "exit_07_linear")]
 
 
-def test_the_least_possible_share_is_named():
+def test_the_least_possible_share_is_named(tiny: Manifest):
     with pytest.raises(ConfigurationError, match=r"within 0\.2 .* 'never'; leaving at exit 3 costs 0\.293") as caught:
-        capped(_TINY, make_plan(_TINY, NEVER), 0.2)
+        capped(tiny, make_plan(tiny, NEVER), 0.2)
     assert "Raise max_share" in caught.value.hint
 
 
-def test_a_plan_keeps_the_budget_that_it_was_chosen_for():
-    plan = msgspec.structs.replace(make_plan(_TINY, NEVER), budget=0.5)
-    assert capped(_TINY, plan, 0.6).budget == 0.5
+def test_a_plan_keeps_the_budget_that_it_was_chosen_for(tiny: Manifest):
+    plan = msgspec.structs.replace(make_plan(tiny, NEVER), budget=0.5)
+    assert capped(tiny, plan, 0.6).budget == 0.5
 
 
 def test_an_exit_that_is_off_gets_the_head_that_most_configurations_use(tiny_bundle: Path):
-    small, large, untrained = (_piece("head", 0, 0, macs, type) for type, macs in (("s", 5), ("l", 50), ("u", 1)))
-    heads = tuple(Head(type, p.id, type != "u", 1.0) for type, p in (("s", small), ("l", large), ("u", untrained)))
-    exits = (msgspec.structs.replace(_TINY.exits[0], heads=heads), *_TINY.exits[1:])
-    manifest = msgspec.structs.replace(_TINY, exits=exits, pieces=(*_TINY.pieces, small, large, untrained))
+    manifest = chain([100, 100], [{"s": 5, "l": 50, "u": 1}])
+    exit = manifest.exits[0]
+    heads = tuple(msgspec.structs.replace(head, trained=head.type != "u") for head in exit.heads)
+    manifest = msgspec.structs.replace(
+        manifest, exits=(msgspec.structs.replace(exit, heads=heads), *manifest.exits[1:])
+    )
     full = make_plan(manifest, Configuration("full"))
-    assert capped(manifest, full, 0.5).steps[-1].head == small.id, "the cheapest that is trained"
+    assert capped(manifest, full, 0.8).steps[-1].head == "head_s_0", "the cheapest that is trained"
 
     bundle = open_bundle(tiny_bundle)
     bundle.configurations = Configurations(
-        named={"one": Entry({"3": ExitSetting("s", 0.5)}), "two": Entry({"3": ExitSetting("l", 0.5)})},
-        front=(Entry({"3": ExitSetting("l", 0.9), "7": ExitSetting(HEAD, 0.5)}),),
+        named={"one": Entry({"0": ExitSetting("s", 0.5)}), "two": Entry({"0": ExitSetting("l", 0.5)})},
+        front=(Entry({"0": ExitSetting("l", 0.9), "7": ExitSetting(HEAD, 0.5)}),),
     )
-    assert usual_heads(bundle) == {"3": "l", "7": HEAD}
-    assert capped(manifest, full, 0.5, heads=usual_heads(bundle)).steps[-1].head == large.id
+    assert usual_heads(bundle) == {"0": "l", "7": HEAD}
+    assert capped(manifest, full, 0.8, heads=usual_heads(bundle)).steps[-1].head == "head_l_0"
 
 
 # --- work per input --------------------------------------------------------------------------------------------------
@@ -417,7 +402,7 @@ def test_untrained_heads_cap_nothing_unless_allowed(untrained_bundle: Path):
 
 def test_without_memory_for_spans_segments_run(tiny_bundle: Path, session: Session, spy: Spy):
     bundle = session.bundle
-    least = sum(bundle.memory(piece.id) for piece in session.manifest.pieces if piece.kind != "span")
+    least = sum(bundle.memory(piece.id) for piece in session.manifest.pieces if piece.role != "span")
     with load(tiny_bundle, threads=1, max_memory=least) as small, WorkCap(small, 0.7):
         assert UNCUT not in small.pieces
         small.use("full")

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import msgspec
 import numpy as np
 import pytest
 from hypothesis import given
@@ -10,10 +9,11 @@ from hypothesis import strategies as st
 
 from dyce_runtime import Configuration, open_bundle
 from dyce_runtime.bundle.configuration import ExitSetting
-from dyce_runtime.bundle.manifest import FINAL, Exit, Head, Manifest, Piece
+from dyce_runtime.bundle.manifest import Manifest
 from dyce_runtime.errors import ConfigurationError
 from dyce_runtime.execution.plan import make_plan, pieces_of
-from tests.bundles import DECISIONS, IMAGE, NAMED, on
+from tests.bundles import NAMED, on
+from tests.manifests import chain
 
 
 @pytest.fixture(scope="module")
@@ -21,19 +21,9 @@ def manifest(tiny_bundle: Path) -> Manifest:
     return open_bundle(tiny_bundle).manifest
 
 
-def a_piece(kind, first: int, last: int) -> Piece:
-    return Piece(f"{kind}_{first}_{last}", kind, "file", first, last, (IMAGE,), DECISIONS, 1)
-
-
-def with_pieces(manifest: Manifest, segments: int, spans: list[tuple[int, int]]) -> Manifest:
-    """A manifest with an exit behind every segment and the given spans."""
-    exits = [Exit(str(k), "", k, (Head("h", f"head_{k}_{k}", True, 1.0),)) for k in range(segments - 1)]
-    pieces = [
-        *(a_piece("segment", k, k) for k in range(segments)),
-        *(a_piece("head", k, k) for k in range(segments - 1)),
-        *(a_piece("span", first, last) for first, last in spans),
-    ]
-    return msgspec.structs.replace(manifest, exits=(*exits, Exit(FINAL, "")), pieces=tuple(pieces))
+def model(segments: int, spans: list[tuple[int, int]]) -> Manifest:
+    """With an exit after every segment and the given spans."""
+    return chain([1] * segments, [{"h": 1}] * (segments - 1), spans)
 
 
 def fewest(spans: list[tuple[int, int]], first: int, last: int) -> int:
@@ -54,33 +44,33 @@ def cases(draw: st.DrawFn) -> tuple[int, list[tuple[int, int]], Configuration]:
 
 
 @given(cases())
-def test_a_plan_covers_every_segment_once_in_order_with_the_fewest_pieces(manifest: Manifest, case):
+def test_a_plan_covers_every_segment_once_in_order_with_the_fewest_pieces(case):
     segments, spans, configuration = case
-    made = with_pieces(manifest, segments, spans)
+    made = model(segments, spans)
     start = 0
     for step in make_plan(made, configuration).steps:
         step_start = start
         for piece in map(made.piece, step.body):
-            assert piece.kind != "head"
-            assert piece.first == start
-            start = piece.last + 1
+            covers = piece.covers or (piece.id,)
+            assert covers == tuple(f"segment_{k}" for k in range(start, start + len(covers)))
+            start += len(covers)
         assert start == step.exit + 1
         assert len(step.body) == fewest(spans, step_start, step.exit)
     assert start == segments
 
 
 @given(cases())
-def test_a_plan_stops_at_the_exits_that_are_on_and_at_the_end(manifest: Manifest, case):
+def test_a_plan_stops_at_the_exits_that_are_on_and_at_the_end(case):
     segments, spans, configuration = case
-    plan = make_plan(with_pieces(manifest, segments, spans), configuration)
+    plan = make_plan(model(segments, spans), configuration)
     enabled = sorted(map(int, configuration.exits))
     assert [step.exit for step in plan.steps] == [*enabled, segments - 1]
-    assert [step.head for step in plan.steps] == [*(f"head_{k}_{k}" for k in enabled), None]
+    assert [step.head for step in plan.steps] == [*(f"head_h_{k}" for k in enabled), None]
 
 
-def test_overlapping_spans_do_not_cost_a_piece(manifest: Manifest):
-    made = with_pieces(manifest, 4, [(0, 1), (1, 3)])
-    assert make_plan(made, Configuration("full")).steps[0].body == ("segment_0_0", "span_1_3")
+def test_overlapping_spans_do_not_cost_a_piece():
+    made = model(4, [(0, 1), (1, 3)])
+    assert make_plan(made, Configuration("full")).steps[0].body == ("segment_0", "span_1_3")
 
 
 @pytest.mark.parametrize(
@@ -99,7 +89,7 @@ def test_a_span_runs_where_it_fits_exactly(manifest: Manifest, exits, bodies):
 def test_thresholds_are_float32_and_an_order_in_the_dictionary_means_nothing(manifest: Manifest):
     plan = make_plan(manifest, Configuration("mine", on(exit7=0.1, exit3=0.2)))
     thresholds = [step.threshold for step in plan.steps]
-    assert thresholds == [np.float32(0.2), np.float32(0.1), np.float32(np.inf)]
+    assert thresholds == [np.float32(0.2), np.float32(0.1), np.float32(-np.inf)]
     assert {threshold.dtype for threshold in thresholds} == {np.dtype(np.float32)}
 
 

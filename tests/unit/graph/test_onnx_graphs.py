@@ -22,8 +22,16 @@ from dyce_export.graph import onnx_graphs
 from dyce_export.graph.backbone import Backbone
 from dyce_export.graph.exit_points import find_exit_points
 from dyce_export.graph.onnx_graphs import append_decision, extract, mlp_head, save, to_onnx
-from dyce_export.graph.pieces import aliases, node_names, seam_specs, write_backbone, write_heads
-from dyce_runtime.bundle.manifest import DECISION, Piece, TensorSpec
+from dyce_export.graph.pieces import (
+    aliases,
+    builtin_head,
+    node_names,
+    seam_specs,
+    tensor_table,
+    write_backbone,
+    write_heads,
+)
+from dyce_runtime.bundle.manifest import ANSWER, Piece, TensorSpec
 from dyce_runtime.errors import CaptureError
 from tests.models import (
     CLASSES,
@@ -84,7 +92,9 @@ class Written:
         self.folder, self.backbone = folder, cut.backbone
         self.heads = untrained_heads(cut.backbone(images(8))[1], CLASSES, ["mlp2x16", "mlp1x1000"], seed=0)
         bodies = write_backbone(cut.graph, cut.backbone, INPUT_SIZE, CLASSES, cut.found.total_macs, 0.5, folder)
-        heads, self.exits = write_heads(cut.backbone, self.heads, trained=False, folder=folder)
+        final = builtin_head(bodies[-2].id, 0.5)
+        heads, self.exits = write_heads(cut.backbone, self.heads, final, trained=False, folder=folder)
+        self.tensors = {spec.name: spec for spec in tensor_table(cut.backbone.points, INPUT_SIZE, CLASSES)}
         self.pieces: list[Piece] = [*bodies, *heads]
 
     def piece(self, id: str) -> Piece:
@@ -140,10 +150,10 @@ def test_a_part_cannot_need_what_its_inputs_do_not_give(cut: Cut):
 # --- the files -------------------------------------------------------------------------------------------------------
 
 
-def described(values) -> list[TensorSpec]:
+def described(values) -> list[tuple[str, str, tuple[int | str, ...]]]:
     types = {onnx.TensorProto.FLOAT: "float32", onnx.TensorProto.INT64: "int64"}
     return [
-        TensorSpec(
+        (
             value.name,
             types[value.type.tensor_type.elem_type],
             tuple(dim.dim_param or dim.dim_value for dim in value.type.tensor_type.shape.dim),
@@ -164,9 +174,10 @@ def test_every_piece_is_a_valid_graph_for_the_oldest_engine(written: Written):
 def test_every_piece_has_the_tensors_that_the_manifest_names(written: Written):
     for piece in written.pieces:
         graph = onnx.load(written.folder / piece.file).graph
-        assert described(graph.input) == list(piece.inputs)
-        assert described(graph.output) == list(piece.outputs)
-        assert all(tensor.shape[0] == "batch" for tensor in (*piece.inputs, *piece.outputs))
+        for values, names in ((graph.input, piece.reads), (graph.output, piece.writes)):
+            specs = [written.tensors[name] for name in names]
+            assert described(values) == [(spec.name, spec.dtype, spec.shape) for spec in specs]
+            assert all(spec.shape[0] == "batch" for spec in specs)
 
 
 def test_only_the_batch_axis_is_dynamic(written: Written):
@@ -207,8 +218,8 @@ def test_heads_see_what_they_see_in_torch(written: Written):
     for index, (of_exit, exit) in enumerate(zip(written.heads, written.exits, strict=False)):
         for head, entry in zip(of_exit, exit.heads, strict=True):
             piece = written.piece(entry.piece)
-            feeds = {spec.name: t.numpy() for spec, t in zip(piece.inputs, activations[index], strict=True)}
-            logits, confidence, label = session(written.folder / piece.file).run(list(DECISION), feeds)
+            feeds = {name: t.numpy() for name, t in zip(piece.reads, activations[index], strict=True)}
+            logits, confidence, label = session(written.folder / piece.file).run(list(ANSWER), feeds)
             assert entry.type == head.type
             np.testing.assert_allclose(logits, head.logits(pooled[index]).numpy(), rtol=1e-4, atol=1e-6)
             np.testing.assert_allclose(confidence, softmax(logits, head.temperature).max(1), rtol=1e-5)
@@ -216,15 +227,15 @@ def test_heads_see_what_they_see_in_torch(written: Written):
 
 
 def test_work_of_the_segments_adds_up_to_the_work_of_the_uncut_model(written: Written):
-    segments = [piece.macs for piece in written.pieces if piece.kind == "segment"]
-    uncut = next(piece for piece in written.pieces if piece.kind == "span")
+    segments = [piece.macs for piece in written.pieces if piece.role == "segment"]
+    uncut = next(piece for piece in written.pieces if piece.role == "span")
     assert sum(segments) == uncut.macs
-    assert (uncut.first, uncut.last) == (0, len(segments) - 1)
+    assert uncut.covers == tuple(piece.id for piece in written.pieces if piece.role == "segment")
 
 
 def test_no_segment_behind_a_cut_reads_the_image(cut: Cut):
     for piece in cut.written.pieces:
-        if piece.kind == "segment" and piece.first > 0:
+        if piece.role == "segment" and piece.id != "segment_00":
             graph = onnx.load(cut.written.folder / piece.file).graph
             assert "image" not in {name for node in graph.node for name in node.input}
 
@@ -257,7 +268,7 @@ def test_the_decision_is_softmax_and_argmax_at_the_temperature(tmp_path: Path, t
     x = np.random.default_rng(0).normal(0, 5, (50, 6)).astype(np.float32)
     x[0] = 100, -100, 0, 0, 0, 0  # saturates
     x[1] = 2  # ties: the first class
-    logits, confidence, label = session(tmp_path / "decision.onnx").run(list(DECISION), {"vectors": x})
+    logits, confidence, label = session(tmp_path / "decision.onnx").run(list(ANSWER), {"vectors": x})
     np.testing.assert_array_equal(logits, x)
     np.testing.assert_allclose(confidence, softmax(x, temperature).max(1), rtol=1e-5)
     np.testing.assert_array_equal(label, x.argmax(1))

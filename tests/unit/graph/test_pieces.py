@@ -36,7 +36,7 @@ def test_an_activation_may_be_alive_at_several_exits(tmp_path: Path) -> None:
     made = dyce_export.export(model, [1, 2, 3], tmp_path / "skip.dyce", input_size=(3, 12, 12))
     assert made.manifest.verification is not None
     assert made.manifest.verification.verdict == "passed"
-    names = [tensor.name for piece in made.manifest.pieces if piece.kind == "segment" for tensor in piece.outputs]
+    names = [name for piece in made.manifest.pieces if piece.role == "segment" for name in piece.writes]
     assert len(names) == len(set(names)) == 3 * 2 + 3
     images = torch.randn(7, 3, 12, 12)
     with dyce_runtime.load(made.path, allow_untrained=True) as session:

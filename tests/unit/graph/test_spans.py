@@ -71,13 +71,14 @@ def test_every_span_gives_what_its_segments_give(make: type[nn.Module], tmp_path
 def test_only_stretches_of_named_configurations_get_a_span(exported: Path, tmp_path: Path) -> None:
     path = shutil.copytree(exported, tmp_path / "copy.dyce")
     spans = with_spans(path, (), ("3",), ("2", "3"), ("1", "2", "3"))
-    assert [(span.id, span.first, span.last) for span in spans] == [("span_00_01", 0, 1), ("span_00_02", 0, 2)]
+    assert [(span.id, len(span.covers)) for span in spans] == [("span_00_01", 2), ("span_00_02", 3)]
     assert sorted(p.name for p in (path / "spans").iterdir()) == ["full.onnx", "span_00_01.onnx", "span_00_02.onnx"]
     manifest = open_bundle(path).manifest
     for span in spans:
-        parts = [manifest.piece(f"segment_{k:02d}") for k in range(span.first, span.last + 1)]
+        parts = [manifest.piece(f"segment_{k:02d}") for k in range(len(span.covers))]
+        assert [part.id for part in parts] == [*span.covers]
         assert span.macs == sum(part.macs for part in parts)
-        assert (span.inputs, span.outputs) == (parts[0].inputs, parts[-1].outputs)
+        assert (span.reads, span.writes) == (parts[0].reads, parts[-1].writes)
 
 
 def test_the_same_segments_give_the_same_bytes(exported: Path, tmp_path: Path) -> None:

@@ -50,9 +50,10 @@ def only(document: Mapping[str, Any]) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("exits", "macs"),
     [
-        ({}, np.cumsum(SEGMENT_MACS)),
-        (on(exit3=0.5), np.cumsum(SEGMENT_MACS) + HEAD_MACS),
-        (on(exit7=0.5), np.cumsum(SEGMENT_MACS) + HEAD_MACS * np.array([0, 1, 1])),
+        # At an exit that is off a sample would pay for the head there, too.
+        ({}, np.cumsum(SEGMENT_MACS) + HEAD_MACS * np.array([1, 1, 0])),
+        (on(exit3=0.5), np.cumsum(SEGMENT_MACS) + HEAD_MACS * np.array([1, 2, 1])),
+        (on(exit7=0.5), np.cumsum(SEGMENT_MACS) + HEAD_MACS * np.array([1, 1, 1])),
         (on(exit3=0.5, exit7=0.5), np.cumsum(SEGMENT_MACS) + HEAD_MACS * np.array([1, 2, 2])),
     ],
 )

@@ -26,7 +26,7 @@ def test_the_memory_of_a_bundle_is_not_that_of_the_process_that_asks(tiny_bundle
 
 
 def test_pieces_that_are_not_open_take_no_room(spied: Session):
-    spied.pieces = [piece for piece in spied.pieces if spied.manifest.piece(piece).kind != "span"]
+    spied.pieces = [piece for piece in spied.pieces if spied.manifest.piece(piece).role != "span"]
     assert footprint.footprint(spied)["spans_bytes"] == 0
 
 

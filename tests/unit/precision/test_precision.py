@@ -21,10 +21,11 @@ from dyce_export.precision.trials import Convert
 from dyce_export.sources.source import from_module
 from dyce_runtime import Session, open_bundle
 from dyce_runtime.bundle.configuration import FULL, Configurations, Entry
-from dyce_runtime.bundle.manifest import DECISION, Manifest
+from dyce_runtime.bundle.manifest import ANSWER, Manifest
 from dyce_runtime.bundle.reader import Bundle
 from dyce_runtime.errors import VerificationError
 from dyce_runtime.execution.contracts import TargetSpec
+from dyce_runtime.execution.walk import answer, walk
 from tests.models import INPUT_SIZE, Branches, Convolutions, Folded, Tokens, build
 from tests.unit.graph.test_pieces import LongSkip
 
@@ -62,7 +63,7 @@ def converter(bundle: Bundle, precision: Precision) -> tuple[Network, Convert]:
 
 
 def heads(bundle: Bundle) -> list[str]:
-    return [piece.id for piece in bundle.manifest.pieces if piece.kind == "head"]
+    return [piece.id for piece in bundle.manifest.pieces if piece.role == "head"]
 
 
 def answers(folder: Path, manifest: Manifest, images: np.ndarray) -> dict[str, np.ndarray]:
@@ -71,14 +72,8 @@ def answers(folder: Path, manifest: Manifest, images: np.ndarray) -> dict[str, n
     found = {}
     with Session(Bundle(folder, manifest, only_full), "onnxruntime", TargetSpec()) as session:
         with session.device.lane(len(images)) as lane:
-            lane.put(images, "image")
-            for index, exit in enumerate(manifest.exits):
-                lane.run(f"segment_{index:02d}")
-                for head in exit.heads:
-                    lane.decide(head.piece)
-                    found[head.piece] = lane.answers()[0].copy()
-            lane.decide()
-            found["chain"] = lane.answers()[0].copy()
+            for _, head in walk(manifest, lane, {"image": images}):
+                found[head.piece] = answer(manifest, lane, head)[0]
         found["uncut"] = session(images).logits
     return found
 
@@ -110,16 +105,16 @@ def test_weights_are_stored_in_it_and_seams_agree(bundle: Bundle, tmp_path: Path
     for piece in manifest.pieces:
         graph = onnx.load(tmp_path / piece.file).graph
         large = [tensor for tensor in graph.initializer if len(tensor.dims) > 1]
-        if piece.kind == "head":
+        if piece.role == "head":
             assert all(tensor.data_type == TensorProto.FLOAT for tensor in large), "heads decide in float32"
         elif large:
             assert any(tensor.data_type == stored for tensor in large), piece.id
-        declared = {spec.name: np.dtype(spec.dtype) for spec in (*piece.inputs, *piece.outputs)}
+        declared = {spec.name: np.dtype(spec.dtype) for spec in manifest.specs((*piece.reads, *piece.writes))}
         for value in (*graph.input, *graph.output):
             kind = helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type)
             assert kind == declared[value.name], value.name
-        crossing |= {spec.dtype for spec in piece.outputs if spec.name not in DECISION}
-    assert manifest.pieces[0].inputs == bundle.manifest.pieces[0].inputs, "pictures stay float32"
+        crossing |= {spec.dtype for spec in manifest.specs(piece.writes) if spec.name not in ANSWER}
+    assert manifest.input == bundle.manifest.input, "pictures stay float32"
     if precision == "float16":
         assert crossing <= {"float16", "float32"}
         assert "float16" in crossing
@@ -135,10 +130,10 @@ def test_integers_cross_a_seam_between_convolutions_and_are_made_once(tmp_path: 
     for piece in manifest.pieces:
         operators = [node.op_type for node in onnx.load(tmp_path / "lowered" / piece.file).graph.node]
         if piece.id in ("segment_00", "segment_01"):
-            assert [spec.dtype for spec in piece.outputs] == [precision]
+            assert [spec.dtype for spec in manifest.specs(piece.writes)] == [precision]
             assert operators[-1] == "QuantizeLinear"
-        if piece.inputs[0].name != "image":
-            assert [spec.dtype for spec in piece.inputs] == [precision]
+        if piece.reads[0] != "image":
+            assert [spec.dtype for spec in manifest.specs(piece.reads)] == [precision]
             assert "QuantizeLinear" not in operators[:2]
 
 
@@ -153,7 +148,8 @@ def test_a_kept_segment_computes_what_it_did(bundle: Bundle, tmp_path: Path, pre
     before, now = answers(bundle.path, bundle.manifest, images), answers(tmp_path, manifest, images)
     # What it returns may be rounded for the next segment, once.
     assert np.abs(now[exact] - before[exact]).max() <= 0.05 * largest(before[exact])
-    assert np.abs(now["chain"] - before["chain"]).max() <= CLOSE[precision] * largest(before["chain"])
+    last = manifest.exits[-1].heads[0].piece
+    assert np.abs(now[last] - before[last]).max() <= CLOSE[precision] * largest(before[last])
 
 
 def test_weights_beyond_float16_become_its_largest_number() -> None:

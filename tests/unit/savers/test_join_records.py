@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from dyce_calibration.records import Records
 from dyce_export.progress import Progress
 from dyce_export.savers.join_records import join_records, own_records, recorded_like, unseen_by
-from dyce_runtime.bundle.manifest import OWN
+from dyce_runtime.bundle.manifest import BUILTIN
 from dyce_runtime.bundle.reader import RECORDS, SPLITS, Bundle, open_bundle
 from dyce_runtime.errors import DataError
 
@@ -59,7 +59,7 @@ def test_pictures_that_were_not_recorded_have_to_be_given(saver: Bundle):
 def test_columns_of_savers_stand_before_those_of_the_base_in_its_classes():
     base, first = make_records([1, 2, 3], ("4",)), make_records([1, 2, 3], ("1",))
     joined = join_records(base, ["saver0"], [first], [(1, 2, 3, 4, 0)])
-    assert joined.heads == (("saver0.1", "mlp"), ("saver0", OWN), ("4", "mlp"))
+    assert joined.heads == (("saver0.1", "mlp"), ("saver0", BUILTIN), ("4", "mlp"))
     # Class 1 of the saver is class 0 of the base, and so on.
     np.testing.assert_array_equal(joined.predictions[:, :2], [[0, 0], [1, 1], [2, 2]])
     np.testing.assert_array_equal(joined.predictions[:, 2:], base.predictions)

@@ -13,12 +13,12 @@ from dyce_calibration.records import Records
 from dyce_calibration.search.costs import CostTable
 from dyce_calibration.search.problem import On, Problem, Setting, make_problem
 from dyce_calibration.search.run import Outcome, Search, run
-from dyce_runtime.bundle.manifest import OWN
+from dyce_runtime.bundle.manifest import BUILTIN
 from dyce_runtime.errors import DataError
 
-HEADS = (("saver0.1", "mlp"), ("saver0", OWN), ("saver1", OWN), ("4", "mlp"))
+HEADS = (("saver0.1", "mlp"), ("saver0", BUILTIN), ("saver1", BUILTIN), ("4", "mlp"))
 # Up to the exit: the first saver 3 and 5 units, the second one 20, the base 40 and 100 (uncut: 90).
-OF_HEADS = {"saver0.1": {"mlp": 1.0}, "saver0": {OWN: 0.0}, "saver1": {OWN: 0.5}, "4": {"mlp": 2.0}}
+OF_HEADS = {"saver0.1": {"mlp": 1.0}, "saver0": {BUILTIN: 0.0}, "saver1": {BUILTIN: 0.5}, "4": {"mlp": 2.0}}
 COSTS = CostTable(
     "ms",
     {"saver0.1": 3.0, "saver0": 5.0, "saver1": 25.0, "4": 65.0, "final": 125.0},

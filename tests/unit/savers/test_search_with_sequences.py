@@ -14,15 +14,15 @@ from dyce_calibration.search.costs import CostTable
 from dyce_calibration.search.problem import On, Setting, make_problem
 from dyce_calibration.search.run import Search, run
 from dyce_calibration.search.select import restrict_records
-from dyce_runtime.bundle.manifest import OWN
+from dyce_runtime.bundle.manifest import BUILTIN
 from dyce_runtime.errors import DataError
 from tests.unit.savers.test_search_with_savers import WEIGHTS, check_that_none_is_better
 
 ESN = "esn1x8"
-HEADS = (("saver0", OWN), ("1", "mlp"), ("1", ESN), ("2", "mlp"), ("2", ESN))
+HEADS = (("saver0", BUILTIN), ("1", "mlp"), ("1", ESN), ("2", "mlp"), ("2", ESN))
 # The saver 5 units, the base 40, 70 and 100 (uncut: 90).
-OF_HEADS = {"saver0": {OWN: 0.0}, "1": {"mlp": 1.0, ESN: 4.0}, "2": {"mlp": 2.0, ESN: 3.0}}
-NEEDS = {"1": {ESN: (("saver0", OWN),)}, "2": {ESN: (("saver0", OWN), ("1", ESN))}}
+OF_HEADS = {"saver0": {BUILTIN: 0.0}, "1": {"mlp": 1.0, ESN: 4.0}, "2": {"mlp": 2.0, ESN: 3.0}}
+NEEDS = {"1": {ESN: (("saver0", BUILTIN),)}, "2": {ESN: (("saver0", BUILTIN), ("1", ESN))}}
 BACKBONE = {"saver0": 5.0, "1": 45.0, "2": 75.0, "final": 105.0}
 SPANS = {"saver0": {"final": 90.0, "2": 62.0}}
 COSTS = CostTable("ms", BACKBONE, OF_HEADS, 90.0, spans=SPANS, savers=("saver0",), needs=NEEDS)
@@ -108,12 +108,12 @@ def test_along_every_chain_at_least_what_runs_is_paid_and_along_one_no_more():
             assert (chain.problem.paid(setting) >= whole[places] - 1e-12).all(), "what is not used may be dearer"
             if np.allclose(chain.problem.paid(setting), whole[places]):
                 exactly.add(tuple((exit, on.head) for exit, on in problem.exits(chain.whole(setting)).items()))
-    for types in product((OWN,), ("mlp", ESN), ("mlp", ESN)):
+    for types in product((BUILTIN,), ("mlp", ESN), ("mlp", ESN)):
         assert tuple(zip(("saver0", "1", "2"), types, strict=True)) in exactly
 
 
 def test_a_head_that_needs_one_without_records_is_refused():
-    records = restrict_records(make_records(5, 0), {("saver0", OWN), ("2", ESN)})
+    records = restrict_records(make_records(5, 0), {("saver0", BUILTIN), ("2", ESN)})
     with pytest.raises(DataError, match=f"head {ESN} at exit 1 was not recorded, and others that were need it"):
         make_problem(records, COSTS)
 

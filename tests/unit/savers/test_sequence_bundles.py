@@ -21,11 +21,12 @@ from dyce_export.graph.joining import assemble
 from dyce_export.savers.exposed_features import expose_features
 from dyce_runtime import Configuration, Session, load, open_bundle
 from dyce_runtime.bundle.configuration import ExitSetting
-from dyce_runtime.bundle.manifest import OWN
+from dyce_runtime.bundle.manifest import BUILTIN
 from dyce_runtime.bundle.reader import MANIFEST, Bundle
+from dyce_runtime.bundle.structure import needed_heads
 from dyce_runtime.control.work_cap import WorkCap, exit_shares
 from dyce_runtime.errors import BundleError, UsageError
-from dyce_runtime.execution.plan import make_plan, needs, path_macs
+from dyce_runtime.execution.plan import make_plan, path_macs
 from dyce_runtime.measure.piece_costs import measure_times
 from tests.bundles import HEAD
 from tests.cascades import make_inputs
@@ -44,18 +45,18 @@ def session(sequence_bundle: Path) -> Iterator[Session]:
 
 
 def setting(**heads: str) -> Configuration:
-    """Exits that are on, with a head: ``setting(saver1="own", exit7="linear")``."""
+    """Exits that are on, with a head: ``setting(saver1="builtin", exit7="linear")``."""
     return Configuration(
         str(heads), {exit.removeprefix("exit"): ExitSetting(type, 0.5) for exit, type in heads.items()}
     )
 
 
 def test_a_head_needs_all_that_leave_what_it_reads(bundle: Bundle):
-    assert needs(bundle.manifest) == {
-        "3": {TYPE: (("saver1", OWN),)},
-        "7": {TYPE: (("saver1", OWN), ("3", TYPE))},
+    assert needed_heads(bundle.manifest) == {
+        "3": {TYPE: (("saver1", BUILTIN),)},
+        "7": {TYPE: (("saver1", BUILTIN), ("3", TYPE))},
     }
-    assert macs_of(bundle.manifest).needs == needs(bundle.manifest)
+    assert macs_of(bundle.manifest).needs == needed_heads(bundle.manifest)
 
 
 def test_what_a_head_needs_runs_and_nothing_leaves_there(bundle: Bundle):
@@ -70,7 +71,7 @@ def test_what_a_head_needs_runs_and_nothing_leaves_there(bundle: Bundle):
         (("segment_00",), f"exit_03_{TYPE}", True),
         (("segment_01", "segment_02"), None, False),
     ]
-    assert steps(saver1=OWN, exit3=HEAD, exit7=TYPE) == [
+    assert steps(saver1=BUILTIN, exit3=HEAD, exit7=TYPE) == [
         (saver, None, True),
         (("segment_00",), f"exit_03_{TYPE}", False),
         ((), "exit_03_linear", True),
@@ -129,7 +130,7 @@ def test_an_exit_that_is_off_costs_what_its_usual_head_needs(bundle: Bundle):
 def test_every_head_is_timed(session: Session):
     costs = measure_times(session, [make_inputs(2)])
     assert {("3", TYPE), ("7", TYPE)} <= costs.heads.keys()
-    assert costs.needs == needs(session.manifest)
+    assert costs.needs == needed_heads(session.manifest)
 
 
 def test_all_heads_are_in_the_whole_network(bundle: Bundle):
@@ -157,30 +158,28 @@ def head(document: dict[str, Any], id: str) -> dict[str, Any]:
 
 def forget_saver(document: dict[str, Any]) -> None:
     segment = head(document, "saver1_segment_00")
-    segment["outputs"] = segment["outputs"][:3]
+    segment["writes"] = segment["writes"][:3]
 
 
 def read_later(document: dict[str, Any]) -> None:
-    first, second = (head(document, f"exit_{point}_{TYPE}") for point in ("03", "07"))
-    first["inputs"].append({**second["outputs"][3]})
+    head(document, f"exit_03_{TYPE}")["reads"].append("esn_2")
 
 
 def leave_twice(document: dict[str, Any]) -> None:
-    first = head(document, f"exit_03_{TYPE}")
-    first["outputs"].append(first["outputs"][3])
+    head(document, f"exit_03_{TYPE}")["writes"].append("esn_1")
 
 
-def segment_reads(document: dict[str, Any]) -> None:
-    head(document, "segment_01")["inputs"].append(head(document, f"exit_03_{TYPE}")["outputs"][3])
+def require_nothing(document: dict[str, Any]) -> None:
+    document["requires"].remove("carried")
 
 
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (forget_saver, f"piece exit_03_{TYPE} reads .*saver1_features"),
-        (read_later, f"piece exit_03_{TYPE} reads .*esn_2"),
-        (leave_twice, f"piece exit_03_{TYPE} returns .*'esn_1', 'esn_1'.* each once"),
-        (segment_reads, "piece segment_01 reads .*esn_1"),
+        (forget_saver, f"runs 'exit_03_{TYPE}', which .*reads what is not there"),
+        (read_later, f"runs 'exit_03_{TYPE}', which .*reads what is not there"),
+        (leave_twice, f"piece exit_03_{TYPE} uses .*'esn_1', 'esn_1'.* each once"),
+        (require_nothing, "the bundle carries tensors; expected 'carried' in what it requires"),
     ],
 )
 def test_heads_that_read_what_nothing_before_them_leaves_are_refused(

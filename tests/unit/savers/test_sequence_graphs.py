@@ -11,7 +11,7 @@ import torch
 
 from dyce_calibration.heads.sequence import ExitSequence
 from dyce_export.savers.sequence_graphs import left_spec, sequence_step
-from dyce_runtime.bundle.manifest import DECISION, TensorSpec
+from dyce_runtime.bundle.manifest import ANSWER, TensorSpec
 from tests.unit.heads.test_sequence import CLASSES, network
 
 SIZES = (6, 5, 7, 3)
@@ -42,7 +42,7 @@ def run_steps(
         found = session.run(None, {value.name: known[value.name] for value in session.get_inputs()})
         logits.append(found[0])
         outputs = [output.name for output in session.get_outputs()]
-        assert outputs == [*DECISION, *([f"esn_{index}"] if made.layers else [])]
+        assert outputs == [*ANSWER, *([f"esn_{index}"] if made.layers else [])]
         scaled = np.exp(found[0] / 2) / np.exp(found[0] / 2).sum(axis=1, keepdims=True)
         np.testing.assert_allclose(found[1], scaled.max(axis=1), rtol=1e-5)
         if made.layers:

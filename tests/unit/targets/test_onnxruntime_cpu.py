@@ -131,7 +131,7 @@ def test_a_call_without_the_engines_wrapper_is_the_same_call(tiny_bundle: Path):
     for hidden in (False, True):
         binding = session.io_binding()
         binding.bind_cpu_input("image", make_images(1))
-        binding.bind_output(bundle.manifest.piece("segment_00").outputs[0].name, "cpu")
+        binding.bind_output(bundle.manifest.piece("segment_00").writes[0], "cpu")
         public = SimpleNamespace(run_with_iobinding=session.run_with_iobinding)
         onnxruntime_cpu._engine_call(public if hidden else session, binding)()
         found.append(binding.copy_outputs_to_cpu()[0])

@@ -1,0 +1,50 @@
+"""Programs of bundles: of one network, of several one after another, and what a reader has to know to run them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+
+from dyce_runtime.bundle.manifest import CARRIED, SAVERS, Exit, Network, TensorSpec
+from dyce_runtime.bundle.program import Feed, Leave, Operation, Run
+
+
+def network_program(inputs: Iterable[str], segments: Sequence[str], exits: Sequence[Exit]) -> tuple[Operation, ...]:
+    """Segment after segment, each followed by the heads of the exit at its end; all samples leave at the last exit."""
+    program: list[Operation] = [Feed(name) for name in inputs]
+    for segment, exit in zip(segments, exits, strict=True):
+        program.append(Run(segment))
+        for head in exit.heads:
+            program += [] if head.piece == segment else [Run(head.piece)]
+            program.append(Leave(exit.id, head.type, always=exit is exits[-1]))
+    return tuple(program)
+
+
+def as_saver(
+    program: Iterable[Operation], pieces: Mapping[str, str], tensors: Mapping[str, str], exits: Mapping[str, str]
+) -> tuple[Operation, ...]:
+    """The program of a network that others follow, under other names; its last exit lets only sure samples leave."""
+
+    def renamed(operation: Operation) -> Operation:
+        if isinstance(operation, Feed):
+            return Feed(tensors[operation.input])
+        if isinstance(operation, Run):
+            return Run(pieces[operation.piece])
+        return Leave(exits[operation.exit], operation.head)
+
+    return tuple(map(renamed, program))
+
+
+def with_head(program: Sequence[Operation], exit: Exit, type: str) -> tuple[Operation, ...]:
+    """The program with a further head of an exit, which runs before the others there.
+
+    So a later head that reads what it leaves finds it even where samples have left at the others.
+    """
+    others = [head.piece for head in exit.heads if head.type != type]
+    place = next(k for k, operation in enumerate(program) if isinstance(operation, Run) and operation.piece in others)
+    return (*program[:place], Run(exit.head(type).piece), Leave(exit.id, type), *program[place:])
+
+
+def requires(networks: Sequence[Network], tensors: Iterable[TensorSpec]) -> tuple[str, ...]:
+    """What a reader has to know to run such a bundle."""
+    carried = any(spec.lifetime == "carried" for spec in tensors)
+    return (*([SAVERS] if len(networks) > 1 else []), *([CARRIED] if carried else []))

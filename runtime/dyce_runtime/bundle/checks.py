@@ -1,0 +1,236 @@
+"""Whether a manifest makes sense: every name, number and step of the program, before anything of it is used."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+
+from dyce_runtime.arguments import shown
+from dyce_runtime.bundle.manifest import (
+    ANSWER,
+    CARRIED,
+    CONFIDENCE,
+    KNOWN_FEATURES,
+    LABEL,
+    LOGITS,
+    SAVERS,
+    UNCUT,
+    Manifest,
+    Network,
+    Piece,
+    TensorSpec,
+)
+from dyce_runtime.bundle.program import Feed, Leave, Run
+from dyce_runtime.errors import BundleError
+
+# Ids and types become names of files and labels of counters.
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")
+_TYPES = frozenset(
+    ["bool", "float16", "float32", "float64", *(f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64))]
+)
+# Numbers in one sample of a tensor.
+_LARGEST = 1 << 31
+
+
+def check_manifest(manifest: Manifest) -> None:
+    """Raise BundleError if the parts of a manifest do not fit together, or it requires what this reader lacks."""
+    check_features(manifest.requires)
+    _check_names(manifest)
+    _check_tensors(manifest)
+    _check_pieces(manifest)
+    _check_networks(manifest)
+    _check_heads(manifest)
+    _check_program(manifest)
+    _check_spans(manifest)
+
+
+def check_features(requires: Iterable[str]) -> None:
+    """Raise BundleError if a bundle requires what this reader does not know."""
+    unknown = [name for name in requires if name not in KNOWN_FEATURES]
+    if unknown:
+        raise BundleError(
+            f"the bundle requires {', '.join(map(repr, unknown))}, which this runtime does not know; it knows "
+            f"{', '.join(KNOWN_FEATURES)}",
+            hint="Upgrade dyce-export on this machine, or export again with the version installed here.",
+        )
+
+
+def _check_names(manifest: Manifest) -> None:
+    names = {
+        "tensor": [spec.name for spec in manifest.tensors],
+        "piece": [piece.id for piece in manifest.pieces],
+        "exit": [exit.id for exit in manifest.exits],
+        "network": [network.id for network in manifest.networks],
+    }
+    names |= {f"head of exit {exit.id}": [head.type for head in exit.heads] for exit in manifest.exits}
+    for what, known in names.items():
+        for name in known:
+            if not _NAME.fullmatch(name):
+                raise BundleError(
+                    f"the manifest has a {what} called {shown(name)}; expected letters, digits, '.', '_' and '-'"
+                )
+        if not known:
+            raise BundleError(f"the manifest has no {what}")
+        if len(set(known)) < len(known):
+            twice = next(name for name in known if known.count(name) > 1)
+            raise BundleError(f"the manifest has two of the {what} {twice!r}; expected each once")
+
+
+def _check_tensors(manifest: Manifest) -> None:
+    for spec in manifest.tensors:
+        axes = spec.shape[1:]
+        whole = all(type(axis) is int and axis > 0 for axis in axes)
+        size = 1
+        for axis in axes if whole else ():
+            size *= int(axis)
+        if spec.dtype not in _TYPES or spec.shape[:1] != ("batch",) or not whole or size > _LARGEST:
+            raise BundleError(
+                f"tensor {spec.name} is {shown(spec.dtype)} of shape {shown(list(spec.shape))}; expected a type of "
+                "numbers, and 'batch' followed by the sizes of the other axes"
+            )
+        if (spec.lifetime == "answer") != (spec.name in ANSWER):
+            raise BundleError(f"tensor {spec.name} has the lifetime {spec.lifetime!r}; answers are {list(ANSWER)}")
+    known = {spec.name: spec for spec in manifest.tensors}
+    for wanted in (
+        TensorSpec(LOGITS, "float32", ("batch", manifest.classes), "answer"),
+        TensorSpec(CONFIDENCE, "float32", ("batch",), "answer"),
+        TensorSpec(LABEL, "int64", ("batch",), "answer"),
+    ):
+        if known.get(wanted.name) != wanted:
+            raise BundleError(
+                f"tensor {wanted.name} is {shown(known.get(wanted.name))}; expected {wanted.dtype} of shape "
+                f"{list(wanted.shape)}"
+            )
+    if manifest.score != CONFIDENCE:
+        raise BundleError(f"the score is {shown(manifest.score)}; expected {CONFIDENCE!r}")
+
+
+def _check_pieces(manifest: Manifest) -> None:
+    known = {spec.name: spec for spec in manifest.tensors}
+    for piece in manifest.pieces:
+        for name in (piece.file, *piece.data):
+            if name not in manifest.files:
+                raise BundleError(f"piece {piece.id} names the file {name!r}, which the manifest does not list")
+        for names in (piece.reads, piece.writes):
+            if not names or len(set(names)) < len(names) or not known.keys() >= set(names):
+                raise BundleError(f"piece {piece.id} uses {list(names)}; expected tensors of the manifest, each once")
+        if piece.answers and piece.writes[: len(ANSWER)] != ANSWER:
+            raise BundleError(f"piece {piece.id} writes {list(piece.writes)}; expected {list(ANSWER)} first")
+        carried = [name for name in piece.writes if known[name].lifetime == "carried"]
+        ends = [*(ANSWER if piece.answers else ()), *carried]
+        if (piece.answers or carried) and [*piece.writes] != ends:
+            raise BundleError(f"piece {piece.id} writes {list(piece.writes)}; expected an answer and what is carried")
+        if piece.macs < 0:
+            raise BundleError(f"piece {piece.id} has {piece.macs} multiply-accumulates; expected 0 or more")
+
+
+def _check_networks(manifest: Manifest) -> None:
+    """Networks share out the exits, in order, and have the classes of the base."""
+    if [exit for network in manifest.networks for exit in network.exits] != [exit.id for exit in manifest.exits]:
+        raise BundleError("the exits of the networks are not those of the manifest, in that order")
+    known = {spec.name: spec for spec in manifest.tensors}
+    for network in manifest.networks:
+        if network.exits[-1:] != (network.id,) or network.model.num_classes != manifest.classes:
+            raise BundleError(f"network {network.id} does not end in an exit of its name with the classes of the base")
+        for input in network.inputs:
+            spec = known.get(input.tensor)
+            if spec is None or spec.lifetime != "input":
+                raise BundleError(f"network {network.id} reads {input.tensor!r}, which is no input of the manifest")
+            _check_preprocessing(network, spec)
+    if manifest.model.macs <= 0:
+        raise BundleError(f"the model has {manifest.model.macs} multiply-accumulates; expected more than 0")
+    if len(manifest.networks) > 1 and SAVERS not in manifest.requires:
+        raise BundleError(f"the bundle has several networks; expected {SAVERS!r} in what it requires")
+    if any(spec.lifetime == "carried" for spec in manifest.tensors) and CARRIED not in manifest.requires:
+        raise BundleError(f"the bundle carries tensors; expected {CARRIED!r} in what it requires")
+
+
+def _check_preprocessing(network: Network, spec: TensorSpec) -> None:
+    for way in (input.preprocessing for input in network.inputs if input.tensor == spec.name):
+        expected = (len(way.mean), *way.crop)
+        if spec.shape[1:] != expected or len(way.std) != len(way.mean):
+            raise BundleError(
+                f"tensor {spec.name} has the shape {list(spec.shape)}; its preprocessing makes {['batch', *expected]}"
+            )
+
+
+def _check_heads(manifest: Manifest) -> None:
+    pieces = {piece.id: piece for piece in manifest.pieces}
+    used: set[str] = set()
+    for exit in manifest.exits:
+        for head in exit.heads:
+            piece = pieces.get(head.piece)
+            if piece is None or not piece.answers or piece.role == "span" or piece.id in used:
+                raise BundleError(f"exit {exit.id} names the head {head.piece!r}, which is no head of that exit alone")
+            used.add(piece.id)
+
+
+def _check_program(manifest: Manifest) -> None:
+    """Every piece but the spans runs once, on tensors that are there; samples leave right after a head has answered."""
+    pieces = {piece.id: piece for piece in manifest.pieces}
+    inputs = {input.tensor for network in manifest.networks for input in network.inputs}
+    known: set[str] = set()
+    ran: list[str] = []
+    left: list[tuple[str, str]] = []
+    for operation in manifest.program:
+        if isinstance(operation, Feed):
+            if operation.input not in inputs:
+                raise BundleError(f"the program feeds {operation.input!r}, which no network reads")
+            known.add(operation.input)
+        elif isinstance(operation, Run):
+            piece = pieces.get(operation.piece)
+            if piece is None or piece.role == "span" or piece.id in ran or not known.issuperset(piece.reads):
+                raise BundleError(
+                    f"the program runs {operation.piece!r}, which is no piece, runs twice, or reads what is not there"
+                )
+            known.update(piece.writes)
+            ran.append(piece.id)
+        else:
+            _check_leave(manifest, operation, ran)
+            left.append((operation.exit, operation.head))
+    every = [piece.id for piece in manifest.pieces if piece.role != "span"]
+    if sorted(ran) != sorted(every):
+        raise BundleError("the program does not run every segment and every head")
+    wanted = [(exit.id, head.type) for exit in manifest.exits for head in exit.heads]
+    exits = [exit for exit, _ in left]
+    places = [manifest.exit_index(exit) for exit in exits]
+    last = manifest.program[-1]
+    if sorted(left) != sorted(wanted) or places != sorted(places) or not (isinstance(last, Leave) and last.always):
+        raise BundleError("the program does not let samples leave at every head, exit by exit, and always at the last")
+
+
+def _check_leave(manifest: Manifest, operation: Leave, ran: Sequence[str]) -> None:
+    of_exit = [exit.heads for exit in manifest.exits if exit.id == operation.exit]
+    pieces = [head.piece for heads in of_exit for head in heads if head.type == operation.head]
+    if not pieces or ran[-1:] != pieces:
+        raise BundleError(
+            f"the program lets samples leave at exit {operation.exit!r} with head {operation.head!r}, which did not "
+            "run right before"
+        )
+    if operation.always != (operation.exit == manifest.exits[-1].id):
+        raise BundleError(
+            f"the program lets all samples leave at exit {operation.exit}; expected that of the last alone"
+        )
+
+
+def _check_spans(manifest: Manifest) -> None:
+    """A span equals segments that run one after another, and reads and writes what they do."""
+    order = [op.piece for op in manifest.program if isinstance(op, Run)]
+    pieces: Mapping[str, Piece] = {piece.id: piece for piece in manifest.pieces}
+    segments = [id for id in order if pieces[id].role == "segment"]
+    for piece in manifest.pieces:
+        if piece.role != "span":
+            if piece.covers:
+                raise BundleError(f"piece {piece.id} covers segments; expected that of spans alone")
+            continue
+        start = segments.index(piece.covers[0]) if piece.covers and piece.covers[0] in segments else -1
+        if start < 0 or len(piece.covers) < 2 or tuple(segments[start : start + len(piece.covers)]) != piece.covers:
+            raise BundleError(f"span {piece.id} covers {list(piece.covers)}; expected segments that follow each other")
+        first, last = pieces[piece.covers[0]], pieces[piece.covers[-1]]
+        if piece.reads != first.reads or piece.writes != last.writes:
+            raise BundleError(f"span {piece.id} does not read and write what {first.id} and {last.id} do")
+    if manifest.uncut == UNCUT and not any(piece.id == UNCUT and piece.role == "span" for piece in manifest.pieces):
+        raise BundleError(f"the manifest has no span {UNCUT!r}, the uncut model; every bundle with exits has one")
+    by_network = [op for op in manifest.program if isinstance(op, Feed)]
+    if len(by_network) < len(manifest.networks):
+        raise BundleError("the program does not feed every network")
