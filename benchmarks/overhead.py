@@ -16,6 +16,7 @@ import json
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,8 @@ from benchmarks.truncated import write_truncated
 from dyce_runtime import Session, load
 from dyce_runtime.bundle.configuration import Configuration, ExitSetting, float32_midpoint
 from dyce_runtime.bundle.manifest import FINAL, UNCUT
+from dyce_runtime.execution.contracts import ExecutionContext
+from dyce_runtime.execution.trace import head_answers
 from dyce_runtime.inputs.datasets import open_dataset
 from dyce_runtime.measure.batching import measure_best_batch
 from dyce_targets.cpu import onnxruntime_cpu
@@ -91,14 +94,9 @@ def forced(session: Session, images: Images) -> Configuration:
 
 
 def _confidences(session: Session, images: Images) -> list[NDArray[np.float32]]:
-    found: list[list[float]] = [[] for _ in session.manifest.exits[:-1]]
-    for image in images:
-        with session.device.lane(1) as lane:
-            lane.put(image[None], "image")
-            for index, exit in enumerate(session.manifest.exits[:-1]):
-                lane.run(f"segment_{index:02d}")
-                found[index].append(float(lane.decide(exit.heads[0].piece)[0]))
-    return [np.array(values, np.float32) for values in found]
+    said = [head_answers(session.device, session.manifest, {"image": image[None]}) for image in images]
+    exits = session.manifest.exits[:-1]
+    return [np.concatenate([one[exit.id, exit.heads[0].type].score for one in said]) for exit in exits]
 
 
 def plain(path: Path) -> Callable[[Images], object]:
@@ -172,12 +170,17 @@ def seams(subject: Subject, rounds: int) -> dict[str, float]:
 def _heads_alone(session: Session, images: Images) -> float:
     """Seconds that the first heads of all exits take, on what the chain gives them."""
     seconds = 0.0
-    with session.device.lane(len(images)) as lane:
-        lane.put(images, "image")
+    with session.device.context(len(images)) as context:
+        context.set_input("image", images)
         for index, exit in enumerate(session.manifest.exits[:-1]):
-            lane.run(f"segment_{index:02d}")
-            seconds += timed(lambda head=exit.heads[0].piece: lane.decide(head))  # type: ignore[misc]
+            context.run(f"segment_{index:02d}")
+            seconds += timed(partial(_decide, context, exit.heads[0].piece))
     return seconds
+
+
+def _decide(context: ExecutionContext, head: str) -> None:
+    context.run(head)
+    context.read("confidence")
 
 
 def efficiency(subject: Subject, rounds: int) -> dict[str, Any]:

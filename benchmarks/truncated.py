@@ -9,26 +9,25 @@ from onnx import compose
 
 from dyce_runtime.bundle.configuration import Configuration
 from dyce_runtime.bundle.manifest import ANSWER
+from dyce_runtime.bundle.program import Run
 from dyce_runtime.bundle.reader import Bundle
-from dyce_runtime.execution.plan import make_plan
+from dyce_runtime.execution.plan import LeaveAt, make_plan
 
 
 def write_truncated(bundle: Bundle, configuration: Configuration, folder: Path) -> dict[int, Path]:
     """One graph for every exit that a configuration lets samples take, by its index, made from the base segments."""
-    steps = make_plan(bundle.manifest, configuration, ()).steps
     found: dict[int, Path] = {}
-    graph, seams, decided = None, [], []
-    for step in steps:
-        for id in step.body:
-            graph = _append(graph, bundle, id, seams, decided)
-            seams = [f"{id}/{name}" for name in bundle.manifest.piece(id).writes]
-        if step.head is None:
-            decided, seams = [*decided, *seams], []
-        else:
-            graph = _append(graph, bundle, step.head, seams, [*decided, *seams])
-            decided = [*decided, *(f"{step.head}/{name}" for name in ANSWER)]
-        found[step.exit] = folder / f"exit_{step.exit}.onnx"
-        onnx.save(compose_outputs(graph, decided), found[step.exit])
+    graph: onnx.ModelProto | None = None
+    # By the name of a tensor, what it is called in the graph.
+    known: dict[str, str] = {}
+    answers: list[str] = []
+    for step in make_plan(bundle.manifest, configuration, ()).steps:
+        if isinstance(step, LeaveAt):
+            answers += [known[name] for name in ANSWER]
+            found[step.exit] = folder / f"exit_{step.exit}.onnx"
+            onnx.save(compose_outputs(graph, answers), found[step.exit])
+        elif isinstance(step, Run):
+            graph = _append(graph, bundle, step.piece, known, answers)
     return found
 
 
@@ -43,15 +42,16 @@ def compose_outputs(model: onnx.ModelProto, names: list[str]) -> onnx.ModelProto
 
 
 def _append(
-    graph: onnx.ModelProto | None, bundle: Bundle, id: str, seams: list[str], kept: list[str]
+    graph: onnx.ModelProto | None, bundle: Bundle, id: str, known: dict[str, str], answers: list[str]
 ) -> onnx.ModelProto:
-    """The graph with a further piece behind ``seams``; returns ``kept`` and what the piece returns."""
+    """The graph with a further piece, which reads what is known; it returns all that is known, and the answers."""
     piece = bundle.manifest.piece(id)
     loaded = onnx.load(bundle.file(piece.file))
     del loaded.metadata_props[:]  # merging refuses the name of another piece
     loaded = compose.add_prefix(loaded, f"{id}/")
+    pairs = [(known[name], f"{id}/{name}") for name in piece.reads if name in known]
+    known.update({name: f"{id}/{name}" for name in piece.writes})
     if graph is None:
         return loaded
-    pairs = list(zip(seams, (f"{id}/{name}" for name in piece.reads), strict=True))
-    outputs = [*kept, *(f"{id}/{name}" for name in piece.writes)]
-    return compose.merge_models(graph, loaded, io_map=pairs, outputs=list(dict.fromkeys(outputs)))
+    outputs = dict.fromkeys((*answers, *known.values()))
+    return compose.merge_models(graph, loaded, io_map=pairs, outputs=list(outputs))

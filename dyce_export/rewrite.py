@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Collection, Iterable, Sequence
+from contextlib import closing
 from pathlib import Path
 
 import msgspec
@@ -15,7 +16,8 @@ from dyce_export.precision.trials import Limits
 from dyce_export.progress import Progress
 from dyce_export.staging import staged
 from dyce_runtime.bundle.configuration import Configurations
-from dyce_runtime.bundle.manifest import UNCUT, Manifest, Piece
+from dyce_runtime.bundle.manifest import LOGITS, UNCUT, Manifest, Piece
+from dyce_runtime.bundle.program import Feed, Run
 from dyce_runtime.bundle.reader import (
     CONFIGURATIONS,
     MANIFEST,
@@ -31,7 +33,8 @@ from dyce_runtime.bundle.structure import ends_of, segments_of
 from dyce_runtime.bundle.test_vectors import read_vectors, relative_error
 from dyce_runtime.errors import VerificationError
 from dyce_runtime.execution import targets
-from dyce_runtime.execution.contracts import Lane, TargetSpec
+from dyce_runtime.execution.contracts import TargetSpec
+from dyce_runtime.execution.trace import trace
 from dyce_runtime.inputs.datasets import Dataset
 
 
@@ -115,40 +118,26 @@ def check_spans(bundle: Bundle, spans: tuple[Piece, ...], old: Collection[str] =
 def _span_errors(bundle: Bundle, spans: tuple[Piece, ...]) -> dict[str, float]:
     """The relative error of every span against the chain of its segments."""
     inputs, manifest = read_vectors(bundle).inputs, bundle.manifest
-    device = targets.reference().open(
-        bundle.piece_specs([p.id for p in bundle.manifest.pieces if p.role != "head"]), TargetSpec()
-    )
+    ids = [piece.id for piece in manifest.pieces if piece.role in ("segment", "span")]
 
-    def outputs(span: Piece, *pieces: str) -> list[np.ndarray]:
+    def outputs(span: Piece, *instead: str) -> list[np.ndarray]:
+        """What the span writes, by these pieces in its place."""
         network = next(net for net in manifest.networks if ends_of(manifest, span)[1] in net.exits)
-        name, segments = network.inputs[0].tensor, [piece.id for piece in segments_of(manifest, network.id)]
-        with device.lane(len(inputs[name])) as lane:
-            lane.put(inputs[name], name)
-            for piece in (*segments[: segments.index(span.covers[0])], *pieces):
-                lane.run(piece)
-            return _copied(lane, final=span.answers)
+        segments = [piece.id for piece in segments_of(manifest, network.id)]
+        runs = [Run(id) for id in (*segments[: segments.index(span.covers[0])], *instead)]
+        feeds = [Feed(input.tensor) for input in network.inputs]
+        wanted = [LOGITS] if span.answers else span.writes
+        found = trace(device, manifest, [*feeds, *runs], inputs, wanted)
+        return [found[instead[-1], name] for name in wanted]
 
-    try:
+    with closing(targets.reference().open(bundle.piece_specs(ids), bundle.tensor_lives(ids), TargetSpec())) as device:
         return {
             span.id: max(
                 relative_error(expected, found, expected)
-                for expected, found in zip(
-                    outputs(span, *span.covers),
-                    outputs(span, span.id),
-                    strict=True,
-                )
+                for expected, found in zip(outputs(span, *span.covers), outputs(span, span.id), strict=True)
             )
             for span in spans
         }
-    finally:
-        device.close()
-
-
-def _copied(lane: Lane, *, final: bool) -> list[np.ndarray]:
-    if final:
-        lane.decide()
-        return [lane.answers()[0].copy()]
-    return [array.copy() for array in lane.live()]
 
 
 def noted(manifest: Manifest, errors: dict[str, float], against: str, old: Collection[str] = ()) -> Manifest:

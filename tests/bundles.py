@@ -36,7 +36,9 @@ from dyce_runtime.bundle.manifest import (
 )
 from dyce_runtime.bundle.program import Feed, Leave, Operation, Run
 from dyce_runtime.execution.contracts import PieceSpec, TargetSpec
-from dyce_runtime.execution.plan import Step
+from dyce_runtime.execution.memory import TensorLife
+from dyce_runtime.execution.plan import LeaveAt, Step
+from dyce_runtime.execution.routing import run_step
 from dyce_targets.cpu.onnxruntime_cpu import OnnxRuntimeCpu
 
 CHANNELS, EDGE, CLASSES, WIDTH = 3, 4, 5, 4
@@ -279,53 +281,47 @@ class Spy:
     def best_batch(self, spec: TargetSpec, macs: int) -> int:
         return 64
 
-    def open(self, pieces: Sequence[PieceSpec], spec: TargetSpec) -> Spy:
-        self._device = OnnxRuntimeCpu().open(pieces, spec)
+    def open(self, pieces: Sequence[PieceSpec], tensors: Sequence[TensorLife], spec: TargetSpec) -> Spy:
+        self._device = OnnxRuntimeCpu().open(pieces, tensors, spec)
         return self
 
-    def lane(self, rows: int) -> SpiedLane:
-        return SpiedLane(self, self._device.lane(rows))
+    def context(self, rows: int) -> SpiedContext:
+        return SpiedContext(self, self._device.context(rows))
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._device, name)
 
 
-class SpiedLane:
-    """A lane that tells the spy what runs."""
+class SpiedContext:
+    """A context that tells the spy what runs."""
 
-    def __init__(self, spy: Spy, lane: Any) -> None:
-        self._spy, self._lane = spy, lane
+    def __init__(self, spy: Spy, context: Any) -> None:
+        self._spy, self._context = spy, context
 
-    def run(self, piece: str) -> None:
-        self._note(piece)
-        self._lane.run(piece)
-
-    def decide(self, head: str | None = None) -> Any:
-        if head is not None:
-            self._note(head)
-        return self._lane.decide(head)
-
-    def until_confident(self, steps: Sequence[Step]) -> Any:
-        for step in steps:
-            for piece in step.body:
-                self.run(piece)
-            confidence = self.decide(step.head)
-            if not 0 < confidence[0] <= step.threshold:
-                break
-        return step, confidence
-
-    def _note(self, piece: str) -> None:
-        self._spy.calls.append((piece, self._lane.rows))
+    def run(self, piece: str, rows: Any = None) -> None:
+        self._spy.calls.append((piece, self._context.rows if rows is None else len(rows)))
         self._spy.before(piece)
+        self._context.run(piece, rows)
 
-    def __enter__(self) -> SpiedLane:
+    def run_until_exit(self, steps: Sequence[Step]) -> Any:
+        leave, score = None, np.empty(1, np.float32)
+        for step in steps:
+            if isinstance(step, LeaveAt):
+                leave, (score,) = step, self.read("confidence")
+                if not 0 < score[0] <= step.threshold:
+                    break
+            else:
+                run_step(self, step)  # type: ignore[arg-type]
+        return leave, score
+
+    def __enter__(self) -> SpiedContext:
         return self
 
     def __exit__(self, *error: object) -> None:
-        self._lane.__exit__(*error)
+        self._context.__exit__(*error)
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(self._lane, name)
+        return getattr(self._context, name)
 
 
 class Clock(dict[str, float]):

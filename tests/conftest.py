@@ -126,6 +126,13 @@ def shared_session(tiny_bundle: Path) -> Iterator[Session]:
 
 
 @pytest.fixture
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A user's cache that nobody else uses."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+@pytest.fixture
 def spied(spy: Spy, tiny_bundle: Path) -> Iterator[Session]:
     """A session on ``tiny_bundle`` that ``spy`` watches."""
     with load(tiny_bundle, threads=1) as session:

@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from dyce_runtime.execution.contracts import PieceSpec, TargetSpec
+from dyce_runtime.execution.contracts import DEFAULT_MAX_BATCH, PieceSpec, TargetSpec
+from dyce_runtime.execution.memory import TensorLife
 from dyce_targets.nvidia import cuda
 from dyce_targets.nvidia.device import GpuDevice
 from dyce_targets.nvidia.onnxruntime_executor import OnnxRuntimeExecutor, Provider
@@ -95,5 +96,6 @@ class ProviderDouble(GpuDouble):
 
     name = "provider double"
 
-    def open(self, pieces: Sequence[PieceSpec], spec: TargetSpec) -> GpuDevice:
-        return GpuDevice(self.name, pieces, OnnxRuntimeExecutor(self.name, ON_HOST, pieces), spec.max_batch)
+    def open(self, pieces: Sequence[PieceSpec], tensors: Sequence[TensorLife], spec: TargetSpec) -> GpuDevice:
+        executor = OnnxRuntimeExecutor(self.name, ON_HOST, pieces)
+        return GpuDevice(self.name, pieces, tensors, executor, spec.max_batch or DEFAULT_MAX_BATCH)

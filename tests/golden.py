@@ -1,4 +1,4 @@
-"""Bundles of every schema version, committed in ``tests/data/bundles``: a later version has to open them and answer alike.
+"""Bundles of every schema version, committed in ``tests/data/bundles``: later versions open them and answer alike.
 
 ``python -m tests.golden`` writes those of the present schema; it refuses to touch those that are there.
 """

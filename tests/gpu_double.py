@@ -16,7 +16,8 @@ import onnxruntime
 from numpy.typing import NDArray
 
 from dyce_runtime.errors import BundleError
-from dyce_runtime.execution.contracts import Artefact, PieceSpec, TargetSpec
+from dyce_runtime.execution.contracts import DEFAULT_MAX_BATCH, Artefact, PieceSpec, TargetSpec
+from dyce_runtime.execution.memory import TensorLife
 from dyce_targets.nvidia.device import GpuDevice
 
 _ALIGNMENT = 256
@@ -153,11 +154,11 @@ class GpuDouble:
         return None
 
     def best_batch(self, spec: TargetSpec, macs: int) -> int:
-        return spec.max_batch
+        return spec.max_batch or DEFAULT_MAX_BATCH
 
     def compile(self, piece: PieceSpec, spec: TargetSpec, folder: Path) -> Artefact:
         return Artefact(piece.path, built=False)
 
-    def open(self, pieces: Sequence[PieceSpec], spec: TargetSpec) -> GpuDevice:
+    def open(self, pieces: Sequence[PieceSpec], tensors: Sequence[TensorLife], spec: TargetSpec) -> GpuDevice:
         self.executor = HostExecutor(pieces)
-        return GpuDevice(self.name, pieces, self.executor, spec.max_batch)
+        return GpuDevice(self.name, pieces, tensors, self.executor, spec.max_batch or DEFAULT_MAX_BATCH)

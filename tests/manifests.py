@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 from dyce_export.graph.programs import network_program
 from dyce_runtime.bundle.manifest import (
@@ -20,6 +21,8 @@ from dyce_runtime.bundle.manifest import (
     Preprocessing,
     TensorSpec,
 )
+from dyce_runtime.bundle.program import Run
+from dyce_runtime.execution.plan import LeaveAt, Plan
 
 
 def chain(macs: Sequence[int], heads: Sequence[Mapping[str, int]], spans: Sequence[tuple[int, int]] = ()) -> Manifest:
@@ -71,3 +74,33 @@ def answers(classes: int) -> tuple[TensorSpec, ...]:
         TensorSpec(confidence, "float32", ("batch",), "answer"),
         TensorSpec(label, "int64", ("batch",), "answer"),
     )
+
+
+class Seen(NamedTuple):
+    """A stretch of a plan: the segments and spans that run, the head after them, and the decision, if there is one."""
+
+    body: tuple[str, ...]
+    head: str | None
+    leave: LeaveAt | None
+
+
+def seen(plan: Plan, manifest: Manifest) -> list[Seen]:
+    """A plan, cut where a head has answered or a network ends."""
+    found: list[Seen] = []
+    for stage in plan.stages:
+        body: list[str] = []
+        for step, after in zip(stage.steps, (*stage.steps[1:], None), strict=True):
+            head = step.piece if isinstance(step, Run) and manifest.piece(step.piece).role == "head" else None
+            if isinstance(step, Run) and head is None:
+                body.append(step.piece)
+            leave = step if isinstance(step, LeaveAt) else after if head and isinstance(after, LeaveAt) else None
+            if head or (isinstance(step, LeaveAt) and step.piece in (*body, *_ends(manifest, body))) or after is None:
+                if body or head:
+                    found.append(Seen(tuple(body), head, leave))
+                body = []
+    return found
+
+
+def _ends(manifest: Manifest, body: Sequence[str]) -> list[str]:
+    """The last segments of spans."""
+    return [manifest.piece(id).covers[-1] for id in body if manifest.piece(id).covers]

@@ -13,9 +13,9 @@ from dyce_calibration.records import Records
 from dyce_runtime.bundle.reader import RECORDS, SPLITS, Bundle
 from dyce_runtime.errors import DataError
 from dyce_runtime.execution.session import Session
-from dyce_runtime.execution.walk import answer, walk
+from dyce_runtime.execution.trace import head_answers
 from dyce_runtime.inputs.datasets import Dataset
-from dyce_runtime.inputs.images import Inputs, count_of
+from dyce_runtime.inputs.images import Inputs
 
 _BATCH = 64
 
@@ -48,11 +48,9 @@ def record(
 
 def _answers(session: Session, inputs: Inputs) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
     """Confidences and labels (N, heads + 1), the final one last."""
-    manifest = session.manifest
-    with session.device.lane(count_of(inputs)) as lane:
-        said = {(exit.id, head.type): answer(manifest, lane, head) for exit, head in walk(manifest, lane, inputs)}
-    found = [said[exit.id, head.type] for exit in manifest.exits for head in exit.heads]
-    return np.stack([one[1] for one in found], 1), np.stack([one[2] for one in found], 1)
+    said = head_answers(session.device, session.manifest, inputs)
+    found = [said[exit.id, head.type] for exit in session.manifest.exits for head in exit.heads]
+    return np.stack([one.score for one in found], 1), np.stack([one.label for one in found], 1)
 
 
 def recorded_pictures(val: Dataset, known: Records) -> Dataset:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 
-from dyce_runtime.bundle.manifest import CARRIED, SAVERS, Exit, Network, TensorSpec
-from dyce_runtime.bundle.program import Feed, Leave, Operation, Run
+from dyce_runtime.bundle.manifest import CARRIED, CHOOSE, FINAL, SAVERS, Exit, Network, TensorSpec
+from dyce_runtime.bundle.program import Case, Choose, Feed, Leave, Operation, Run
 
 
 def network_program(inputs: Iterable[str], segments: Sequence[str], exits: Sequence[Exit]) -> tuple[Operation, ...]:
@@ -29,7 +29,17 @@ def as_saver(
             return Feed(tensors[operation.input])
         if isinstance(operation, Run):
             return Run(pieces[operation.piece])
-        return Leave(exits[operation.exit], operation.head)
+        if isinstance(operation, Leave):
+            return Leave(exits[operation.exit], operation.head)
+        cases = (
+            Case(
+                None if case.piece is None else pieces[case.piece],
+                {tensors[to]: tensors[source] for to, source in case.copies.items()},
+            )
+            for case in operation.cases
+        )
+        gate = f"{exits[FINAL]}.{operation.gate}"
+        return Choose(gate, tensors[operation.by], tuple(cases), operation.cut_points)
 
     return tuple(map(renamed, program))
 
@@ -44,7 +54,13 @@ def with_head(program: Sequence[Operation], exit: Exit, type: str) -> tuple[Oper
     return (*program[:place], Run(exit.head(type).piece), Leave(exit.id, type), *program[place:])
 
 
-def requires(networks: Sequence[Network], tensors: Iterable[TensorSpec]) -> tuple[str, ...]:
+def requires(
+    networks: Sequence[Network], tensors: Iterable[TensorSpec], program: Iterable[Operation]
+) -> tuple[str, ...]:
     """What a reader has to know to run such a bundle."""
-    carried = any(spec.lifetime == "carried" for spec in tensors)
-    return (*([SAVERS] if len(networks) > 1 else []), *([CARRIED] if carried else []))
+    needed = {
+        SAVERS: len(networks) > 1,
+        CARRIED: any(spec.lifetime == "carried" for spec in tensors),
+        CHOOSE: any(isinstance(operation, Choose) for operation in program),
+    }
+    return tuple(feature for feature, is_needed in needed.items() if is_needed)

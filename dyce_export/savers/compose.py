@@ -181,15 +181,16 @@ def _joined(base: Manifest, savers: Sequence[Manifest], parts: Sequence[Part]) -
     """The manifest of all of them; the base comes after its savers."""
     exits = (*(exit for part in parts for exit in part.exits), *base.exits)
     networks = (*(part.network for part in parts), base.base)
+    program = (*(operation for part in parts for operation in part.program), *base.program)
     tensors = {spec.name: spec for specs in (*(part.tensors for part in parts), base.tensors) for spec in specs}
     return msgspec.structs.replace(
         base,
-        requires=requires(networks, tensors.values()),
+        requires=requires(networks, tensors.values(), program),
         networks=networks,
         tensors=tuple(tensors.values()),
         exits=exits,
         pieces=(*(piece for part in parts for piece in part.pieces), *_of_base(base)),
-        program=(*(operation for part in parts for operation in part.program), *base.program),
+        program=program,
         heads="trained" if all(head.trained for exit in exits for head in exit.heads) else "untrained",
         suspicious=tuple(doubt for manifest in (base, *savers) for doubt in manifest.suspicious),
         verification=_verified(base, savers, parts),

@@ -17,7 +17,7 @@ from dyce_runtime.errors import VerificationError
 from dyce_runtime.execution import targets
 from dyce_runtime.execution.contracts import TargetSpec
 from dyce_runtime.execution.session import Session
-from dyce_runtime.execution.walk import answer, walk
+from dyce_runtime.execution.trace import head_answers
 from dyce_runtime.inputs.images import Inputs, rows_of
 
 # The order of the classes may change the last bits of a softmax.
@@ -79,12 +79,9 @@ def check_parts(
 def _decisions(session: Session, inputs: Inputs) -> list[list[_Decision]]:
     """Of all heads, exit by exit, for one sample."""
     manifest = session.manifest
-    said: dict[tuple[str, str], _Decision] = {}
-    with session.device.lane(1) as lane:
-        for exit, head in walk(manifest, lane, inputs):
-            logits, confidence, _ = answer(manifest, lane, head)
-            said[exit.id, head.type] = _Decision(logits[0], float(confidence[0]))
-    return [[said[exit.id, head.type] for head in exit.heads] for exit in manifest.exits]
+    said = head_answers(session.device, manifest, inputs)
+    found = [[said[exit.id, head.type] for head in exit.heads] for exit in manifest.exits]
+    return [[_Decision(one.logits[0], float(one.score[0])) for one in of_exit] for of_exit in found]
 
 
 def _ordered(decision: _Decision, order: Sequence[int] | None) -> _Decision:

@@ -20,7 +20,7 @@ from dyce_runtime.errors import DataError
 from dyce_runtime.execution import targets
 from dyce_runtime.execution.contracts import TargetSpec
 from dyce_runtime.execution.session import Session
-from dyce_runtime.execution.walk import answer, walk
+from dyce_runtime.execution.trace import head_answers
 from dyce_runtime.inputs.datasets import Dataset
 
 log = logging.getLogger("dyce_export")
@@ -125,13 +125,9 @@ def join_vectors(base: Bundle, savers: Sequence[Bundle], networks: Sequence[Netw
         own = read_vectors(saver).inputs[manifest.input.name]
         # Pictures may repeat: another export may have kept fewer.
         images = inputs.setdefault(network.inputs[0].tensor, own[np.arange(count) % len(own)])
-        with (
-            Session(saver, targets.reference().name, TargetSpec(), allow_untrained=True) as session,
-            session.device.lane(count) as lane,
-        ):
-            for exit, head in walk(manifest, lane, {manifest.input.name: images}):
-                if head == exit.heads[0]:
-                    confidences.append(answer(manifest, lane, head)[1])
+        with Session(saver, targets.reference().name, TargetSpec(), allow_untrained=True) as session:
+            said = head_answers(session.device, manifest, {manifest.input.name: images})
+        confidences += [said[exit.id, exit.heads[0].type].score for exit in manifest.exits]
     columns = np.stack(confidences, axis=1)
     probe = np.array([threshold_between(column, _APART) for column in columns.T], np.float32)
     return Vectors(

@@ -11,11 +11,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dyce_export.graph import onnx_graphs
-from dyce_runtime.execution.contracts import Lane
+from dyce_runtime.bundle.manifest import ANSWER, LOGITS
 from dyce_runtime.execution.session import Session
-from dyce_runtime.execution.walk import answer, walk
+from dyce_runtime.execution.trace import trace, whole_program
 from dyce_runtime.inputs.decoding import Picture
-from dyce_runtime.inputs.images import Inputs, all_of, count_of
+from dyce_runtime.inputs.images import Inputs, all_of
 
 
 class Seen:
@@ -29,8 +29,8 @@ class Seen:
     def __init__(self, session: Session) -> None:
         self._session, manifest = session, session.manifest
         self.exits = manifest.base.exits[:-1]
-        heads = [manifest.piece(manifest.exit(id).heads[0].piece) for id in self.exits]
-        self.axes = [onnx_graphs.pooled_axes(ir.load(session.bundle.file(head.file))) for head in heads]
+        self._heads = [manifest.piece(manifest.exit(id).heads[0].piece) for id in self.exits]
+        self.axes = [onnx_graphs.pooled_axes(ir.load(session.bundle.file(head.file))) for head in self._heads]
 
     def prepare(self, pictures: Sequence[Picture]) -> Inputs:
         """What a session takes, of every network."""
@@ -38,21 +38,19 @@ class Seen:
 
     def __call__(self, inputs: Inputs) -> tuple[Tensor, list[Tensor]]:
         """Logits of the base; the saver's features, those at every exit, averaged, and the saver's logits."""
-        pooled: dict[str, NDArray[np.float32]] = {}
         manifest = self._session.manifest
-        saver = manifest.savers[-1].id
-        with self._session.device.lane(count_of(inputs)) as lane:
-            for exit, head in walk(manifest, lane, inputs):
-                if exit.id in self.exits and exit.id not in pooled:
-                    pooled[exit.id] = self.pooled(exit.id, lane)
-                elif exit.id == saver:
-                    features, logits = (array.copy() for array in lane.left().values())
-                elif exit is manifest.exits[-1]:
-                    base = answer(manifest, lane, head)[0]
-        return torch.from_numpy(base), [*map(torch.from_numpy, (features, *pooled.values(), logits))]
+        ends = [manifest.exit(network.id).heads[0].piece for network in (manifest.savers[-1], manifest.base)]
+        left = manifest.piece(ends[0]).writes[len(ANSWER) :]
+        wanted = {LOGITS, *left, *(name for head in self._heads for name in head.reads)}
+        found = trace(self._session.device, manifest, whole_program(manifest), inputs, wanted)
+        values = {name: array for (_, name), array in found.items()}
+        features, logits = (values[name] for name in left)
+        pooled = [
+            np.concatenate([_averaged(values[name], own) for name, own in zip(head.reads, axes, strict=True)], axis=1)
+            for head, axes in zip(self._heads, self.axes, strict=True)
+        ]
+        return torch.from_numpy(found[ends[1], LOGITS]), [*map(torch.from_numpy, (features, *pooled, logits))]
 
-    def pooled(self, exit: str, lane: Lane) -> NDArray[np.float32]:
-        """(N, features) of what is live at an exit."""
-        axes = self.axes[self.exits.index(exit)]
-        parts = [array.mean(axis=tuple(own)) if own else array for array, own in zip(lane.live(), axes, strict=True)]
-        return np.concatenate(parts, axis=1)
+
+def _averaged(array: NDArray[np.float32], axes: Sequence[int]) -> NDArray[np.float32]:
+    return array.mean(axis=tuple(axes)) if axes else array

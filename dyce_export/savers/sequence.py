@@ -33,7 +33,7 @@ from dyce_runtime.errors import DataError, UsageError
 from dyce_runtime.execution import targets
 from dyce_runtime.execution.contracts import TargetSpec
 from dyce_runtime.execution.session import Session
-from dyce_runtime.execution.walk import answer, walk
+from dyce_runtime.execution.trace import head_answers
 from dyce_runtime.inputs.datasets import Dataset
 
 #: One layer over tokens of 64 numbers.
@@ -206,18 +206,23 @@ def write_steps(
             pieces=(*manifest.pieces, piece),
             program=with_head(manifest.program, exit, type),
         )
-    return msgspec.structs.replace(manifest, tensors=tuple(tensors), requires=requires(manifest.networks, tensors))
+    return msgspec.structs.replace(
+        manifest, tensors=tuple(tensors), requires=requires(manifest.networks, tensors, manifest.program)
+    )
 
 
 def _checked(made: Bundle, network: ExitSequence, type: str, vectors: Vectors) -> Manifest:
     """The manifest with the errors of the steps against torch. Raises VerificationError if one is too large."""
-    manifest, found = made.manifest, {}
+    manifest = made.manifest
     with Session(made, targets.reference().name, TargetSpec(), allow_untrained=True) as session:
         seen = Seen(session)
-        with session.device.lane(len(vectors.logits)) as lane:
-            for _, head in walk(manifest, lane, vectors.inputs):
-                if head.type == type:
-                    found[head.piece] = answer(manifest, lane, head)[0]
+        said = head_answers(session.device, manifest, vectors.inputs)
+        found = {
+            head.piece: said[exit.id, type].logits
+            for exit in manifest.exits
+            for head in exit.heads
+            if head.type == type
+        }
         with torch.inference_mode():
             expected = [logits.numpy() for (logits,) in network(seen(vectors.inputs)[1])[1:]]
     both = zip(found.items(), expected, strict=True)

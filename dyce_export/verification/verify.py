@@ -29,15 +29,16 @@ from dyce_export.sources.places import reason_of
 from dyce_export.verification.probe_thresholds import NONE_LEAVE, all_leave, doubts, threshold_between
 from dyce_export.verification.verdict import control_of, failure, inconclusive
 from dyce_runtime.bundle.configuration import Configuration, ExitSetting
-from dyce_runtime.bundle.manifest import FINAL, Manifest, Verification
+from dyce_runtime.bundle.manifest import FINAL, LOGITS, Manifest, Piece, Verification
+from dyce_runtime.bundle.program import Feed, Run
 from dyce_runtime.bundle.reader import Bundle
-from dyce_runtime.bundle.structure import ends_of, segments_of
+from dyce_runtime.bundle.structure import bodies, ends_of, segments_of
 from dyce_runtime.bundle.test_vectors import relative_error
 from dyce_runtime.errors import BundleError, CaptureError, ExitPointError
 from dyce_runtime.execution import targets
-from dyce_runtime.execution.contracts import Device, Lane, PieceSpec, Target, TargetSpec
+from dyce_runtime.execution.contracts import Device, Target, TargetSpec
 from dyce_runtime.execution.session import Session
-from dyce_runtime.execution.walk import answer, walk
+from dyce_runtime.execution.trace import trace, whole_program
 
 Floats = NDArray[np.float32]
 
@@ -132,9 +133,8 @@ def verify(bundle: Bundle, reference: Reference, probe: Configuration, tolerance
         probe: see :func:`probe_configuration`. An exit where nothing leaves is tried by itself, with all samples.
     """
     target, spec = targets.reference(), TargetSpec()
-    pieces = bundle.piece_specs([piece.id for piece in bundle.manifest.pieces])
     errors: dict[str, float] = {}
-    with closing(_opened(target, pieces, spec)) as device:
+    with closing(_opened(target, bundle, spec)) as device:
         for batch in _BATCHES:
             for name, error in _seam_errors(bundle.manifest, device, reference, batch).items():
                 errors[name] = max(error, errors.get(name, 0.0))
@@ -178,9 +178,10 @@ def check_runs(graph: ir.Model) -> None:
         raise _cannot_run("onnxruntime", error) from error
 
 
-def _opened(target: Target, pieces: Sequence[PieceSpec], spec: TargetSpec) -> Device:
+def _opened(target: Target, bundle: Bundle, spec: TargetSpec) -> Device:
+    ids = [piece.id for piece in bundle.manifest.pieces]
     try:
-        return target.open(pieces, spec)
+        return target.open(bundle.piece_specs(ids), bundle.tensor_lives(ids), spec)
     except BundleError as error:
         raise _cannot_run(target.name, error.__cause__ or error) from error
 
@@ -229,40 +230,32 @@ def _alone(probe: Configuration, manifest: Manifest, reference: Reference) -> li
 
 
 def _seam_errors(manifest: Manifest, device: Device, reference: Reference, batch: int) -> dict[str, float]:
-    """Chain the segments and run every head on the way; then every span behind the segments before it."""
-    errors: dict[str, float] = {}
-
-    def note(name: str, expected: Floats, found: Floats) -> None:
-        errors[name] = max(relative_error(expected[:batch], found, expected), errors.get(name, 0.0))
-
-    exits = [exit.id for exit in manifest.exits]
-
-    def compare(name: str, lane: Lane, end: str) -> None:
-        """What is live where the segments up to an exit have run."""
-        if end == exits[-1]:
-            lane.decide()
-            note(name, reference.logits, lane.answers()[0])
-        else:
-            for expected, found in zip(reference.seams[exits.index(end)], lane.live(), strict=True):
-                note(name, expected, found)
-
-    with device.lane(batch) as lane:
-        for exit, head in walk(manifest, lane, {manifest.input.name: reference.images[:batch]}):
-            if exit is manifest.exits[-1]:
-                compare("logits", lane, exit.id)
-                continue
-            if head is exit.heads[0]:
-                compare(f"exit {exit.id}", lane, exit.id)
-            expected = reference.head_logits[exits.index(exit.id)][exit.heads.index(head)]
-            note(f"exit {exit.id} {head.type}", expected, answer(manifest, lane, head)[0])
+    """Chain the segments and run every head on the way; then every span after the segments before it."""
+    inputs, exits = {manifest.input.name: reference.images[:batch]}, [exit.id for exit in manifest.exits]
     segments = [piece.id for piece in segments_of(manifest, FINAL)]
+    names = {spec.name for spec in manifest.tensors}
+
+    def error(expected: Floats, found: Floats) -> float:
+        return relative_error(expected[:batch], found, expected)
+
+    def at_end(piece: Piece, end: str, found: Mapping[tuple[str, str], Floats]) -> float:
+        """Of what a piece that ends at an exit writes."""
+        if end == exits[-1]:
+            return error(reference.logits, found[piece.id, LOGITS])
+        pairs = zip(reference.seams[exits.index(end)], piece.writes, strict=True)
+        return max(error(expected, found[piece.id, name]) for expected, name in pairs)
+
+    errors: dict[str, float] = {}
+    found = trace(device, manifest, whole_program(manifest), inputs, names)
+    for index, (exit, (*_, segment)) in enumerate(zip(manifest.exits, bodies(manifest).values(), strict=True)):
+        errors["logits" if exit.id == FINAL else f"exit {exit.id}"] = at_end(segment, exit.id, found)
+        for number, head in enumerate(exit.heads if exit.id != FINAL else ()):
+            expected = reference.head_logits[index][number]
+            errors[f"exit {exit.id} {head.type}"] = error(expected, found[head.piece, LOGITS])
     for span in manifest.spans:
-        with device.lane(batch) as lane:
-            lane.put(reference.images[:batch], manifest.input.name)
-            for segment in segments[: segments.index(span.covers[0])]:
-                lane.run(segment)
-            lane.run(span.id)
-            compare(span.id, lane, ends_of(manifest, span)[1])
+        runs = [Run(id) for id in (*segments[: segments.index(span.covers[0])], span.id)]
+        found = trace(device, manifest, [Feed(manifest.input.name), *runs], inputs, names)
+        errors[span.id] = at_end(span, ends_of(manifest, span)[1], found)
     return errors
 
 

@@ -106,19 +106,18 @@ def test_answers_do_not_depend_on_the_memory_of_the_images(
             np.testing.assert_array_equal([int(one.label[0]) for one in streamed], wanted.label, err_msg=memory)
 
 
-def test_a_lane_owns_what_it_reads_until_it_is_given_back(case: tuple[Session, Callable[[int], Floats]]) -> None:
+def test_a_context_owns_what_it_reads_until_it_is_given_back(case: tuple[Session, Callable[[int], Floats]]) -> None:
     session, images_of = case
     for count in (1, 5):
         images = images_of(count)
         wanted = session.run_uncut(images)
-        with session.device.lane(count) as lane:
+        with session.device.context(count) as context:
             for kept in (images.copy(), np.frombuffer(images.tobytes(), np.float32).reshape(images.shape)):
-                lane.put(kept, "image")
+                context.set_input("image", kept)
                 del kept
                 junk = [np.full_like(images, 7) for _ in range(8)]
-                lane.run("full")
-                lane.decide()
-                np.testing.assert_array_equal(lane.answers()[1], wanted)
+                context.run("full")
+                np.testing.assert_array_equal(context.read("label")[0], wanted)
                 del junk
 
 

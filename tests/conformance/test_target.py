@@ -23,7 +23,7 @@ from dyce_runtime.bundle.reader import MANIFEST, sha256_of
 from dyce_runtime.errors import BundleError, PieceError
 from dyce_runtime.execution import targets
 from dyce_runtime.execution.contracts import Device, TargetSpec
-from tests import cascades, sequences
+from tests import cascades, choices, sequences
 from tests.bundles import CLASSES, NAMED, expected, make_images, near_threshold, on
 
 # Of a target: its logits differ from the exact ones by at most so much of the largest.
@@ -56,12 +56,12 @@ def device(session: Session) -> Device:
 
 
 def seam(device: Device, images: np.ndarray, *pieces: str) -> np.ndarray:
-    """What is live behind the pieces."""
-    with device.lane(len(images)) as lane:
-        lane.put(images, "image")
+    """What crosses the seam after the second segment."""
+    with device.context(len(images)) as context:
+        context.set_input("image", images)
         for piece in pieces:
-            lane.run(piece)
-        return lane.live()[0].copy()
+            context.run(piece)
+        return context.read("seam_7")[0].copy()
 
 
 # --- answers ---------------------------------------------------------------------------------------------------------
@@ -180,68 +180,89 @@ def test_threads_share_a_session(session: Session):
             assert_close(result.logits, answer.logits)
 
 
-# --- lanes -----------------------------------------------------------------------------------------------------------
+# --- execution contexts ----------------------------------------------------------------------------------------------
 
 
-def test_a_chain_gives_what_the_uncut_model_gives_whatever_the_batch(device: Device, target: str):
+def test_a_chain_gives_what_the_uncut_model_gives_whatever_the_batch(device: Device):
     chain = ("segment_00", "segment_01", "segment_02")
-    most = targets.get(target).best_batch(TargetSpec(), 1)
-    for count in (5, 1, 8, 3, 1, min(70, most)):
+    for count in (5, 1, 8, 3, 1, min(70, device.max_rows)):
         images = make_images(count)
-        with device.lane(count) as lane:
-            for pieces in (chain, ("full",)):
-                lane.put(images, "image")
+        for pieces in (chain, ("full",)):
+            with device.context(count) as context:
+                context.set_input("image", images)
                 for piece in pieces:
-                    lane.run(piece)
-                confidence, (logits, label) = lane.decide(), lane.answers()
+                    context.run(piece)
+                confidence, logits, label = context.read("confidence", "logits", "label")
                 answer = expected(images, Configuration("full", {}))
                 assert_close(logits, answer.logits)
                 np.testing.assert_array_equal(label, answer.label)
                 np.testing.assert_allclose(confidence, answer.confidence, rtol=0, atol=TOLERANCE)
 
 
-def test_a_lane_goes_on_with_the_samples_it_keeps(device: Device):
+def test_a_context_goes_on_with_the_samples_it_keeps(device: Device):
     whole = seam(device, make_images(5), "segment_00", "segment_01")
-    with device.lane(5) as lane:
-        lane.put(make_images(5), "image")
-        lane.run("segment_00")
-        lane.compact(np.array([4]), np.array([1]), 3)
-        lane.run("segment_01")
-        assert_close(lane.live()[0], whole[[0, 4, 2]])
+    with device.context(5) as context:
+        context.set_input("image", make_images(5))
+        context.run("segment_00")
+        context.keep(np.array([0, 4, 2]), ["seam_3"])
+        assert context.rows == 3
+        context.run("segment_01")
+        assert_close(context.read("seam_7")[0], whole[[0, 4, 2]])
 
 
-def test_samples_taken_from_one_call_go_on_in_another(device: Device):
+def test_samples_gathered_in_one_call_go_on_in_others(device: Device):
     whole = seam(device, make_images(7), "segment_00", "segment_01")
-    with device.lane(5) as lane:
-        lane.put(make_images(7)[:5], "image")
-        lane.run("segment_00")
-        taken = lane.take(np.array([3, 0]))
-    with device.lane(4) as lane:
-        lane.put(make_images(7)[5:], "image")
-        lane.run("segment_00")
-        lane.add(taken)
-        lane.run("segment_01")
-        assert_close(lane.live()[0], whole[[5, 6, 3, 0]])
+    with device.context(5) as context:
+        context.set_input("image", make_images(7)[:5])
+        context.run("segment_00")
+        parked = context.gather(np.array([3, 0, 4]), ["seam_3"])
+        assert parked.rows == 3
+        context.set_input("image", make_images(5, seed=9))  # what was gathered is a copy
+        context.run("segment_00")
+    with device.context(4) as context:
+        context.set_input("image", make_images(7)[5:])
+        context.run("segment_00")
+        context.append(parked, 0, 2)
+        context.run("segment_01")
+        assert_close(context.read("seam_7")[0], whole[[5, 6, 3, 0]])
+    with device.context(4) as context:
+        context.append(parked, 2, 3)
+        context.append(parked, 0, 1)
+        context.run("segment_01")
+        assert_close(context.read("seam_7")[0], whole[[4, 3]])
 
 
-def test_a_run_that_is_rewound_can_be_repeated(device: Device):
+def test_a_run_can_be_repeated(device: Device):
     whole = seam(device, make_images(3), "segment_00", "segment_01")
-    with device.lane(3) as lane:
-        lane.put(make_images(3), "image")
-        for piece in ("segment_00", "segment_01"):
-            lane.run(piece)
-            lane.rewind()
-            lane.run(piece)
-        assert_close(lane.live()[0], whole)
+    with device.context(3) as context:
+        context.set_input("image", make_images(3))
+        for piece in ("segment_00", "segment_00", "segment_01", "segment_01"):
+            context.run(piece)
+            context.wait()
+        assert_close(context.read("seam_7")[0], whole)
 
 
-def test_a_head_leaves_what_is_live_as_it_was(device: Device):
-    with device.lane(3) as lane:
-        lane.put(make_images(3), "image")
-        lane.run("segment_00")
-        before = lane.live()[0].copy()
-        lane.decide("exit_03_linear")
-        np.testing.assert_array_equal(lane.live()[0], before)
+def test_a_head_leaves_what_later_pieces_read(device: Device):
+    with device.context(3) as context:
+        context.set_input("image", make_images(3))
+        context.run("segment_00")
+        before = context.read("seam_3")[0].copy()
+        context.run("exit_03_linear")
+        np.testing.assert_array_equal(context.read("seam_3")[0], before)
+
+
+def test_tensors_are_copied_for_all_samples_or_for_some(device: Device):
+    with device.context(4) as context:
+        context.set_input("image", make_images(4))
+        context.run("segment_00")
+        context.run("segment_01")
+        before = context.read("seam_3")[0].copy()
+        after = context.read("seam_7")[0].copy()
+        context.copy("seam_7", "seam_3", np.array([0, 3]))
+        found = context.read("seam_7")[0]
+        np.testing.assert_array_equal(found, np.where(np.array([1, 0, 0, 1])[:, None, None, None], before, after))
+        context.copy("seam_7", "seam_3")
+        np.testing.assert_array_equal(context.read("seam_7")[0], before)
 
 
 def test_calls_at_once_keep_apart(device: Device):
@@ -256,14 +277,16 @@ def test_calls_at_once_keep_apart(device: Device):
 
 def test_one_sample_stops_where_it_is_confident(session: Session):
     for plan in map(session.plan, NAMED):
+        (stage,) = plan.stages
         for image in make_images(12):
             answer = expected(image[None], plan.configuration)
-            with session.device.lane(1) as lane:
-                lane.put(image[None], "image")
-                step, confidence = lane.until_confident(plan.steps)
-                assert step.exit == answer.exit[0]
-                np.testing.assert_allclose(confidence, answer.confidence, rtol=0, atol=TOLERANCE)
-                logits, label = lane.answers()
+            with session.device.context(1) as context:
+                context.set_input("image", image[None])
+                leave, score = context.run_until_exit(stage.steps)
+                assert leave is not None
+                assert leave.exit == answer.exit[0]
+                np.testing.assert_allclose(score, answer.confidence, rtol=0, atol=TOLERANCE)
+                logits, label = context.read("logits", "label")
                 assert_close(logits, answer.logits)
                 assert label.tolist() == answer.label.tolist()
 
@@ -273,13 +296,13 @@ def test_one_sample_stops_where_it_is_confident(session: Session):
 
 def test_a_call_that_runs_outlives_its_device(target: str, tiny_bundle: Path):
     session = load(tiny_bundle, target, threads=1)
-    with session.device.lane(2) as lane:
-        lane.put(make_images(2), "image")
+    with session.device.context(2) as context:
+        context.set_input("image", make_images(2))
         session.close()
-        lane.run("full")
-        assert lane.decide().shape == (2,)
+        context.run("full")
+        assert context.read("confidence")[0].shape == (2,)
     with pytest.raises(PieceError, match="closed"):
-        session.device.lane(2)
+        session.device.context(2)
     session.close()
 
 
@@ -302,3 +325,31 @@ def test_what_is_compiled_is_there(target: str, tiny_bundle: Path, tmp_path: Pat
 
 def test_the_number_of_classes_is_that_of_the_model(session: Session):
     assert session(make_images(2)).logits.shape == (2, CLASSES)
+
+
+# --- different ways --------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def choices_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return choices.make_choices(tmp_path_factory.mktemp("choices") / "choices.dyce")
+
+
+@pytest.fixture
+def choosing(target: str, choices_bundle: Path) -> Iterator[Session]:
+    with load(choices_bundle, target, threads=1) as opened:
+        yield opened
+
+
+@once
+@given(batches, choices.configurations)
+def test_each_sample_takes_its_way_alone_in_a_batch_and_in_a_stream(choosing: Session, images, configuration):
+    assume(not choices.near_threshold(images, configuration))
+    choosing.use(configuration)
+    result, answer = choosing(images), choices.expected(images, configuration)
+    np.testing.assert_array_equal(result.exit, answer.exit)
+    assert_close(result.logits, answer.logits)
+    alone = [choosing(image[None]) for image in images]
+    for found in (alone, list(choosing.stream(iter(images), batch=4, in_flight=6))):
+        np.testing.assert_array_equal([int(one.exit[0]) for one in found], answer.exit)
+        assert_close(np.concatenate([one.logits for one in found]), answer.logits)

@@ -32,6 +32,7 @@ from dyce_runtime.execution.plan import make_plan
 from dyce_runtime.inputs.datasets import open_dataset
 from tests.integration.digits import EXITS, Digits
 from tests.integration.small import ANY_LABELS, labelled, tiny
+from tests.manifests import seen
 from tests.models import INPUT_SIZE, Branches, Convolutions, Folded, Tokens, build, images
 from tests.unit.cli.command import dyce
 
@@ -76,7 +77,7 @@ def test_no_configuration_with_a_name_pays_for_an_exit_that_is_off(digits: Digit
     manifest, configurations = digits.export.manifest, digits.export.configurations
     for name in configurations.named:
         plan = make_plan(manifest, configurations.get(name))
-        assert [len(step.body) for step in plan.steps] == [1] * len(plan.steps), name
+        assert [len(stretch.body) for stretch in seen(plan, manifest)] == [1] * len(plan.leaves), name
 
 
 def test_the_report_shows_the_configurations_and_pictures(digits: Digits):

@@ -68,8 +68,6 @@ def choose(records: Records, costs: CostTable, how: Search = Search()) -> Config
         unit=costs.unit,
         method=how.method,
         note=note,
-        worth_moving=costs.worth_moving,
-        best_batch=costs.best_batch,
     )
 
 

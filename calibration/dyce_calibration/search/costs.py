@@ -36,7 +36,6 @@ class CostTable(msgspec.Struct, frozen=True):
             the whole chain, savers included.
         heads: exit id and head type to the cost of that head.
         full: of the uncut model; measured in time it may be less than the chain.
-        worth_moving, best_batch: see :class:`dyce_runtime.bundle.configuration.Configurations`.
         spans: exit id behind which a span starts (``image`` before the first) and exit id at its end to its cost.
         savers: exit ids at which a saver ends. What follows starts at an image again, and a saver costs only what
             leads to the last of its exits that is on.
@@ -53,8 +52,6 @@ class CostTable(msgspec.Struct, frozen=True):
     model: str = ""
     measured: dict[str, str] = msgspec.field(default_factory=dict)
     spans: dict[str, dict[str, float]] = msgspec.field(default_factory=dict)
-    worth_moving: dict[str, int] = msgspec.field(default_factory=dict)
-    best_batch: int = 0
     savers: tuple[str, ...] = ()
     needs: dict[str, dict[str, tuple[tuple[str, str], ...]]] = msgspec.field(default_factory=dict)
     schema_version: str = COSTS_VERSION

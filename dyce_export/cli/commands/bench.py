@@ -213,9 +213,8 @@ def _write_cost_table(
 
 
 def _measure_costs(session: Session, dataset: Dataset, unit: str, batch: int, limit: int) -> CostTable:
-    import msgspec
-
     from dyce_calibration.search.costs import costs_of
+    from dyce_runtime.bundle.measured import Tuning, write_tuning
     from dyce_runtime.inputs.images import all_of
     from dyce_runtime.measure.batching import measure_best_batch, measure_compaction
     from dyce_runtime.measure.bench import MOST_TIMED, check_batches, environment, spread_rows
@@ -231,15 +230,11 @@ def _measure_costs(session: Session, dataset: Dataset, unit: str, batch: int, li
     measured = {**environment(session), "batch": str(batch)}
     if unit == "ms":
         times = measure_times(session, batches)
-        costs = costs_of(times, "ms", session.bundle.fingerprint, measured)
-        if batch == 1:
-            return costs
-        images = all_of(session.preprocess(dataset.images(rows[:batch])))
-        return msgspec.structs.replace(
-            costs,
-            worth_moving=measure_compaction(session, images),
-            best_batch=measure_best_batch(session, images),
-        )
+        if batch > 1:
+            images = all_of(session.preprocess(dataset.images(rows[:batch])))
+            tuning = Tuning(measure_best_batch(session, images), measure_compaction(session, images))
+            write_tuning(session.bundle, session.target.name, session.spec.threads, tuning)
+        return costs_of(times, "ms", session.bundle.fingerprint, measured)
     with find_meter() as meter:
         found = measure_energies(session, batches, meter)
     return costs_of(found, "joules", session.bundle.fingerprint, {**measured, "meter": meter.source})

@@ -101,13 +101,10 @@ def _show_savers(manifest: Any) -> None:
 
 def _show_spans(bundle: Any) -> None:
     """What runs as one graph, which configurations run it, and the memory that it takes beside the segments."""
-    from dyce_runtime.execution.plan import make_plan
+    from dyce_runtime.execution.plan import make_plan, pieces_of
 
     manifest, named = bundle.manifest, bundle.configurations.named
-    runs = {
-        name: {id for step in make_plan(manifest, bundle.configuration(name)).steps for id in step.body}
-        for name in named
-    }
+    runs = {name: pieces_of([make_plan(manifest, bundle.configuration(name))]) for name in named}
     rows = [
         (
             span.id,

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 
 from dyce_runtime.arguments import shown
+from dyce_runtime.bundle.configuration import ascending
+from dyce_runtime.bundle.liveness import effect_of
 from dyce_runtime.bundle.manifest import (
     ANSWER,
     CARRIED,
+    CHOOSE,
     CONFIDENCE,
     KNOWN_FEATURES,
     LABEL,
@@ -17,10 +20,9 @@ from dyce_runtime.bundle.manifest import (
     UNCUT,
     Manifest,
     Network,
-    Piece,
     TensorSpec,
 )
-from dyce_runtime.bundle.program import Feed, Leave, Run
+from dyce_runtime.bundle.program import Choose, Feed, Leave, Run
 from dyce_runtime.errors import BundleError
 
 # Ids and types become names of files and labels of counters.
@@ -126,6 +128,9 @@ def _check_pieces(manifest: Manifest) -> None:
 
 def _check_networks(manifest: Manifest) -> None:
     """Networks share out the exits, in order, and have the classes of the base."""
+    fed = [operation.input for operation in manifest.program if isinstance(operation, Feed)]
+    if fed != [input.tensor for network in manifest.networks for input in network.inputs]:
+        raise BundleError(f"the program feeds {fed}; expected the inputs of the networks, in that order")
     if [exit for network in manifest.networks for exit in network.exits] != [exit.id for exit in manifest.exits]:
         raise BundleError("the exits of the networks are not those of the manifest, in that order")
     known = {spec.name: spec for spec in manifest.tensors}
@@ -168,35 +173,66 @@ def _check_heads(manifest: Manifest) -> None:
 def _check_program(manifest: Manifest) -> None:
     """Every piece but the spans runs once, on tensors that are there; samples leave right after a head has answered."""
     pieces = {piece.id: piece for piece in manifest.pieces}
-    inputs = {input.tensor for network in manifest.networks for input in network.inputs}
     known: set[str] = set()
     ran: list[str] = []
     left: list[tuple[str, str]] = []
     for operation in manifest.program:
-        if isinstance(operation, Feed):
-            if operation.input not in inputs:
-                raise BundleError(f"the program feeds {operation.input!r}, which no network reads")
-            known.add(operation.input)
-        elif isinstance(operation, Run):
-            piece = pieces.get(operation.piece)
-            if piece is None or piece.role == "span" or piece.id in ran or not known.issuperset(piece.reads):
-                raise BundleError(
-                    f"the program runs {operation.piece!r}, which is no piece, runs twice, or reads what is not there"
-                )
-            known.update(piece.writes)
-            ran.append(piece.id)
-        else:
+        if isinstance(operation, Leave):
             _check_leave(manifest, operation, ran)
             left.append((operation.exit, operation.head))
-    every = [piece.id for piece in manifest.pieces if piece.role != "span"]
-    if sorted(ran) != sorted(every):
+            continue
+        runs = _pieces_of(operation)
+        for id in runs:
+            if id not in pieces or pieces[id].role == "span" or id in ran or runs.count(id) > 1:
+                raise BundleError(f"the program runs {id!r}, which is no piece or runs twice")
+        if isinstance(operation, Choose):
+            _check_choose(manifest, operation)
+        reads, writes = effect_of(operation, pieces)
+        if not known >= reads:
+            raise BundleError(f"the program runs {runs}, which reads {sorted(reads - known)}; nothing has made it")
+        known |= writes
+        ran += runs
+    if sorted(ran) != sorted(piece.id for piece in manifest.pieces if piece.role != "span"):
         raise BundleError("the program does not run every segment and every head")
     wanted = [(exit.id, head.type) for exit in manifest.exits for head in exit.heads]
-    exits = [exit for exit, _ in left]
-    places = [manifest.exit_index(exit) for exit in exits]
+    places = [manifest.exit_index(exit) for exit, _ in left]
     last = manifest.program[-1]
     if sorted(left) != sorted(wanted) or places != sorted(places) or not (isinstance(last, Leave) and last.always):
         raise BundleError("the program does not let samples leave at every head, exit by exit, and always at the last")
+
+
+def _pieces_of(operation: Feed | Run | Choose) -> list[str]:
+    if isinstance(operation, Choose):
+        return [case.piece for case in operation.cases if case.piece is not None]
+    return [operation.piece] if isinstance(operation, Run) else []
+
+
+def _check_choose(manifest: Manifest, choose: Choose) -> None:
+    """A gate chooses once, by a number of each sample, among cases that make the same tensors."""
+    known = {spec.name: spec for spec in manifest.tensors}
+    if CHOOSE not in manifest.requires:
+        raise BundleError(f"the program chooses; expected {CHOOSE!r} in what the bundle requires")
+    same = [op for op in manifest.program if isinstance(op, Choose) and op.gate == choose.gate]
+    if not _NAME.fullmatch(choose.gate) or len(same) > 1:
+        raise BundleError(f"the program has a gate called {shown(choose.gate)}; expected a name, each once")
+    if choose.by not in known or (known[choose.by].dtype, known[choose.by].shape) != ("float32", ("batch",)):
+        raise BundleError(f"gate {choose.gate} chooses by {shown(choose.by)}; expected a float32 number of each sample")
+    if len(choose.cases) < 2 or not ascending(choose.cut_points, len(choose.cases) - 1):
+        raise BundleError(
+            f"gate {choose.gate} has {len(choose.cases)} cases and the cut points {list(choose.cut_points)}; expected "
+            "two or more, and one cut point fewer, in ascending order"
+        )
+    makes = []
+    for case in choose.cases:
+        if (case.piece is None) == (not case.copies):
+            raise BundleError(f"a case of gate {choose.gate} runs a piece or copies tensors; expected one of them")
+        for to, source in case.copies.items():
+            alike = [(known[name].dtype, known[name].shape) for name in (to, source) if name in known]
+            if len(alike) < 2 or alike[0] != alike[1]:
+                raise BundleError(f"gate {choose.gate} copies {source!r} to {to!r}; expected tensors of one kind")
+        makes.append({*case.copies} if case.piece is None else {*manifest.piece(case.piece).writes})
+    if any(made != makes[0] for made in makes) or makes[0] & {*ANSWER}:
+        raise BundleError(f"the cases of gate {choose.gate} make different tensors, or an answer")
 
 
 def _check_leave(manifest: Manifest, operation: Leave, ran: Sequence[str]) -> None:
@@ -215,9 +251,10 @@ def _check_leave(manifest: Manifest, operation: Leave, ran: Sequence[str]) -> No
 
 def _check_spans(manifest: Manifest) -> None:
     """A span equals segments that run one after another, and reads and writes what they do."""
-    order = [op.piece for op in manifest.program if isinstance(op, Run)]
-    pieces: Mapping[str, Piece] = {piece.id: piece for piece in manifest.pieces}
-    segments = [id for id in order if pieces[id].role == "segment"]
+    pieces = {piece.id: piece for piece in manifest.pieces}
+    # Where samples take different ways no span goes across.
+    ran = [op.piece if isinstance(op, Run) else "" for op in manifest.program if isinstance(op, Run | Choose | Feed)]
+    segments = [id for id in ran if not id or pieces[id].role == "segment"]
     for piece in manifest.pieces:
         if piece.role != "span":
             if piece.covers:
@@ -229,8 +266,6 @@ def _check_spans(manifest: Manifest) -> None:
         first, last = pieces[piece.covers[0]], pieces[piece.covers[-1]]
         if piece.reads != first.reads or piece.writes != last.writes:
             raise BundleError(f"span {piece.id} does not read and write what {first.id} and {last.id} do")
-    if manifest.uncut == UNCUT and not any(piece.id == UNCUT and piece.role == "span" for piece in manifest.pieces):
+    chooses = any(isinstance(operation, Choose) for operation in manifest.program)
+    if manifest.uncut == UNCUT and not chooses and UNCUT not in [span.id for span in manifest.spans]:
         raise BundleError(f"the manifest has no span {UNCUT!r}, the uncut model; every bundle with exits has one")
-    by_network = [op for op in manifest.program if isinstance(op, Feed)]
-    if len(by_network) < len(manifest.networks):
-        raise BundleError("the program does not feed every network")

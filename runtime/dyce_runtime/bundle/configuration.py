@@ -7,8 +7,9 @@ from collections.abc import Sequence
 import msgspec
 import numpy as np
 
-from dyce_runtime.arguments import number, shown
+from dyce_runtime.arguments import is_real, number, shown
 from dyce_runtime.bundle.manifest import SCHEMA_VERSION, Manifest
+from dyce_runtime.bundle.program import Choose
 from dyce_runtime.errors import ConfigurationError
 
 FULL = "full"
@@ -24,10 +25,16 @@ class ExitSetting(msgspec.Struct, frozen=True):
 
 
 class Configuration(msgspec.Struct, frozen=True):
-    """An immutable setting of the knob. Exits that are not named are off; ``{}`` runs the full model."""
+    """What of a bundle is on, immutable. Exits that are not named are off; ``{}`` runs the full model.
+
+    Attributes:
+        gates: id of a gate to its cut points, ascending, or to the case that all samples take; a gate that is not
+            named has the cut points of the program.
+    """
 
     name: str
     exits: dict[str, ExitSetting] = msgspec.field(default_factory=dict)
+    gates: dict[str, tuple[float, ...] | int] = msgspec.field(default_factory=dict)
 
     def check(self, manifest: Manifest) -> None:
         """Raise ConfigurationError unless every exit, head and threshold exists in the bundle."""
@@ -64,6 +71,38 @@ class Configuration(msgspec.Struct, frozen=True):
                 1,
                 error=ConfigurationError,
             )
+        self._check_gates(manifest)
+
+    def _check_gates(self, manifest: Manifest) -> None:
+        known = {operation.gate: operation for operation in manifest.program if isinstance(operation, Choose)}
+        if not isinstance(self.gates, dict):
+            raise ConfigurationError(
+                f"configuration {self.name!r} has the gates {shown(self.gates)}; expected a dictionary"
+            )
+        for id, setting in self.gates.items():
+            if id not in known:
+                raise ConfigurationError(
+                    f"configuration {self.name!r} sets gate {shown(id)}; this bundle has the gates "
+                    f"{', '.join(known) or 'none'}"
+                )
+            cases = len(known[id].cases)
+            if type(setting) is int:
+                fits = 0 <= setting < cases
+            else:
+                fits = isinstance(setting, tuple) and ascending(setting, cases - 1)
+            if not fits:
+                raise ConfigurationError(
+                    f"configuration {self.name!r} sets gate {id} to {shown(setting)}; expected a case from 0 to "
+                    f"{cases - 1}, or {cases - 1} cut points in ascending order"
+                )
+
+
+def ascending(points: Sequence[object], count: int) -> bool:
+    """Whether these are so many cut points of a gate: finite numbers, as float32 each above the one before."""
+    if len(points) != count or not all(is_real(point) for point in points):
+        return False
+    exact = np.array(points, np.float32)
+    return bool(np.isfinite(exact).all() and np.all(np.diff(exact) > 0))
 
 
 class Figures(msgspec.Struct, frozen=True):
@@ -155,6 +194,11 @@ class Entry(msgspec.Struct, frozen=True):
     certified: Certificate | None = None
     bench: BenchFigures | None = None
     allowed_loss: float | None = None
+    gates: dict[str, tuple[float, ...] | int] = msgspec.field(default_factory=dict)
+
+    def configuration(self, name: str) -> Configuration:
+        """The configuration, under a name."""
+        return Configuration(name, self.exits, self.gates)
 
 
 class Configurations(msgspec.Struct, frozen=True):
@@ -164,9 +208,6 @@ class Configurations(msgspec.Struct, frozen=True):
         unit: of the costs that the search weighed: ``macs``, ``ms`` or ``joules``.
         method: how the front was searched for.
         note: what a user should know about the certificates; empty if there is nothing to say.
-        worth_moving: exit id to how many samples of a batch have to have left there for the rest to be moved together,
-            as measured; 1 where nothing was.
-        best_batch: samples that should run at once where there are more, as measured; 0 if nothing was.
     """
 
     schema_version: str = SCHEMA_VERSION
@@ -175,8 +216,6 @@ class Configurations(msgspec.Struct, frozen=True):
     unit: str = "macs"
     method: str = ""
     note: str = ""
-    worth_moving: dict[str, int] = msgspec.field(default_factory=dict)
-    best_batch: int = 0
 
     def get(self, name: str) -> Configuration:
         """The configuration of that name. Raises ConfigurationError if there is none."""
@@ -184,7 +223,7 @@ class Configurations(msgspec.Struct, frozen=True):
             raise ConfigurationError(
                 f"there is no configuration {name!r} in this bundle; it has: {', '.join(self.named)}"
             )
-        return Configuration(name=name, exits=self.named[name].exits)
+        return self.named[name].configuration(name)
 
     def allowed_loss(self, configuration: Configuration) -> float | None:
         """What the configuration of that name was allowed to lose; None where nothing was asked for."""
@@ -223,7 +262,7 @@ class Configurations(msgspec.Struct, frozen=True):
                 f"the budget is {budget:g} of the full model; the cheapest configuration costs {cheapest:.3f}"
             )
         best = max(fitting, key=lambda entry: (entry.search.accuracy, -entry.search.cost))  # type: ignore[union-attr]
-        return Configuration(name=f"budget {budget:g}", exits=best.exits)
+        return best.configuration(f"budget {budget:g}")
 
 
 def float32_midpoint(low: float, high: float) -> float:

@@ -16,9 +16,10 @@ import msgspec
 from dyce_runtime.bundle.program import Operation
 
 SCHEMA_VERSION = "2.0"
-# What a bundle may require of its reader: models that run before the base; tensors that a piece keeps for a later one.
-SAVERS, CARRIED = "savers", "carried"
-KNOWN_FEATURES = (SAVERS, CARRIED)
+# What a bundle may require of its reader: models that run before the base; tensors that are kept for later pieces; and
+# samples that take different ways through a network.
+SAVERS, CARRIED, CHOOSE = "savers", "carried", "choose"
+KNOWN_FEATURES = (SAVERS, CARRIED, CHOOSE)
 FINAL = "final"
 # Id of the span over all segments of the base: the model as it was.
 UNCUT = "full"
@@ -48,6 +49,8 @@ class Piece(msgspec.Struct, frozen=True):
     """One graph of the bundle.
 
     Attributes:
+        role: a ``segment`` is a part of a network, a ``head`` answers at an exit, a ``gate`` says which way a sample
+            takes, a ``branch`` is one of these ways, and a ``span`` equals several segments.
         file: path inside the bundle, with forward slashes.
         reads, writes: names of tensors, in the order of the graph's inputs and outputs.
         macs: multiply-accumulates of one sample.
@@ -56,7 +59,7 @@ class Piece(msgspec.Struct, frozen=True):
     """
 
     id: str
-    role: Literal["segment", "head", "span"]
+    role: Literal["segment", "head", "gate", "branch", "span"]
     file: str
     reads: tuple[str, ...]
     writes: tuple[str, ...]

@@ -15,8 +15,10 @@ from dyce_runtime.atomic_write import write_atomically
 from dyce_runtime.bundle.checks import check_features, check_manifest
 from dyce_runtime.bundle.configuration import FULL, Configuration, Configurations
 from dyce_runtime.bundle.manifest import SCHEMA_VERSION, UNCUT, Manifest, Piece
+from dyce_runtime.bundle.program import Choose
 from dyce_runtime.errors import BundleError, ConfigurationError, DestinationError
 from dyce_runtime.execution.contracts import PieceSpec
+from dyce_runtime.execution.memory import TensorLife, lives
 from dyce_runtime.json_files import decoded
 from dyce_runtime.names import encoded, is_text
 
@@ -92,7 +94,17 @@ class Bundle:
         """What a target needs to know of the given pieces."""
         pieces = [self.manifest.piece(id) for id in ids]
         specs = self.manifest.specs
-        return [PieceSpec(p.id, self.file(p.file), specs(p.reads), specs(p.writes), self._digest(p)) for p in pieces]
+        cases = {
+            case.piece for op in self.manifest.program if isinstance(op, Choose) for case in op.cases if case.piece
+        }
+        return [
+            PieceSpec(p.id, self.file(p.file), specs(p.reads), specs(p.writes), self._digest(p), p.id in cases)
+            for p in pieces
+        ]
+
+    def tensor_lives(self, ids: Sequence[str]) -> tuple[TensorLife, ...]:
+        """What a target needs to know of the tensors of the given pieces."""
+        return lives(self.manifest, [span for span in self.manifest.spans if span.id in ids])
 
     def runnable(self, *, spans: bool) -> list[Piece]:
         """The pieces that a target has a use for: of the spans only the uncut model if it has none for them."""
@@ -237,7 +249,7 @@ def _check_file(folder: Path, name: str, expected: str | None) -> None:
 def _check_configurations(path: Path, configurations: Configurations, manifest: Manifest) -> None:
     if FULL not in configurations.named:
         raise BundleError(f"{path} has no configuration {FULL!r}; every bundle has one")
-    unnamed = [Configuration(f"number {n} of the front", entry.exits) for n, entry in enumerate(configurations.front)]
+    unnamed = [entry.configuration(f"number {n} of the front") for n, entry in enumerate(configurations.front)]
     for configuration in [*(configurations.get(name) for name in configurations.named), *unnamed]:
         try:
             configuration.check(manifest)

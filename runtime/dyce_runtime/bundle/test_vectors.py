@@ -11,7 +11,7 @@ from dyce_runtime.bundle.arrays import read_arrays
 from dyce_runtime.bundle.reader import TEST_VECTORS, Bundle
 from dyce_runtime.errors import BundleError
 from dyce_runtime.execution.session import Session
-from dyce_runtime.execution.walk import answer, walk
+from dyce_runtime.execution.trace import head_answers
 
 Floats = npt.NDArray[np.float32]
 
@@ -66,17 +66,12 @@ def _key(name: str, base: str) -> str:
 
 def answered(vectors: Vectors, session: Session) -> Vectors:
     """The same with what a session says, through segments and heads. Raises PieceError."""
-    found: dict[str, tuple[Floats, Floats]] = {}
     manifest = session.manifest
-    with session.device.lane(len(vectors.logits)) as lane:
-        for exit, head in walk(manifest, lane, vectors.inputs):
-            if head == exit.heads[0]:
-                logits, confidence, _ = answer(manifest, lane, head)
-                found[exit.id] = logits, confidence
-    *before, last = (found[exit.id] for exit in manifest.exits)
-    confidences = [confidence for _, confidence in before]
+    said = head_answers(session.device, manifest, vectors.inputs)
+    *before, last = (said[exit.id, exit.heads[0].type] for exit in manifest.exits)
     none = np.empty((len(vectors.logits), 0), np.float32)
-    return vectors._replace(logits=last[0], confidences=np.stack(confidences, axis=1) if before else none)
+    scores = np.stack([one.score for one in before], axis=1) if before else none
+    return vectors._replace(logits=last.logits, confidences=scores)
 
 
 def relative_error(expected: Floats, found: Floats, scale_of: Floats) -> float:

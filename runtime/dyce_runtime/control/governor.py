@@ -15,7 +15,7 @@ import msgspec
 import numpy as np
 
 from dyce_runtime.arguments import is_real
-from dyce_runtime.bundle.configuration import Configuration, Configurations, Entry, ExitSetting, Figures
+from dyce_runtime.bundle.configuration import Configuration, Configurations, Entry, Figures
 from dyce_runtime.bundle.manifest import Manifest
 from dyce_runtime.errors import ConfigurationError, UsageError
 from dyce_runtime.execution.plan import path_macs
@@ -297,22 +297,22 @@ def _candidates(manifest: Manifest, entries: Iterable[tuple[str | None, Entry]],
     """Those that were searched; without a name they are called by their cost."""
     return [
         _Rung(
-            Configuration(name or f"front {entry.search.cost:.3f}", entry.exits),
+            entry.configuration(name or f"front {entry.search.cost:.3f}"),
             entry.search.accuracy,
             entry.search.cost,
-            _expected(manifest, entry.exits, entry.search, batch),
+            _expected(manifest, entry.configuration(""), entry.search, batch),
         )
         for name, entry in entries
         if entry.search is not None
     ]
 
 
-def _expected(manifest: Manifest, exits: dict[str, ExitSetting], figures: Figures, batch: int) -> float:
+def _expected(manifest: Manifest, configuration: Configuration, figures: Figures, batch: int) -> float:
     """What 95 % of the calls cost at most, relative to the full model, if inputs are as the search saw them.
 
     Few hard inputs decide for calls of one: their quantile stays where it is while the mean changes, and then jumps.
     """
-    paid, shares = path_macs(manifest, Configuration("", exits)), np.array(figures.share_per_exit)
+    paid, shares = path_macs(manifest, configuration), np.array(figures.share_per_exit)
     if len(shares) != len(paid):
         return figures.cost
     hard = paid[np.searchsorted(np.cumsum(shares), _QUANTILE)] / (shares @ paid)

@@ -100,9 +100,9 @@ class WorkCap(ProcessBound):
     def _check(self) -> None:
         """Raise what could go wrong with the bundle's configurations now, rather than in the middle of a stream."""
         bundle = self._session.bundle
-        known = [(f"front {n}", entry.exits) for n, entry in enumerate(bundle.configurations.front)]
-        known += [(name, entry.exits) for name, entry in bundle.configurations.named.items()]
-        for configuration in [self._session.configuration, *(Configuration(name, exits) for name, exits in known)]:
+        known = [(f"front {n}", entry) for n, entry in enumerate(bundle.configurations.front)]
+        known += bundle.configurations.named.items()
+        for configuration in [self._session.configuration, *(entry.configuration(name) for name, entry in known)]:
             shares = exit_shares(bundle.manifest, configuration, self._heads)
             _deepest(bundle.manifest, configuration, shares, self._max_share)
         first = bundle.manifest.exits[0]
@@ -189,9 +189,9 @@ def _leaving(
     """The plan whose every sample leaves at the exit of that index, if it gets there."""
     if last == len(manifest.exits) - 1:
         return plan
-    worth_moving = {manifest.exits[step.exit].id: step.worth_moving for step in plan.steps}
-    ending = make_plan(manifest, plan.configuration, pieces, worth_moving, manifest.exits[last].id, heads)
-    return msgspec.structs.replace(plan, steps=ending.steps, stages=())
+    least = {manifest.exits[leave.exit].id: leave.min_exited_to_compact for leave in plan.leaves}
+    ending = make_plan(manifest, plan.configuration, pieces, least, manifest.exits[last].id, heads)
+    return msgspec.structs.replace(plan, stages=ending.stages)
 
 
 class _Bucket:

@@ -1,7 +1,8 @@
 """What a target has to offer: the only thing that the session knows about engines.
 
-A target is found through the entry-point group ``dyce.targets``, which names a class with no-argument
-constructor. Activations stay in the lanes of its device: the session sees confidences, labels and logits.
+A target is found through the entry-point group ``dyce.targets``, which names a class with no-argument constructor. It
+opens pieces on a device; a call then has an execution context of that device, in which tensors have names. Activations
+stay there: the session sees scores, labels and logits.
 """
 
 from __future__ import annotations
@@ -17,13 +18,19 @@ import numpy.typing as npt
 
 from dyce_runtime.arguments import one_of, whole
 from dyce_runtime.bundle.manifest import TensorSpec
-from dyce_runtime.execution.plan import Step
+from dyce_runtime.execution.memory import TensorLife
+from dyce_runtime.execution.plan import LeaveAt, Step
 
-Handle: TypeAlias = Any
+Rows: TypeAlias = "npt.NDArray[np.intp]"
+Array: TypeAlias = "npt.NDArray[Any]"
+# Samples outside of a context, with the tensors that they need to go on; what it is, is the device's affair.
+Parked: TypeAlias = Any
 Pool = Literal["private", "global"]
 Mode = Literal["latency", "throughput"]
 # Every piece may have its own pool: with a thousand threads each, opening a bundle takes minutes.
 _MOST_THREADS = 64
+# Samples in one call where nobody says how many, and nothing is known of the device.
+DEFAULT_MAX_BATCH = 8
 
 
 @dataclass(frozen=True)
@@ -32,6 +39,7 @@ class PieceSpec:
 
     Attributes:
         digest: of the file and of the weights that it refers to.
+        for_some: whether it may run for some of the samples only: a case of a choice.
     """
 
     id: str
@@ -39,11 +47,7 @@ class PieceSpec:
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
     digest: str
-
-
-def carried(specs: Sequence[TensorSpec]) -> tuple[TensorSpec, ...]:
-    """Those of the tensors that are kept for later pieces."""
-    return tuple(spec for spec in specs if spec.lifetime == "carried")
+    for_some: bool = False
 
 
 class Artefact(NamedTuple):
@@ -66,7 +70,8 @@ class TargetSpec:
         precision: what the engine computes in.
         devices: compute capabilities, such as ``sm86``, of the GPUs that engines are built for; without any, the
             product chooses.
-        max_batch: the most samples in one call of an engine that is built ahead.
+        max_batch: the most samples in one call of an engine that is built ahead; None takes what the engines that are
+            there were built for, or what suits the device.
         workspace_mib: scratch memory that a builder may use, in MiB; None sets no limit.
         engines: folders in which engines are looked for, one after another; what is missing is built into the last.
     """
@@ -76,7 +81,7 @@ class TargetSpec:
     mode: Mode = "latency"
     precision: Literal["float32", "bfloat16"] = "float32"
     devices: tuple[str, ...] = ()
-    max_batch: int = 8
+    max_batch: int | None = None
     workspace_mib: int | None = None
     engines: tuple[Path, ...] = ()
 
@@ -86,86 +91,110 @@ class TargetSpec:
             whole("threads", self.threads, 1, max(_MOST_THREADS, os.cpu_count() or 1))
         one_of("pool", self.pool, get_args(Pool))
         one_of("mode", self.mode, get_args(Mode))
-        whole("max_batch", self.max_batch, 1)
+        if self.max_batch is not None:
+            whole("max_batch", self.max_batch, 1)
 
 
-class Lane(Protocol):
-    """The buffers of one call, with the activations that are live in it. Used by one call at a time.
+class ExecutionContext(Protocol):
+    """The tensors of one call, by name, for the samples that are still in it. Used by one call at a time.
+
+    A context starts empty: with inputs, or with samples that were parked. Then pieces run in the order of the program.
+    What a tensor holds is valid from the operation that writes it to the last one of the program that reads it; its
+    memory may then hold another tensor. Every method may raise :class:`dyce_runtime.errors.PieceError`.
 
     Attributes:
-        rows: samples in it.
+        rows: samples in it; 0 at the start.
     """
 
     rows: int
 
-    def put(self, images: npt.NDArray[np.float32], name: str) -> None:
-        """Start with images (N, C, H, W), which must not change before the last :meth:`run`.
+    def set_input(self, name: str, array: npt.NDArray[np.float32]) -> None:
+        """Bring an input (rows, ...) of the samples that are in the context; the first one says how many there are.
 
-        They may be read-only, misaligned, in any order in memory, or of a subclass. The lane keeps what it reads from.
+        Called once for every :class:`~dyce_runtime.execution.plan.Bring`. The array may be read-only, misaligned, in
+        any order in memory, or of a subclass, and must not change before the context is closed or the input is set
+        again. The context keeps what it reads from.
+        """
 
-        Where a network ran before they are of the samples that are in the lane.
+    def run(self, piece: str, rows: Rows | None = None) -> None:
+        """Compute what a piece writes from what it reads. May return before that is done.
 
         Args:
-            name: of the input that they are for.
+            rows: indices of the samples that it runs for, ascending and without repetition, fewer than all; what it
+                writes keeps its value for the others. Only of pieces that were opened ``for_some``.
         """
 
-    def run(self, piece: str) -> None:
-        """Run a segment or a span on what is live; its outputs are then. May return before they are computed."""
+    def copy(self, to: str, source: str, rows: Rows | None = None) -> None:
+        """Let a tensor be a copy of another one, for all samples or, as in :meth:`run`, for some."""
 
-    def rewind(self) -> None:
-        """Make the inputs of the last :meth:`run` live again."""
+    def read(self, *names: str) -> list[Array]:
+        """What tensors hold, (rows, ...) each, on the host; waits for it.
 
-    def decide(self, head: str | None = None) -> npt.NDArray[np.float32]:
-        """Confidences (rows,) of a head on what is live, or of the final head, in which the last run ended.
-
-        They are valid until the next call of this method.
+        The arrays belong to the context and are valid until its next method is called.
         """
 
-    def until_confident(self, steps: Sequence[Step]) -> tuple[Step, npt.NDArray[np.float32]]:
-        """With one sample, run steps until its confidence is above the threshold of one or not valid, or to the last.
+    def computed_rows(self, rows: int) -> int:
+        """For how many samples a piece computes if it runs for that many: engines built ahead have a few sizes.
 
-        A valid confidence is a number above 0: engines give NaN, 0 or less where the scores hold NaN.
+        Moving samples together pays only where this becomes fewer.
+        """
 
-        The same as :meth:`run` and :meth:`decide` in turn, with no way back to the caller in between; of the lane
-        only :meth:`answers` is valid after it. Returns the step at which it left and its confidence (1,).
+    def run_until_exit(self, steps: Sequence[Step]) -> tuple[LeaveAt | None, npt.NDArray[np.float32]]:
+        """With one sample, run steps until its score is above a threshold or not valid, or to the last one.
+
+        The same as the other methods in turn, with no way back to the caller in between. A valid score is a number
+        above 0: engines give NaN, 0 or less where they compute with NaN.
 
         Args:
-            steps: of a plan; a lane may keep what it prepares for them, since plans come again.
+            steps: of one stage of a plan; a context may keep what it prepares for them, since plans come again.
+
+        Returns:
+            the last place where it could leave, None if there was none, and its score (1,), valid until the next
+            method is called.
         """
 
-    def answers(self) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]:
-        """Logits (rows, classes) and labels (rows,) of the last decision, valid until the next one."""
+    def keep(self, order: Rows, tensors: Sequence[str]) -> None:
+        """Keep some of the samples: the one at place ``order[i]`` moves to place i.
 
-    def compact(self, sources: npt.NDArray[np.intp], places: npt.NDArray[np.intp], rows: int) -> None:
-        """Copy the samples at ``sources`` over those at ``places``, then keep the first ``rows``."""
-
-    def take(self, rows: npt.NDArray[np.intp]) -> Handle:
-        """A copy of some samples of what is live and of what was left for later, which outlives the call."""
-
-    def add(self, handle: Handle) -> None:
-        """Append samples that were taken behind the same piece."""
-
-    def live(self) -> list[npt.NDArray[Any]]:
-        """What is live, on the host; valid until the next :meth:`run`. Nothing where a network has ended."""
-
-    def left(self) -> dict[str, npt.NDArray[Any]]:
-        """What pieces have left for later heads since the first :meth:`put`, by name, on the host.
-
-        It moves with the samples, and stays where another network starts.
+        Args:
+            order: each entry is i itself, or at least ``len(order)``: no sample is overwritten before it has moved.
+            tensors: the ones that are read later; of others nothing is kept.
         """
 
-    def __enter__(self) -> Lane:
-        """The lane itself."""
+    def gather(self, rows: Rows, tensors: Sequence[str]) -> Parked:
+        """Copy tensors of some samples out of the context, to outlive it. The caller owns them; dropping frees them."""
+
+    def append(self, parked: Parked, start: int, stop: int) -> None:
+        """Add samples that were gathered at this place of the program; their tensors are copied in.
+
+        Args:
+            start, stop: which of the parked samples.
+        """
+
+    def wait(self) -> None:
+        """Return when all that was asked for is done: what is timed has then been computed."""
+
+    def __enter__(self) -> ExecutionContext:
+        """The context itself."""
 
     def __exit__(self, *_: object) -> None:
-        """Give the buffers back. The lane must not be used any more."""
+        """Close it, whatever is still running: the device may use its memory for another call."""
 
 
 class Device(Protocol):
-    """Open pieces, ready to run. What its lanes do may raise :class:`dyce_runtime.errors.PieceError`."""
+    """Open pieces, ready to run.
 
-    def lane(self, rows: int) -> Lane:
-        """Buffers for a call of up to ``rows`` samples, from a pool; waits for one where the device has few."""
+    Attributes:
+        max_rows: samples that fit into one context.
+    """
+
+    max_rows: int
+
+    def context(self, rows: int) -> ExecutionContext:
+        """A context for a call of up to ``rows`` samples, at most ``max_rows``.
+
+        Waits for one where the device has few. Raises PieceError if the device is closed.
+        """
 
     def close(self) -> None:
         """Release everything; calls that are running end. Calling it twice is allowed."""
@@ -209,5 +238,10 @@ class Target(Protocol):
         Where the engine reads ONNX, that is the ONNX file itself, and nothing is written.
         """
 
-    def open(self, pieces: Sequence[PieceSpec], spec: TargetSpec) -> Device:
-        """Load the pieces. Raises TargetError if the target is not available here."""
+    def open(self, pieces: Sequence[PieceSpec], tensors: Sequence[TensorLife], spec: TargetSpec) -> Device:
+        """Load the pieces. Raises TargetError if the target is not available here.
+
+        Args:
+            tensors: all that the pieces read and write, and when they are needed: see
+                :mod:`dyce_runtime.execution.memory`.
+        """

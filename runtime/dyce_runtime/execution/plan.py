@@ -1,45 +1,65 @@
-"""From a configuration to the pieces that run: resolved once, when the active configuration is set."""
+"""From a configuration to what runs: resolved once, when the active configuration is set."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from types import MappingProxyType
-from typing import NamedTuple, Protocol, TypeVar
+from typing import NamedTuple, Protocol, TypeAlias, TypeVar
 
 import msgspec
 import numpy as np
 import numpy.typing as npt
 
 from dyce_runtime.bundle.configuration import Configuration
-from dyce_runtime.bundle.liveness import Leaving, Needed, needed
+from dyce_runtime.bundle.liveness import Choosing, Copy, Leaving, Needed, live_after, needed
 from dyce_runtime.bundle.manifest import Manifest, Piece
 from dyce_runtime.bundle.program import Feed, Run
 
 
-class Step(msgspec.Struct, frozen=True, eq=False):
-    """One stretch of backbone and the decision behind it.
+class Bring(msgspec.Struct, frozen=True, eq=False):
+    """The samples that are still here bring an input.
 
     Attributes:
-        body: ids of the pieces that run one after another: spans and segments; none at the second decision of an exit.
-        head: id of the head's piece; None where a network ends, in whose body the decision is.
-        threshold: float32; a sample leaves if its confidence is strictly above it.
+        live: the tensors that a later operation reads, apart from the input.
+    """
+
+    input: str
+    live: tuple[str, ...]
+
+
+class LeaveAt(msgspec.Struct, frozen=True, eq=False):
+    """A place where samples leave if their score is strictly above the threshold.
+
+    Attributes:
+        threshold: float32; -inf where all of them leave.
         exit: index into the manifest's exits.
-        image: name of the input that a network starts with here; None where it goes on from the step before.
-        worth_moving: how many samples of a batch have to have left for the rest to be moved together.
+        piece: which computed the answer.
+        live: the tensors that a later operation reads.
+        min_exited_to_compact: how many samples of a batch have to have left for the rest to be moved together.
         exits: (1,) int64 ``exit``, to be copied into the result of one sample.
     """
 
-    body: tuple[str, ...]
-    head: str | None
     threshold: np.float32
     exit: int
-    image: str | None = None
-    worth_moving: int = 1
+    piece: str
+    live: tuple[str, ...] = ()
+    min_exited_to_compact: int = 1
     exits: npt.NDArray[np.int64] = msgspec.field(default_factory=lambda: np.empty(1, np.int64))
 
     def __post_init__(self) -> None:
         """Fill in ``exits``."""
         msgspec.structs.force_setattr(self, "exits", np.array([self.exit]))
+
+
+# What runs between the inputs of one network and those of the next.
+Step: TypeAlias = Run | Copy | Choosing | LeaveAt
+
+
+class Stage(msgspec.Struct, frozen=True, eq=False):
+    """The inputs that samples bring at one place of the program, and what then runs."""
+
+    inputs: tuple[Bring, ...]
+    steps: tuple[Step, ...]
 
 
 class Plan(msgspec.Struct, frozen=True):
@@ -48,38 +68,38 @@ class Plan(msgspec.Struct, frozen=True):
     Attributes:
         exit_ids: of all exits of the bundle, in order.
         budget: the share of the full model's cost that it was chosen for, if it was.
-        stages: the steps network by network, each with the name of the input that it starts with.
     """
 
     configuration: Configuration
-    steps: tuple[Step, ...]
+    stages: tuple[Stage, ...]
     exit_ids: tuple[str, ...]
     budget: float | None = None
-    stages: tuple[tuple[str, tuple[Step, ...]], ...] = ()
 
-    def __post_init__(self) -> None:
-        """Fill in ``stages``, unless the plan is made from another one with the same steps."""
-        if self.stages:
-            return
-        starts = [(index, step.image) for index, step in enumerate(self.steps) if step.image is not None]
-        ends = [*(index for index, _ in starts[1:]), len(self.steps)]
-        stages = tuple((name, self.steps[start:end]) for (start, name), end in zip(starts, ends, strict=True))
-        msgspec.structs.force_setattr(self, "stages", stages)
+    @property
+    def steps(self) -> tuple[Step, ...]:
+        """Those of all stages."""
+        return tuple(step for stage in self.stages for step in stage.steps)
+
+    @property
+    def leaves(self) -> tuple[LeaveAt, ...]:
+        """The places where samples leave, in order."""
+        return tuple(step for step in self.steps if isinstance(step, LeaveAt))
 
 
 def make_plan(
     manifest: Manifest,
     configuration: Configuration,
     available: Collection[str] | None = None,
-    worth_moving: Mapping[str, int] = MappingProxyType({}),
+    min_exited_to_compact: Mapping[str, int] = MappingProxyType({}),
     last: str | None = None,
     heads: Mapping[str, str] = MappingProxyType({}),
 ) -> Plan:
     """Resolve a configuration.
 
     Args:
-        available: ids of the pieces that may run, all segments and heads among them; None are all.
-        worth_moving: exit id to how many samples have to have left for the rest to be moved together; 1 if missing.
+        available: ids of the pieces that may run, all but spans among them; None are all.
+        min_exited_to_compact: exit id to how many samples have to have left for the rest to be moved together; 1 if
+            missing.
         last, heads: see :func:`dyce_runtime.bundle.liveness.needed`.
 
     Raises:
@@ -87,47 +107,56 @@ def make_plan(
     """
     configuration.check(manifest)
     spans = [span for span in manifest.spans if available is None or span.id in available]
-    operations = needed(manifest, configuration, last, heads)
-    steps: list[Step] = []
-    image: str | None = None
-    waiting: list[str] = []
-
-    def close(head: str | None, threshold: float, exit: str) -> None:
-        nonlocal image
-        body, limit = _covered(waiting, spans), np.float32(threshold)
-        steps.append(Step(body, head, limit, manifest.exit_index(exit), image, worth_moving.get(exit, 1)))
-        image = None
-        waiting.clear()
-
-    for operation, after in zip(operations, (*operations[1:], None), strict=True):
+    pieces = {piece.id: piece for piece in manifest.pieces}
+    operations = [*_with_spans(needed(manifest, configuration, last, heads), pieces, spans)]
+    stages: list[tuple[list[Bring], list[Step]]] = []
+    for operation, live in zip(operations, live_after(operations, pieces), strict=True):
         if isinstance(operation, Feed):
-            if waiting:  # a network ends here whose answer nobody asked for: something that it carries is needed
-                close(None, np.inf, _exit_of(manifest, waiting[-1]))
-            image = operation.input
+            if not stages or stages[-1][1]:
+                stages.append(([], []))
+            stages[-1][0].append(Bring(operation.input, tuple(name for name in live if name != operation.input)))
         elif isinstance(operation, Leaving):
-            piece = manifest.exit(operation.exit).head(operation.head).piece
-            close(None if piece in waiting else piece, operation.threshold, operation.exit)
-        elif manifest.piece(operation.piece).role == "segment":
+            exit = manifest.exit(operation.exit)
+            piece = exit.head(operation.head).piece
+            most = min_exited_to_compact.get(exit.id, 1)
+            threshold, index = np.float32(operation.threshold), manifest.exit_index(exit.id)
+            stages[-1][1].append(LeaveAt(threshold, index, piece, live, most))
+        else:
+            stages[-1][1].append(operation)
+    made = tuple(Stage(tuple(inputs), tuple(steps)) for inputs, steps in stages)
+    return Plan(configuration, made, tuple(exit.id for exit in manifest.exits))
+
+
+def _with_spans(operations: Iterable[Needed], pieces: Mapping[str, Piece], spans: Sequence[Piece]) -> Iterator[Needed]:
+    """The operations, with spans instead of segments that run one after another."""
+    waiting: list[str] = []
+    for operation in operations:
+        if isinstance(operation, Run) and pieces[operation.piece].role == "segment":
             waiting.append(operation.piece)
-        elif not isinstance(after, Leaving):
-            close(operation.piece, np.inf, _exit_of(manifest, operation.piece))
-    return Plan(configuration, tuple(steps), tuple(exit.id for exit in manifest.exits))
-
-
-def _exit_of(manifest: Manifest, piece: str) -> str:
-    """The exit at which a piece answers."""
-    return next(exit.id for exit in manifest.exits for head in exit.heads if head.piece == piece)
+            continue
+        yield from map(Run, _covered(waiting, spans))
+        waiting.clear()
+        yield operation
+    yield from map(Run, _covered(waiting, spans))
 
 
 def stretches(manifest: Manifest, configuration: Configuration) -> list[tuple[str, ...]]:
     """The segments that a configuration runs one after another with nothing in between, stretch by stretch."""
-    found = [step.body for step in make_plan(manifest, configuration, ()).steps]
-    return [body for body in found if body]
+    found: list[list[str]] = [[]]
+    for step in make_plan(manifest, configuration, ()).steps:
+        if isinstance(step, Run) and manifest.piece(step.piece).role == "segment":
+            found[-1].append(step.piece)
+        else:
+            found.append([])
+    return [tuple(stretch) for stretch in found if stretch]
 
 
 def pieces_of(plans: Iterable[Plan]) -> list[str]:
-    """Ids of all pieces that the plans run, without repetition."""
-    ids = [id for plan in plans for step in plan.steps for id in (*step.body, *([step.head] if step.head else []))]
+    """Ids of all pieces that the plans may run, without repetition."""
+    ids: list[str] = []
+    for step in (step for plan in plans for step in plan.steps):
+        ids += [step.piece] if isinstance(step, Run) else []
+        ids += [case.piece for case in step.cases if case.piece] if isinstance(step, Choosing) else []
     return list(dict.fromkeys(ids))
 
 
@@ -136,7 +165,8 @@ def path_macs(
 ) -> npt.NDArray[np.float64]:
     """(exits,) multiply-accumulates that a sample pays if it leaves at each exit, heads on the way included.
 
-    At exits that are off: what it would pay if all samples had to leave there.
+    At exits that are off: what it would pay if all samples had to leave there. Where samples take different ways, the
+    dearest counts.
 
     Args:
         heads: the type of head at exits that are off, by the exit's id; otherwise the cheapest trained one.
@@ -154,6 +184,8 @@ def _paid(manifest: Manifest, operations: Iterable[Needed]) -> dict[str, int]:
     for operation in operations:
         if isinstance(operation, Run):
             paid += macs[operation.piece]
+        elif isinstance(operation, Choosing):
+            paid += max(0 if case.piece is None else macs[case.piece] for case in operation.cases)
         elif isinstance(operation, Leaving):
             found[operation.exit] = paid
     return found

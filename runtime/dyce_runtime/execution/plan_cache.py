@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from typing import TypeAlias, TypeVar
 
 import msgspec
@@ -18,23 +18,26 @@ from dyce_runtime.execution.plan import Plan, make_plan
 _MOST_KEPT = 1000
 
 # What a configuration does, whatever its name.
-_Settings: TypeAlias = tuple[tuple[str, str, float], ...]
+_Settings: TypeAlias = tuple[tuple[object, ...], ...]
 _Key = TypeVar("_Key", bound=Hashable)
 
 
 class PlanCache:
     """Plans of a bundle.
 
-    The steps of equal settings are the same object, whatever the name of the configuration: lanes keep what they
-    prepare for steps by their identity.
+    The stages of equal settings are the same objects, whatever the name of the configuration: execution contexts keep
+    what they prepare for steps by their identity.
 
     Attributes:
         named: by the name of a configuration of the bundle.
     """
 
-    def __init__(self, bundle: Bundle, pieces: Sequence[str], *, allow_untrained: bool) -> None:
+    def __init__(
+        self, bundle: Bundle, pieces: Sequence[str], min_exited_to_compact: Mapping[str, int], *, allow_untrained: bool
+    ) -> None:
         self.named: dict[str, Plan] = {}
         self._bundle, self._pieces, self._allow_untrained = bundle, pieces, allow_untrained
+        self._min_exited_to_compact = min_exited_to_compact
         self._own: dict[str, Plan] = {}
         self._budgets: dict[float, Plan] = {}
         self._resolved: dict[_Settings, Plan] = {}
@@ -64,11 +67,12 @@ class PlanCache:
     def _resolve(self, configuration: Configuration) -> Plan:
         manifest = self._bundle.manifest
         configuration.check(manifest)
-        settings = tuple((id, on.head, float(np.float32(on.threshold))) for id, on in configuration.exits.items())
+        exits = ((id, on.head, float(np.float32(on.threshold))) for id, on in configuration.exits.items())
+        settings: _Settings = (*exits, *configuration.gates.items())
         known = self._resolved.get(settings)
         if known is not None:
             return msgspec.structs.replace(known, configuration=configuration)
-        plan = make_plan(manifest, configuration, self._pieces, self._bundle.configurations.worth_moving)
+        plan = make_plan(manifest, configuration, self._pieces, self._min_exited_to_compact)
         if configuration.exits and manifest.heads == "untrained" and not self._allow_untrained:
             raise ConfigurationError(
                 f"configuration {configuration.name!r} uses heads that were never trained: its answers mean nothing",

@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import TypeAlias
+
 import msgspec
 import numpy as np
 import numpy.typing as npt
 
 from dyce_runtime.bundle.configuration import Configuration
+from dyce_runtime.bundle.liveness import Choosing, Copy
+from dyce_runtime.bundle.manifest import CONFIDENCE, LABEL, LOGITS
+from dyce_runtime.bundle.program import Case, Run
 from dyce_runtime.errors import PieceError
-from dyce_runtime.execution.contracts import Lane
-from dyce_runtime.execution.plan import Plan, Step
+from dyce_runtime.execution.contracts import ExecutionContext, Rows
+from dyce_runtime.execution.plan import LeaveAt, Plan
 from dyce_runtime.inputs.images import Inputs, some_of
 
+# What computes tensors, and leaves the samples where they are.
+Computing: TypeAlias = Run | Copy | Choosing
 # Samples that a result names when it is printed.
 _SHOWN = 3
 
@@ -52,29 +60,32 @@ class Result(msgspec.Struct, frozen=True, eq=False):
         return f"<Result of {samples} under {self.configuration.name!r}: {shown}{more}>"
 
 
-def route(plan: Plan, lane: Lane, inputs: Inputs, count: int, classes: int) -> Result:
-    """Run a plan on so many images, in a lane that is large enough.
+def route(plan: Plan, context: ExecutionContext, inputs: Inputs, count: int, classes: int) -> Result:
+    """Run a plan on that many samples, in a context that is large enough.
 
     Raises:
         PieceError: a piece failed, or the scores of a sample are not numbers.
     """
-    return _run_one(plan, lane, inputs) if count == 1 else _run_batch(plan, lane, inputs, count, classes)
+    return _run_one(plan, context, inputs) if count == 1 else _run_batch(plan, context, inputs, count, classes)
 
 
-def _run_one(plan: Plan, lane: Lane, inputs: Inputs) -> Result:
+def _run_one(plan: Plan, context: ExecutionContext, inputs: Inputs) -> Result:
     """Nothing to keep apart: the hot path of a camera or a server that answers at once."""
-    for name, steps in plan.stages:
-        lane.put(inputs[name], name)
-        step, confidence = lane.until_confident(steps)
-        if not 0 < confidence[0] <= step.threshold:
+    for stage in plan.stages:
+        for bring in stage.inputs:
+            context.set_input(bring.input, inputs[bring.input])
+        leave, score = context.run_until_exit(stage.steps)
+        if leave is not None and not 0 < score[0] <= leave.threshold:
             break
-    if not confidence[0] > 0:
-        raise invalid_scores(plan, step, 0)
-    logits, label = lane.answers()
-    return Result(logits.copy(), label.copy(), confidence.copy(), step.exits.copy(), plan.configuration, plan.exit_ids)
+    assert leave is not None, "every program ends where all samples leave"
+    if not score[0] > 0:
+        raise invalid_scores(plan, leave.piece, 0)
+    own = score.copy()
+    logits, label = context.read(LOGITS, LABEL)
+    return Result(logits.copy(), label.copy(), own, leave.exits.copy(), plan.configuration, plan.exit_ids)
 
 
-def _run_batch(plan: Plan, lane: Lane, inputs: Inputs, count: int, classes: int) -> Result:
+def _run_batch(plan: Plan, context: ExecutionContext, inputs: Inputs, count: int, classes: int) -> Result:
     result = Result(
         np.empty((count, classes), np.float32),
         np.empty(count, np.int64),
@@ -83,50 +94,110 @@ def _run_batch(plan: Plan, lane: Lane, inputs: Inputs, count: int, classes: int)
         plan.configuration,
         plan.exit_ids,
     )
-    # Which samples of the input the lane holds, in its order, and which of these have not left.
-    rows: npt.NDArray[np.intp] = np.arange(count)
-    stay = np.ones(count, np.bool_)
-    for step, behind in zip(plan.steps, [*plan.steps[1:], None], strict=True):
-        if step.image is not None:
-            if not stay.all():
-                rows, stay = _move_together(lane, rows, stay, int(np.count_nonzero(stay)))
-            lane.put(inputs[step.image] if len(rows) == count else some_of(inputs, step.image, rows), step.image)
-        for piece in step.body:
-            lane.run(piece)
-        confidence = lane.decide(step.head)
-        if not confidence.min() > 0 and len(invalid := rows[stay & ~(confidence > 0)]):
-            raise invalid_scores(plan, step, int(invalid[0]))
-        leave = stay if step is plan.steps[-1] else stay & (confidence > step.threshold)
-        gone = rows[leave]
-        if len(gone) == 0:
-            continue
-        logits, label = lane.answers()
-        result.logits[gone], result.label[gone] = logits[leave], label[leave]
-        result.confidence[gone], result.exit[gone] = confidence[leave], step.exit
-        stay = stay & ~leave
-        left = int(np.count_nonzero(stay))
-        if left == 0:
-            break
-        # Where another network starts those that stay are moved together in any case.
-        if behind is not None and behind.image is None and len(rows) - left >= step.worth_moving:
-            rows, stay = _move_together(lane, rows, stay, left)
-    return result
+    batch = _Batch(context, np.arange(count), np.ones(count, np.bool_))
+    for stage in plan.stages:
+        for bring in stage.inputs:
+            batch.compact(bring.live)
+            images = inputs[bring.input] if len(batch.rows) == count else some_of(inputs, bring.input, batch.rows)
+            context.set_input(bring.input, images)
+        for step in stage.steps:
+            if not isinstance(step, LeaveAt):
+                run_step(context, step)
+            elif not _leave(plan, step, batch, result):
+                return result
+    raise AssertionError("every program ends where all samples leave")
 
 
-def invalid_scores(plan: Plan, step: Step, sample: int) -> PieceError:
-    """The error of a sample whose confidence at a step is NaN or not above 0: an engine's softmax over NaN."""
-    where = step.head or ["a head", *step.body][-1]
+class _Batch:
+    """The samples of a call.
+
+    Attributes:
+        rows: which of the call's samples the context holds, in its order.
+        stay: of these, which have not left.
+    """
+
+    def __init__(self, context: ExecutionContext, rows: Rows, stay: npt.NDArray[np.bool_]) -> None:
+        self.context, self.rows, self.stay = context, rows, stay
+
+    def compact(self, live: Sequence[str]) -> None:
+        """Keep only those that have not left."""
+        if not self.stay.all():
+            order = compacting(self.stay)
+            self.context.keep(order, live)
+            self.rows, self.stay = self.rows[order], np.ones(len(order), np.bool_)
+
+
+def _leave(plan: Plan, step: LeaveAt, batch: _Batch, result: Result) -> bool:
+    """Let samples leave; returns whether some go on."""
+    (score,) = batch.context.read(CONFIDENCE)
+    rows, stay = batch.rows, batch.stay
+    if not score.min() > 0 and len(invalid := rows[stay & ~(score > 0)]):
+        raise invalid_scores(plan, step.piece, int(invalid[0]))
+    leave = stay & (score > step.threshold)
+    gone = rows[leave]
+    if len(gone) == 0:
+        return True
+    result.confidence[gone], result.exit[gone] = score[leave], step.exit
+    logits, label = batch.context.read(LOGITS, LABEL)
+    result.logits[gone], result.label[gone] = logits[leave], label[leave]
+    batch.stay = stay = stay & ~leave
+    remaining = int(np.count_nonzero(stay))
+    # Where another network starts those that stay are moved together in any case.
+    if remaining and step.live and len(rows) - remaining >= step.min_exited_to_compact:
+        context = batch.context
+        if context.computed_rows(remaining) < context.computed_rows(len(rows)):
+            batch.compact(step.live)
+    return remaining > 0
+
+
+def run_step(context: ExecutionContext, step: Computing) -> None:
+    """Run a step for all samples in a context; each takes its own way where there is a choice."""
+    if isinstance(step, Run):
+        context.run(step.piece)
+    elif isinstance(step, Copy):
+        for to, source in step.copies.items():
+            context.copy(to, source)
+    else:
+        (value,) = context.read(step.by)
+        taken = cases_of(step, value)
+        for number, case in enumerate(step.cases):
+            rows = np.flatnonzero(taken == number)
+            if len(rows):
+                _run_case(context, case, None if len(rows) == len(taken) else rows)
+
+
+def _run_case(context: ExecutionContext, case: Case, rows: Rows | None) -> None:
+    if case.piece is not None:
+        context.run(case.piece, rows)
+    for to, source in case.copies.items():
+        context.copy(to, source, rows)
+
+
+def cases_of(step: Choosing, value: npt.NDArray[np.float32]) -> npt.NDArray[np.intp]:
+    """(N,) the case of each sample: the number of cut points strictly below its value, (N,).
+
+    Raises PieceError if a value is NaN.
+    """
+    if np.isnan(value).any():
+        raise PieceError(
+            f"gate {step.gate} gave sample {int(np.isnan(value).argmax())} a value that is not a number",
+            hint="Its values are too large for the network: were they preprocessed as session.preprocess(...) does it?",
+        )
+    cut_points = np.array(step.cut_points, np.float32)
+    return np.searchsorted(cut_points, value, side="left")
+
+
+def invalid_scores(plan: Plan, piece: str, sample: int) -> PieceError:
+    """The error of a sample whose score is NaN or not above 0: an engine's softmax over NaN."""
     return PieceError(
-        f"{where} gave scores for sample {sample} that are not numbers (configuration {plan.configuration.name!r})",
+        f"{piece} gave scores for sample {sample} that are not numbers (configuration {plan.configuration.name!r})",
         hint="Its values are too large for the network: were they preprocessed as session.preprocess(...) does it?",
     )
 
 
-def _move_together(
-    lane: Lane, rows: npt.NDArray[np.intp], stay: npt.NDArray[np.bool_], left: int
-) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.bool_]]:
-    """The last samples that stay move into the gaps before them: the fewest copies."""
-    places, sources = np.flatnonzero(~stay[:left]), left + np.flatnonzero(stay[left:])
-    rows[places] = rows[sources]
-    lane.compact(sources, places, left)
-    return rows[:left], np.ones(left, np.bool_)
+def compacting(stay: npt.NDArray[np.bool_]) -> Rows:
+    """An order in which those that stay come first: the last of them move into the gaps, the fewest copies."""
+    remaining = int(np.count_nonzero(stay))
+    order = np.arange(remaining)
+    order[~stay[:remaining]] = remaining + np.flatnonzero(stay[remaining:])
+    return order

@@ -13,7 +13,8 @@ import numpy.typing as npt
 from dyce_runtime.arguments import is_real, number, shown, whole
 from dyce_runtime.bundle.cache import engine_folders
 from dyce_runtime.bundle.configuration import FULL, Configuration, Figures
-from dyce_runtime.bundle.manifest import Manifest
+from dyce_runtime.bundle.manifest import CONFIDENCE, LABEL, Manifest
+from dyce_runtime.bundle.measured import tuning_of
 from dyce_runtime.bundle.reader import Bundle
 from dyce_runtime.errors import ConfigurationError, DyceError, PieceError, RuntimeInputError, TargetError
 from dyce_runtime.execution import targets
@@ -22,6 +23,7 @@ from dyce_runtime.execution.plan import Plan
 from dyce_runtime.execution.plan_cache import PlanCache
 from dyce_runtime.execution.routing import Result, route
 from dyce_runtime.execution.stream import Stream
+from dyce_runtime.execution.trace import chunks
 from dyce_runtime.inputs.decoding import Picture
 from dyce_runtime.inputs.images import Images, Inputs, as_inputs, count_of, rows_of
 from dyce_runtime.inputs.pictures import Pictures
@@ -48,6 +50,7 @@ class Session(EngineOwner):
         target, spec: the engine, and how it was asked to open the pieces.
         pieces: ids of the pieces that are open.
         device: the open pieces.
+        max_batch: samples that run at once; larger calls are cut into parts.
         cap: what a call of so many samples runs instead of the active plan, if that is limited.
     """
 
@@ -72,20 +75,21 @@ class Session(EngineOwner):
         if bundle.manifest.precision == "bfloat16":
             spec = replace(spec, precision="bfloat16")
         if self.target.engines:
-            spec = replace(
-                spec, engines=engine_folders(bundle, self.target.name), max_batch=max_batch or spec.max_batch
-            )
+            spec = replace(spec, engines=engine_folders(bundle, self.target.name))
+        spec = replace(spec, max_batch=max_batch or spec.max_batch)
         self.spec = spec
-        best = bundle.configurations.best_batch or self.target.best_batch(spec, bundle.manifest.model.macs)
-        self._max_batch = max_batch or best
         self.pieces = _fitting(bundle, self.target.spans, max_memory)
         self.device = self._opened()
+        tuning = tuning_of(bundle, self.target.name, spec.threads)
+        best = tuning.best_batch or self.target.best_batch(spec, bundle.manifest.model.macs)
+        self.max_batch = min(max_batch or best, self.device.max_rows)
         # Why it cannot be used any more; empty while it can.
         self._ended = ""
         self._inputs = bundle.manifest.specs(bundle.manifest.inputs)
         self._classes = bundle.manifest.classes
         self._uncut = bundle.manifest.uncut
-        self._plans = PlanCache(bundle, self.pieces, allow_untrained=allow_untrained)
+        self._of_base = tuple(input.tensor for input in bundle.manifest.base.inputs)
+        self._plans = PlanCache(bundle, self.pieces, tuning.min_exited_to_compact, allow_untrained=allow_untrained)
         self._owner: str | None = None
         self._observers: tuple[Observer, ...] = ()
         usable = bundle.manifest.heads == "trained" and "balanced" in bundle.configurations.named
@@ -208,8 +212,7 @@ class Session(EngineOwner):
         ways = self.manifest.inputs
         if len(ways) == 1:
             return preprocess(images, self.manifest.preprocessing)
-        first = self._plan.steps[0].image
-        assert first is not None
+        first = self._plan.stages[0].inputs[0].input
         return Pictures(listed(images, self.manifest.preprocessing), ways, first)
 
     def inputs(self, images: Images) -> Inputs:
@@ -289,18 +292,22 @@ class Session(EngineOwner):
             raise ConfigurationError("the uncut model is not loaded", hint="Load without max_memory.")
         if self._ended:
             raise self._gone()
-        name = self.manifest.input.name
-        own = as_inputs(images, self._inputs)[name]
-        parts = []
-        for start in range(0, len(own), self._max_batch):
-            part = own[start : start + self._max_batch]
-            with self.device.lane(len(part)) as lane:
-                lane.put(part, name)
-                lane.run(self._uncut)
-                if not lane.decide().min() > 0:
-                    raise PieceError(f"{self._uncut} gave scores that are not numbers")
-                parts.append(lane.answers()[1].copy())
-        return np.concatenate(parts) if len(parts) > 1 else parts[0]
+        inputs = as_inputs(images, self._inputs)
+        count = count_of(inputs)
+        if count <= self.max_batch:
+            return self._uncut_labels(inputs, count)
+        parts = [(rows_of(inputs, rows), rows.stop - rows.start) for rows in chunks(count, self.max_batch)]
+        return np.concatenate([self._uncut_labels(*part) for part in parts])
+
+    def _uncut_labels(self, inputs: Inputs, count: int) -> npt.NDArray[np.int64]:
+        with self.device.context(count) as context:
+            for name in self._of_base:
+                context.set_input(name, inputs[name])
+            context.run(self._uncut)
+            score, label = context.read(CONFIDENCE, LABEL)
+            if not score.min() > 0:
+                raise PieceError(f"{self._uncut} gave scores that are not numbers")
+            return label.copy()
 
     def close(self) -> None:
         """Release the device; calls that are running end. In a forked child the parent's engine is left alone."""
@@ -321,7 +328,9 @@ class Session(EngineOwner):
 
     def _opened(self) -> Device:
         try:
-            return self.target.open(self.bundle.piece_specs(self.pieces), self.spec)
+            return self.target.open(
+                self.bundle.piece_specs(self.pieces), self.bundle.tensor_lives(self.pieces), self.spec
+            )
         except (DyceError, MemoryError):
             raise
         except Exception as error:  # engines' exceptions share no base class
@@ -344,11 +353,11 @@ class Session(EngineOwner):
         return result
 
     def _run(self, plan: Plan, inputs: Inputs, count: int) -> Result:
-        if count > (most := self._max_batch):
-            starts = range(0, count, most)
-            return _joined([self._run(plan, rows_of(inputs, slice(s, s + most)), min(most, count - s)) for s in starts])
-        with self.device.lane(count) as lane:
-            return route(plan, lane, inputs, count, self._classes)
+        if count > self.max_batch:
+            parts = [(rows_of(inputs, rows), rows.stop - rows.start) for rows in chunks(count, self.max_batch)]
+            return _joined([self._run(plan, *part) for part in parts])
+        with self.device.context(count) as context:
+            return route(plan, context, inputs, count, self._classes)
 
     def _gone(self) -> RuntimeInputError:
         if self._ended != _FORKED:

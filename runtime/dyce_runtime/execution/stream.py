@@ -1,4 +1,4 @@
-"""A stream of samples: every segment runs full batches, filled up with samples that wait for it."""
+"""A stream of samples: every stretch of the program runs full batches, filled up with samples that wait for it."""
 
 from __future__ import annotations
 
@@ -10,38 +10,80 @@ from typing import TypeAlias
 
 import numpy as np
 
-from dyce_runtime.execution.contracts import Device, Handle, Lane
-from dyce_runtime.execution.plan import Plan
-from dyce_runtime.execution.routing import Result, invalid_scores
+from dyce_runtime.bundle.manifest import CONFIDENCE, LABEL, LOGITS
+from dyce_runtime.execution.contracts import Device, ExecutionContext, Parked
+from dyce_runtime.execution.plan import Bring, LeaveAt, Plan, Stage, Step
+from dyce_runtime.execution.routing import Result, compacting, invalid_scores, run_step
 from dyce_runtime.inputs.images import Images, Inputs
 
 Admit: TypeAlias = Callable[[Images], "tuple[Plan, Inputs]"]
 Done: TypeAlias = Callable[[Result, float], None]
 
 
-class _Room:
-    """Samples that wait for one step of one plan, the longest waiting first, each as it was taken from a lane."""
+class _Stretch:
+    """What runs between two places where samples wait: inputs that they bring, then steps up to a decision.
 
-    def __init__(self, plan: Plan, step: int) -> None:
-        self.plan, self.step = plan, step
-        self.image = plan.steps[step].image
-        self.waiting: deque[tuple[int, Handle]] = deque()
+    Attributes:
+        live: the tensors with which samples wait in front of it; none where they only bring inputs.
+        leave: the decision at its end; None where a network ends whose answer nobody asked for.
+    """
+
+    def __init__(self, live: tuple[str, ...], inputs: tuple[Bring, ...], steps: tuple[Step, ...]) -> None:
+        self.live, self.inputs, self.steps = live, inputs, steps
+        self.leave = steps[-1] if steps and isinstance(steps[-1], LeaveAt) else None
+
+
+def _stretches(plan: Plan) -> list[_Stretch]:
+    """A plan, cut after each of its decisions."""
+    found: list[_Stretch] = []
+    for stage in plan.stages:
+        found += _of_stage(stage)
+    return found
+
+
+def _of_stage(stage: Stage) -> Iterator[_Stretch]:
+    inputs, live, steps = stage.inputs, stage.inputs[-1].live, []
+    for step in stage.steps:
+        steps.append(step)
+        if isinstance(step, LeaveAt):
+            yield _Stretch(live, inputs, tuple(steps))
+            inputs, live, steps = (), step.live, []
+    if steps:
+        yield _Stretch(live, inputs, tuple(steps))
+
+
+class _Waiting:
+    """Samples that wait for one stretch of one plan, the longest waiting first, as they were gathered."""
+
+    def __init__(self, plan: Plan, number: int, stretch: _Stretch) -> None:
+        self.plan, self.number, self.stretch = plan, number, stretch
+        self._parked: deque[tuple[list[int], Parked | None, int]] = deque()
+
+    def __len__(self) -> int:
+        return sum(len(numbers) - start for numbers, _, start in self._parked)
 
     @property
     def oldest(self) -> int:
-        return self.waiting[0][0]
+        numbers, _, start = self._parked[0]
+        return numbers[start]
 
-    def fill(self, lane: Lane, free: int) -> list[int]:
-        """Move samples into a lane; returns whose they are."""
-        moved = [self.waiting.popleft() for _ in range(min(free, len(self.waiting)))]
-        for _, handle in moved:
-            lane.add(handle)
-        return [number for number, _ in moved]
+    def fill(self, context: ExecutionContext, free: int) -> list[int]:
+        """Move samples into a context; returns whose they are."""
+        moved: list[int] = []
+        while self._parked and len(moved) < free:
+            numbers, parked, start = self._parked.popleft()
+            stop = min(len(numbers), start + free - len(moved))
+            if parked is not None:
+                context.append(parked, start, stop)
+            moved += numbers[start:stop]
+            if stop < len(numbers):
+                self._parked.appendleft((numbers, parked, stop))
+        return moved
 
-    def park(self, lane: Lane, numbers: list[int]) -> None:
-        """Take all samples out of a lane."""
-        for place, number in enumerate(numbers):
-            self.waiting.append((number, lane.take(np.array([place]))))
+    def park(self, context: ExecutionContext, numbers: list[int]) -> None:
+        """Take all samples out of a context."""
+        live = self.stretch.live
+        self._parked.append((numbers, context.gather(np.arange(len(numbers)), live) if live else None, 0))
 
 
 class Stream:
@@ -59,8 +101,9 @@ class Stream:
 
     def __init__(self, device: Device, admit: Admit, done: Done, batch: int, in_flight: int) -> None:
         self._device, self._admit, self._done = device, admit, done
-        self._batch, self._most = batch, max(batch, in_flight)
-        self._rooms: dict[tuple[int, int], _Room] = {}
+        self._batch, self._most = min(batch, device.max_rows), max(batch, in_flight)
+        self._plans: dict[int, tuple[Plan, list[_Stretch]]] = {}
+        self._waiting: dict[tuple[int, int], _Waiting] = {}
         self._results: dict[int, Result] = {}
         self._admitted: dict[int, float] = {}
         self._inputs: dict[int, Inputs] = {}
@@ -71,13 +114,13 @@ class Stream:
         """Yield one result (N = 1) for every sample."""
         source, ended = iter(images), False
         while True:
-            room = None if ended else self._full_room()
-            if room is None and not ended and self._free():
+            waiting = None if ended else self._full()
+            if waiting is None and not ended and self._free():
                 ended = not self._start(source)
-            elif self._rooms:
-                self._work(room or min(self._rooms.values(), key=lambda room: room.oldest), ended=ended)
+            elif self._waiting:
+                self._work(waiting or min(self._waiting.values(), key=lambda one: one.oldest), ended=ended)
             yield from self._ready()
-            if ended and not self._rooms and not self._results:
+            if ended and not self._waiting and not self._results:
                 break
         if self._error is not None:
             raise self._error
@@ -86,10 +129,10 @@ class Stream:
         """How many samples may be admitted."""
         return min(self._batch, self._most - (self._next - self._yielded))
 
-    def _full_room(self) -> _Room | None:
-        """The deepest in which a whole batch waits."""
-        full = [room for room in self._rooms.values() if len(room.waiting) >= self._batch]
-        return max(full, key=lambda room: room.step, default=None)
+    def _full(self) -> _Waiting | None:
+        """The deepest stretch for which a whole batch waits."""
+        full = [waiting for waiting in self._waiting.values() if len(waiting) >= self._batch]
+        return max(full, key=lambda waiting: waiting.number, default=None)
 
     def _start(self, source: Iterator[Images]) -> bool:
         """Admit samples and run the first step with them; False when no more will come."""
@@ -106,69 +149,82 @@ class Stream:
             self._error = error
         ended = count < free
         for plan, numbers in arrived.values():
-            with self._device.lane(self._batch) as lane:
-                self._put(lane, numbers, plan.steps[0].image)
-                self._run_from(plan, 0, lane, numbers, ended=ended)
+            with self._device.context(self._batch) as context:
+                self._bring(context, self._stretches(plan)[0], numbers)
+                self._run_from(plan, 0, context, numbers, ended=ended)
         return not ended
 
-    def _work(self, room: _Room, *, ended: bool) -> None:
-        with self._device.lane(self._batch) as lane:
-            numbers = self._fill(room, lane, [])
-            self._run_from(room.plan, room.step, lane, numbers, ended=ended)
+    def _work(self, waiting: _Waiting, *, ended: bool) -> None:
+        with self._device.context(self._batch) as context:
+            numbers = self._fill(waiting, context, [])
+            self._run_from(waiting.plan, waiting.number, context, numbers, ended=ended)
 
-    def _run_from(self, plan: Plan, index: int, lane: Lane, numbers: list[int], *, ended: bool) -> None:
-        """Run step after step while the lane is full, or no other samples will come; otherwise they wait for these."""
+    def _run_from(self, plan: Plan, number: int, context: ExecutionContext, numbers: list[int], *, ended: bool) -> None:
+        """Run stretch after stretch while the context is full, or no other samples will come; otherwise they wait."""
+        stretches = self._stretches(plan)
         while True:
-            numbers = self._step(plan, index, lane, numbers)
+            numbers = self._step(plan, stretches[number], context, numbers)
             if not numbers:
                 return
-            index += 1
-            room = self._rooms.setdefault((id(plan), index), _Room(plan, index))
-            if len(numbers) + len(room.waiting) < self._batch and not ended:
-                room.park(lane, numbers)
+            number += 1
+            waiting = self._waiting.setdefault((id(plan), number), _Waiting(plan, number, stretches[number]))
+            if len(numbers) + len(waiting) < self._batch and not ended:
+                waiting.park(context, numbers)
                 return
-            numbers = self._fill(room, lane, numbers)
+            numbers = self._fill(waiting, context, numbers)
 
-    def _fill(self, room: _Room, lane: Lane, numbers: list[int]) -> list[int]:
-        """Fill a lane up with samples that wait, behind those that are in it; returns whose they all are."""
-        numbers = numbers + room.fill(lane, self._batch - len(numbers))
-        self._put(lane, numbers, room.image)
-        if not room.waiting:
-            self._rooms.pop((id(room.plan), room.step), None)
+    def _fill(self, waiting: _Waiting, context: ExecutionContext, numbers: list[int]) -> list[int]:
+        """Fill a context up with samples that wait, after those that are in it; returns whose they all are."""
+        numbers = numbers + waiting.fill(context, self._batch - len(numbers))
+        self._bring(context, waiting.stretch, numbers)
+        if not len(waiting):
+            self._waiting.pop((id(waiting.plan), waiting.number), None)
         return numbers
 
-    def _put(self, lane: Lane, numbers: list[int], name: str | None) -> None:
-        """The images of samples, where a network starts."""
-        if name is not None:
-            lane.put(np.concatenate([self._inputs[number][name] for number in numbers]), name)
+    def _bring(self, context: ExecutionContext, stretch: _Stretch, numbers: list[int]) -> None:
+        """The inputs of samples, where a network starts."""
+        for bring in stretch.inputs:
+            images = np.concatenate([self._inputs[number][bring.input] for number in numbers])
+            context.set_input(bring.input, images)
 
-    def _step(self, plan: Plan, index: int, lane: Lane, numbers: list[int]) -> list[int]:
-        """Run one step; returns the samples that stay, in the order in which the lane then holds them."""
-        step = plan.steps[index]
-        for piece in step.body:
-            lane.run(piece)
-        confidence = lane.decide(step.head)
-        if not confidence.min() > 0:
-            raise invalid_scores(plan, step, numbers[int((confidence > 0).argmin())])
-        leave = np.ones(len(numbers), np.bool_) if step is plan.steps[-1] else confidence > step.threshold
-        logits, label = lane.answers()
-        for place in np.flatnonzero(leave).tolist():
+    def _stretches(self, plan: Plan) -> list[_Stretch]:
+        """Of a plan, which is kept as long as the stream is."""
+        if id(plan) not in self._plans:
+            self._plans[id(plan)] = plan, _stretches(plan)
+        return self._plans[id(plan)][1]
+
+    def _step(self, plan: Plan, stretch: _Stretch, context: ExecutionContext, numbers: list[int]) -> list[int]:
+        """Run one stretch; returns the samples that stay, in the order in which the context then holds them."""
+        for step in stretch.steps:
+            if not isinstance(step, LeaveAt):
+                run_step(context, step)
+        leave = stretch.leave
+        if leave is None:
+            return numbers
+        score = context.read(CONFIDENCE)[0].copy()
+        if not score.min() > 0:
+            raise invalid_scores(plan, leave.piece, numbers[int((score > 0).argmin())])
+        leaving = score > leave.threshold
+        if leaving.any():
+            logits, label = context.read(LOGITS, LABEL)
+        for place in np.flatnonzero(leaving).tolist():
             one = slice(place, place + 1)
             result = Result(
                 logits[one].copy(),
                 label[one].copy(),
-                confidence[one].copy(),
-                step.exits.copy(),
+                score[one].copy(),
+                leave.exits.copy(),
                 plan.configuration,
                 plan.exit_ids,
             )
             self._done(result, time.perf_counter() - self._admitted.pop(numbers[place]))
             self._results[numbers[place]] = result
             del self._inputs[numbers[place]]
-        stay = np.flatnonzero(~leave)
-        if 0 < len(stay) < len(numbers):
-            lane.compact(stay, np.arange(len(stay)), len(stay))
-        return [numbers[place] for place in stay.tolist()]
+        stay = ~leaving
+        order = compacting(stay)
+        if 0 < len(order) < len(numbers):
+            context.keep(order, leave.live)
+        return [numbers[place] for place in order.tolist()]
 
     def _ready(self) -> Iterator[Result]:
         while self._yielded in self._results:

@@ -7,14 +7,14 @@ from collections.abc import Callable
 from itertools import pairwise
 
 import numpy as np
-from numpy.typing import NDArray
 
 from dyce_runtime.bundle.manifest import Manifest, Network
 from dyce_runtime.bundle.structure import bodies
-from dyce_runtime.execution.contracts import Lane
+from dyce_runtime.execution.contracts import Device, ExecutionContext
 from dyce_runtime.execution.routing import route
 from dyce_runtime.execution.session import Session
-from dyce_runtime.inputs.images import Images, count_of, rows_of
+from dyce_runtime.execution.trace import chunks
+from dyce_runtime.inputs.images import Images, Inputs, count_of, rows_of
 
 _ROUNDS = 15
 
@@ -30,15 +30,15 @@ def measure_best_batch(session: Session, images: Images) -> int:
     """
     inputs = session.inputs(images)
     plan, classes = session.plan(session.configuration), session.manifest.model.num_classes
-    count = count_of(inputs)
-    sizes = [*(1 << k for k in range((count - 1).bit_length())), count]
+    count, most = count_of(inputs), session.device.max_rows
+    sizes = [size for size in (*(1 << k for k in range((count - 1).bit_length())), count) if size <= most] or [most]
     seconds = np.empty((_ROUNDS, len(sizes)))
     for turn, column in np.ndindex(*seconds.shape):
         size, start = sizes[column], time.perf_counter()
-        for first in range(0, count, size):
-            chunk = rows_of(inputs, slice(first, first + size))
-            with session.device.lane(size) as lane:
-                route(plan, lane, chunk, count_of(chunk), classes)
+        for rows in chunks(count, size):
+            chunk = rows_of(inputs, rows)
+            with session.device.context(size) as context:
+                route(plan, context, chunk, rows.stop - rows.start, classes)
         seconds[turn, column] = time.perf_counter() - start
     # Relative to the round, since a shared machine is slow for some rounds.
     relative = np.median(seconds / seconds.mean(axis=1, keepdims=True), axis=0)
@@ -54,16 +54,14 @@ def measure_compaction(session: Session, images: Images) -> dict[str, int]:
     Args:
         images: a batch of at least 2.
     """
-    inputs, manifest = session.inputs(images), session.manifest
+    manifest = session.manifest
+    inputs = rows_of(session.inputs(images), slice(0, session.device.max_rows))
     found, count = {}, count_of(inputs)
     for network in manifest.networks:
-        name = network.inputs[0].tensor
         for exit, after in pairwise(network.exits):
-            with session.device.lane(count) as lane:
-                stretch = _Stretch(manifest, network, exit, after, lane)
-                own = inputs[name]
-                one, half = (stretch.moving(own, k) for k in (1, count // 2))
-                per_sample = (stretch.after(own) - stretch.after(own[: count - count // 2])) / (count // 2)
+            stretch = _Stretch(session.device, manifest, network, exit, after, inputs)
+            one, half = (stretch.moving(count, k) for k in (1, count // 2))
+            per_sample = (stretch.after(count) - stretch.after(count - count // 2)) / (count // 2)
             per_move = max(0.0, (half - one) / max(1, count // 2 - 1))
             gain = per_sample - per_move
             never = count + 1
@@ -74,30 +72,37 @@ def measure_compaction(session: Session, images: Images) -> dict[str, int]:
 class _Stretch:
     """A network up to an exit, and the segment after it."""
 
-    def __init__(self, manifest: Manifest, network: Network, exit: str, after: str, lane: Lane) -> None:
-        self._name, self._lane = network.inputs[0].tensor, lane
+    def __init__(
+        self, device: Device, manifest: Manifest, network: Network, exit: str, after: str, inputs: Inputs
+    ) -> None:
+        self._device, self._inputs = device, {input.tensor: inputs[input.tensor] for input in network.inputs}
         own = bodies(manifest)
         until = network.exits[: network.exits.index(exit) + 1]
         self._before = [piece.id for one in until for piece in own[one]]
-        self._next = own[after][0].id
+        self._next = own[after][0]
 
-    def moving(self, images: NDArray[np.float32], moved: int) -> float:
+    def moving(self, count: int, moved: int) -> float:
         """Seconds that it takes to move samples after the exit."""
-        count = len(images)
-        places, sources = np.arange(moved), np.arange(count - moved, count)
-        return self._median(images, lambda: self._lane.compact(sources, places, count - moved))
+        order = np.arange(count - moved)
+        order[:moved] = np.arange(count - moved, count)
+        return self._median(count, lambda context: context.keep(order, self._next.reads))
 
-    def after(self, images: NDArray[np.float32]) -> float:
+    def after(self, count: int) -> float:
         """Seconds that the segment after the exit takes."""
-        return self._median(images, lambda: self._lane.run(self._next))
+        return self._median(count, lambda context: context.run(self._next.id))
 
-    def _median(self, images: NDArray[np.float32], run: Callable[[], object]) -> float:
+    def _median(self, count: int, run: Callable[[ExecutionContext], object]) -> float:
+        """Of what is timed, with all that came before it done."""
         seconds = []
         for _ in range(_ROUNDS):
-            self._lane.put(images, self._name)
-            for segment in self._before:
-                self._lane.run(segment)
-            start = time.perf_counter()
-            run()
-            seconds.append(time.perf_counter() - start)
+            with self._device.context(count) as context:
+                for name, images in self._inputs.items():
+                    context.set_input(name, images[:count])
+                for segment in self._before:
+                    context.run(segment)
+                context.wait()
+                start = time.perf_counter()
+                run(context)
+                context.wait()
+                seconds.append(time.perf_counter() - start)
         return float(np.median(seconds))

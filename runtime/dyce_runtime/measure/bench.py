@@ -139,7 +139,7 @@ def choose(bundle: Bundle, names: Sequence[str]) -> list[Configuration]:
         chosen |= {name: bundle.configuration(name) for name in known.named}
         for place, entry in enumerate(known.front, 1):
             if all(entry.exits != named.exits for named in known.named.values()):
-                chosen[f"front {place}"] = Configuration(f"front {place}", entry.exits)
+                chosen[f"front {place}"] = entry.configuration(f"front {place}")
     return list(chosen.values())
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from math import sqrt
 from typing import Any, NamedTuple
 
@@ -11,9 +11,8 @@ from numpy.typing import NDArray
 
 from dyce_runtime.bundle.configuration import Configuration
 from dyce_runtime.execution.session import Session
-from dyce_runtime.execution.walk import answer, walk
+from dyce_runtime.execution.trace import HeadAnswer, head_answers
 from dyce_runtime.inputs.datasets import Dataset
-from dyce_runtime.inputs.images import Inputs, count_of
 
 _BATCH = 32
 # A difference counts from two standard errors on.
@@ -61,8 +60,8 @@ def answer_all(
     full, parts, last = [], [], session.manifest.exits[-1]
     for start in progress(range(0, len(rows), _BATCH)):
         images = session.preprocess(data.images(rows[start : start + _BATCH]))
-        said = _every_head(session, session.inputs(images))
-        full.append(said[last.id, last.heads[0].type][1])
+        said = head_answers(session.device, session.manifest, session.inputs(images))
+        full.append(said[last.id, last.heads[0].type].label)
         parts.append([_leave(session, configuration, said) for configuration in configurations])
     if not parts:
         none = np.empty(0, np.int64)
@@ -134,28 +133,18 @@ def _worst_class(
     return {"name": name, "lost": int(counts[worst]), "samples": int((labels == worst).sum())}
 
 
-# By the id of an exit and the type of a head: confidences (N,) and labels (N,).
-_Said = dict[tuple[str, str], tuple[NDArray[np.float32], NDArray[np.int64]]]
-
-
-def _every_head(session: Session, inputs: Inputs) -> _Said:
-    manifest = session.manifest
-    with session.device.lane(count_of(inputs)) as lane:
-        return {(exit.id, head.type): answer(manifest, lane, head)[1:] for exit, head in walk(manifest, lane, inputs)}
-
-
-def _leave(session: Session, configuration: Configuration, said: _Said) -> Answers:
+def _leave(session: Session, configuration: Configuration, said: Mapping[tuple[str, str], HeadAnswer]) -> Answers:
     """Every sample leaves at the first exit that is on and whose confidence is strictly above its threshold."""
     *before, last = session.manifest.exits
-    labels = said[last.id, last.heads[0].type][1].copy()
+    labels = said[last.id, last.heads[0].type].label.copy()
     exits = np.full(len(labels), len(before))
     stay = np.ones(len(labels), np.bool_)
     for index, exit in enumerate(before):
         setting = configuration.exits.get(exit.id)
         if setting is None:
             continue
-        confidence, label = said[exit.id, setting.head]
-        leave = stay & (confidence > np.float32(setting.threshold))
-        labels[leave], exits[leave] = label[leave], index
+        answer = said[exit.id, setting.head]
+        leave = stay & (answer.score > np.float32(setting.threshold))
+        labels[leave], exits[leave] = answer.label[leave], index
         stay &= ~leave
     return Answers(labels, exits)

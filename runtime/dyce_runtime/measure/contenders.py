@@ -12,7 +12,8 @@ from dyce_runtime.bundle.configuration import FULL, Configuration
 from dyce_runtime.execution.plan import make_plan
 from dyce_runtime.execution.routing import route
 from dyce_runtime.execution.session import Session
-from dyce_runtime.inputs.images import Images, count_of
+from dyce_runtime.execution.trace import chunks
+from dyce_runtime.inputs.images import Images, count_of, rows_of
 
 # Labels, and the exits that were taken, where there are exits.
 Answer: TypeAlias = "tuple[NDArray[np.int64], NDArray[np.int64] | None]"
@@ -50,9 +51,11 @@ def _chain(session: Session) -> Callable[[Images], Answer]:
     plan = make_plan(manifest, Configuration(FULL), ())
 
     def run(images: Images) -> Answer:
-        inputs = session.inputs(images)
-        count = count_of(inputs)
-        with session.device.lane(count) as lane:
-            return route(plan, lane, inputs, count, manifest.model.num_classes).label, None
+        inputs, labels = session.inputs(images), []
+        for rows in chunks(count_of(inputs), session.max_batch):
+            count, part = rows.stop - rows.start, rows_of(inputs, rows)
+            with session.device.context(count) as context:
+                labels.append(route(plan, context, part, count, manifest.classes).label)
+        return np.concatenate(labels), None
 
     return run

@@ -13,13 +13,15 @@ from itertools import islice
 import numpy as np
 
 from dyce_runtime.bundle.configuration import Configuration, ExitSetting
-from dyce_runtime.bundle.manifest import FINAL, UNCUT, Piece
+from dyce_runtime.bundle.manifest import CONFIDENCE, FINAL, UNCUT, Piece
 from dyce_runtime.bundle.program import Feed
 from dyce_runtime.bundle.program import Run as RunPiece
 from dyce_runtime.bundle.structure import bodies, ends_of, needed_heads
-from dyce_runtime.execution.contracts import Lane
+from dyce_runtime.execution.contracts import ExecutionContext
+from dyce_runtime.execution.routing import run_step
 from dyce_runtime.execution.session import Session
-from dyce_runtime.inputs.images import Images, count_of
+from dyce_runtime.execution.trace import whole_program
+from dyce_runtime.inputs.images import Images, count_of, rows_of
 from dyce_runtime.measure.energy import Meter
 
 # Where the first segment starts.
@@ -123,7 +125,8 @@ def _measure(session: Session, batches: Iterable[Images], cost_of: Callable[[Run
     before = session.configuration
     session.use(Configuration("never", never))
     try:
-        for number, images in enumerate(batches):
+        for number, batch in enumerate(batches):
+            images = rows_of(session.inputs(batch), slice(0, session.device.max_rows))
             for _ in range(_WARM_UP_CALLS if number == 0 else 0):
                 for _, run in _walk(session, images):
                     run()
@@ -163,34 +166,29 @@ def _walk(session: Session, images: Images) -> Iterator[tuple[object, Run]]:
         spans[span.covers[0]].append(span)
     exit_after = {piece.id: exit for exit, body in bodies(manifest).items() for piece in body}
     of_head = {head.piece: (exit.id, head.type) for exit in manifest.exits for head in exit.heads}
-    with session.device.lane(count_of(inputs)) as lane:
-        for operation in manifest.program:
+    with session.device.context(count_of(inputs)) as context:
+        for operation in whole_program(manifest):
             if isinstance(operation, Feed):
-                lane.put(inputs[operation.input], operation.input)
-            elif isinstance(operation, RunPiece) and (piece := manifest.piece(operation.piece)).role == "head":
-                yield of_head[piece.id], partial(lane.decide, piece.id)
-            elif isinstance(operation, RunPiece):
+                context.set_input(operation.input, inputs[operation.input])
+            elif not isinstance(operation, RunPiece):
+                run_step(context, operation)
+            elif (piece := manifest.piece(operation.piece)).role == "head":
+                yield of_head[piece.id], partial(_run, context, piece)
+            else:
                 for span in spans.get(piece.id, ()):
-                    yield span.id, _Body(lane, span.id, final=span.answers)
-                    lane.rewind()
-                yield exit_after[piece.id], _Body(lane, piece.id, final=piece.answers)
+                    yield span.id, partial(_run, context, span)
+                yield exit_after[piece.id], partial(_run, context, piece)
     yield "call", partial(session, images)
     yield "uncut", partial(session.run_uncut, images)
 
 
-class _Body:
-    """A segment or a span, run as often as wanted on the same inputs."""
-
-    def __init__(self, lane: Lane, piece: str, *, final: bool) -> None:
-        self._lane, self._piece, self._final, self._ran = lane, piece, final, False
-
-    def __call__(self) -> None:
-        if self._ran:
-            self._lane.rewind()
-        self._ran = True
-        self._lane.run(self._piece)
-        if self._final:
-            self._lane.decide()
+def _run(context: ExecutionContext, piece: Piece) -> None:
+    """Run a piece to its end; of one that answers, with what a decision reads."""
+    context.run(piece.id)
+    if piece.answers:
+        context.read(CONFIDENCE)
+    else:
+        context.wait()
 
 
 def _milliseconds(run: Run) -> float:

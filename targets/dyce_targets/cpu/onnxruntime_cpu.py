@@ -7,13 +7,13 @@ from functools import partial
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import numpy.typing as npt
 
 from dyce_runtime.errors import BundleError, TargetError
 from dyce_runtime.execution.contracts import PieceSpec, TargetSpec
+from dyce_runtime.execution.memory import TensorLife
 from dyce_targets import installation
-from dyce_targets.cpu.host_lane import HostBinding, HostDevice
+from dyce_targets.cpu.host_context import HostBinding, HostDevice
 from dyce_targets.cpu.processors import CpuTarget
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ class OnnxRuntimeCpu(CpuTarget):
         """onnxruntime."""
         return installation.load("onnxruntime", "InferenceSession", self.install)
 
-    def _open(self, pieces: Sequence[PieceSpec], spec: TargetSpec) -> HostDevice:
+    def _open(self, pieces: Sequence[PieceSpec], tensors: Sequence[TensorLife], spec: TargetSpec) -> HostDevice:
         if spec.precision != "float32":
             raise TargetError(
                 f"{self.name} computes in the precision of the graphs; found a request for {spec.precision}"
@@ -41,7 +41,7 @@ class OnnxRuntimeCpu(CpuTarget):
         self.load()
         options = session_options(spec)
         sessions = {piece.id: _open(piece, options) for piece in pieces}
-        return HostDevice(self.name, pieces, lambda piece, _: _Binding(piece, sessions[piece.id]))
+        return HostDevice(self.name, pieces, tensors, lambda piece, _: _Binding(piece, sessions[piece.id]))
 
 
 class _Binding(HostBinding):
@@ -60,13 +60,13 @@ class _Binding(HostBinding):
         name = self.spec.outputs[index].name
         self._binding.bind_output(name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)
 
-    def read_images(self, images: npt.NDArray[np.float32]) -> None:
-        """Bind the input; one image in the quicker way, in which the engine holds on to it until the next call."""
+    def read_brought(self, index: int, array: npt.NDArray[Any]) -> None:
+        """Bind an input; of one sample in the quicker way, in which the engine holds on to it until the next call."""
         if self.rows == 1:
-            self.read(0, images)
+            self.read(index, array)
         else:
-            name = self.spec.inputs[0].name
-            self._binding.bind_input(name, "cpu", 0, images.dtype, images.shape, images.ctypes.data)
+            name = self.spec.inputs[index].name
+            self._binding.bind_input(name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)
 
 
 def _engine_call(session: onnxruntime.InferenceSession, binding: onnxruntime.IOBinding) -> Callable[[], object]:

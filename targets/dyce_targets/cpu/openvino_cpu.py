@@ -8,14 +8,14 @@ from threading import Lock
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import numpy.typing as npt
 
 from dyce_runtime.cpu_features import byte_sums_saturate
 from dyce_runtime.errors import BundleError, TargetError
 from dyce_runtime.execution.contracts import PieceSpec, TargetSpec
+from dyce_runtime.execution.memory import TensorLife
 from dyce_targets import installation
-from dyce_targets.cpu.host_lane import HostBinding, HostDevice
+from dyce_targets.cpu.host_context import HostBinding, HostDevice
 from dyce_targets.cpu.processors import CpuTarget
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ class OpenVinoCpu(CpuTarget):
         """openvino."""
         return installation.load("openvino", "Core", self.install)
 
-    def _open(self, pieces: Sequence[PieceSpec], spec: TargetSpec) -> HostDevice:
+    def _open(self, pieces: Sequence[PieceSpec], tensors: Sequence[TensorLife], spec: TargetSpec) -> HostDevice:
         core, options = self.load().Core(), _options(spec)
         if spec.precision == "bfloat16" and "BF16" not in core.get_property(DEVICE, "OPTIMIZATION_CAPABILITIES"):
             raise TargetError(
@@ -45,7 +45,7 @@ class OpenVinoCpu(CpuTarget):
             )
         models = {piece.id: _Model(core, piece, options) for piece in pieces}
         return HostDevice(
-            self.name, pieces, lambda piece, capacity: _Binding(piece, models[piece.id].request(capacity))
+            self.name, pieces, tensors, lambda piece, capacity: _Binding(piece, models[piece.id].request(capacity))
         )
 
 
@@ -108,9 +108,9 @@ class _Binding(HostBinding):
         """Bind an output."""
         self._request.set_output_tensor(index, self._tensor(array, shared_memory=True))
 
-    def read_images(self, images: npt.NDArray[np.float32]) -> None:
-        """Bind the input."""
-        self.read(0, images)
+    def read_brought(self, index: int, array: npt.NDArray[Any]) -> None:
+        """Bind an input."""
+        self.read(index, array)
 
 
 def _options(spec: TargetSpec) -> dict[str, Any]:

@@ -10,8 +10,9 @@ from types import ModuleType
 
 from dyce_runtime.errors import TargetError
 from dyce_runtime.execution.contracts import Artefact, PieceSpec, TargetSpec
+from dyce_runtime.execution.memory import TensorLife
 from dyce_targets import installation
-from dyce_targets.cpu.host_lane import HostDevice
+from dyce_targets.cpu.host_context import HostDevice
 
 
 class CpuTarget(ABC):
@@ -54,12 +55,12 @@ class CpuTarget(ABC):
         """The ONNX file itself."""
         return Artefact(piece.path, built=False)
 
-    def open(self, pieces: Sequence[PieceSpec], spec: TargetSpec) -> HostDevice:
+    def open(self, pieces: Sequence[PieceSpec], tensors: Sequence[TensorLife], spec: TargetSpec) -> HostDevice:
         """Load every piece. Raises TargetError, or BundleError for a piece that does not load."""
         reason = self.available()
         if reason:
             raise TargetError(f"{self.name}: {reason}")
-        return self._open(pieces, spec)
+        return self._open(pieces, tensors, spec)
 
     @property
     def install(self) -> str:
@@ -71,5 +72,5 @@ class CpuTarget(ABC):
         """Import the module. Raises TargetError if it is not installed or broken."""
 
     @abstractmethod
-    def _open(self, pieces: Sequence[PieceSpec], spec: TargetSpec) -> HostDevice:
+    def _open(self, pieces: Sequence[PieceSpec], tensors: Sequence[TensorLife], spec: TargetSpec) -> HostDevice:
         """Load every piece; the module is there."""

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from dyce_runtime.atomic_write import write_atomically
 from dyce_runtime.errors import BundleError, TargetError
-from dyce_runtime.execution.contracts import PieceSpec, TargetSpec
+from dyce_runtime.execution.contracts import DEFAULT_MAX_BATCH, PieceSpec, TargetSpec
 from dyce_runtime.json_files import check_regular
 from dyce_targets.nvidia.products import Product
 
@@ -49,7 +49,7 @@ def build(product: Product, piece: PieceSpec, spec: TargetSpec, folder: Path) ->
     if spec.workspace_mib is not None:
         config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, spec.workspace_mib << 20)
     product.target_devices(trt, config, spec.devices)
-    for most in dict.fromkeys((1, spec.max_batch)):
+    for most in dict.fromkeys((1, spec.max_batch or DEFAULT_MAX_BATCH)):
         config.add_optimization_profile(_profile(trt, builder, piece, most))
     cache = _timing_cache(config, folder / TIMING) if product.times else None
     engine = builder.build_serialized_network(network, config)

@@ -8,21 +8,23 @@ in the larger graph; what that computes for the rest is never looked at. All of 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from functools import cached_property
-from math import prod
 from threading import Lock
-from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from dyce_runtime.bundle.manifest import CONFIDENCE, LABEL, LOGITS, TensorSpec
+from dyce_runtime.bundle.manifest import CONFIDENCE, TensorSpec
 from dyce_runtime.errors import PieceError, TargetError
-from dyce_runtime.execution.contracts import PieceSpec, carried
-from dyce_runtime.execution.plan import Step
+from dyce_runtime.execution.contracts import Array, PieceSpec, Rows
+from dyce_runtime.execution.memory import TensorLife, lay_out, sample_bytes
+from dyce_runtime.execution.plan import LeaveAt, Step
+from dyce_runtime.execution.routing import run_step
 from dyce_targets.nvidia.executor import Executor, Graph
+
+# What vector loads of a GPU like.
+_ALIGNMENT = 256
 
 
 class _Tensor:
@@ -33,63 +35,80 @@ class _Tensor:
         address: of that memory.
     """
 
-    def __init__(self, spec: TensorSpec, executor: Executor, most: int) -> None:
+    def __init__(self, spec: TensorSpec, executor: Executor, most: int, address: int) -> None:
         self._shape, self._dtype = (most, *map(int, spec.shape[1:])), np.dtype(spec.dtype)
         self._executor = executor
-        self.size = prod(self._shape[1:]) * self._dtype.itemsize
-        self.address = executor.allocate(self.size * most)
+        self._host: Array | None = None
+        self.size, self.address = sample_bytes(spec), address
 
-    @cached_property
-    def host(self) -> npt.NDArray[Any]:
-        """(most, ...) pinned memory; seams have none before a stream moves samples."""
-        pinned = self._executor.pinned(self.size * self._shape[0])
-        return pinned.view(self._dtype).reshape(self._shape)
+    @property
+    def host(self) -> Array:
+        """(most, ...) pinned memory, made when it is first asked for."""
+        if self._host is None:
+            pinned = self._executor.pinned(self.size * self._shape[0])
+            self._host = pinned.view(self._dtype).reshape(self._shape)
+        return self._host
 
 
 class GpuDevice:
-    """Open pieces on one stream, with one lane: callers take turns.
+    """Open pieces on one stream, with one context: callers take turns.
 
     Attributes:
         pieces: by id.
-        inputs: what pieces read, by name.
-        tensors: by name; a seam has the same memory for the piece that writes it and for those that read it.
-        graphs: by piece and number of samples.
-        most: the largest batch.
+        tensors: by name; those that are never needed at the same time share memory.
+        some: by name, room for some of the samples: what the cases of a choice read and write.
+        graphs: by piece, number of samples, and whether it runs on ``some``.
+        max_rows: the largest batch.
     """
 
-    def __init__(self, target: str, pieces: Sequence[PieceSpec], executor: Executor, most: int) -> None:
-        self.target, self.executor, self.most = target, executor, most
+    def __init__(
+        self,
+        target: str,
+        pieces: Sequence[PieceSpec],
+        tensors: Sequence[TensorLife],
+        executor: Executor,
+        max_rows: int,
+    ) -> None:
+        self.target, self.executor, self.max_rows = target, executor, max_rows
         self.pieces = {piece.id: piece for piece in pieces}
-        specs = {spec.name: spec for piece in pieces for spec in (*piece.inputs, *piece.outputs)}
         try:
-            self.tensors = {name: _Tensor(spec, executor, most) for name, spec in specs.items()}
-            self.graphs = {(piece.id, rows): self._capture(piece, rows) for piece in pieces for rows in buckets(most)}
+            self.tensors = self._placed(tensors)
+            cases = [piece for piece in pieces if piece.for_some]
+            self.some = self._placed(_lives_of(cases))
+            self.graphs = {
+                (piece.id, rows, some): self._capture(piece, rows, self.some if some else self.tensors)
+                for piece in pieces
+                for some in ((False, True) if piece.for_some else (False,))
+                for rows in buckets(max_rows)
+            }
+            for life in tensors:
+                if life.spec.lifetime in ("input", "answer"):  # the first call should take no longer than the others
+                    self.tensors[life.spec.name].host  # noqa: B018
         except BaseException:
             with suppress(Exception):  # the first error says what is wrong
                 executor.close()
             raise
-        self.inputs = {spec.name: spec for piece in pieces for spec in piece.inputs}
-        self._lane = GpuLane(self)
+        self._context = GpuContext(self)
         self._turn = Lock()
         self._closed = self._freed = False
 
-    def lane(self, rows: int) -> GpuLane:
-        """The lane, when its turn has come.
+    def context(self, rows: int) -> GpuContext:
+        """The context, when its turn has come.
 
         Raises:
             PieceError: the device is closed.
             TargetError: more samples than the engines were built for.
         """
-        if rows > self.most:
+        if rows > self.max_rows:
             raise TargetError(
-                f"{self.target}: found a batch of {rows}; the engines were built for at most {self.most}",
+                f"{self.target}: found a batch of {rows}; the engines were built for at most {self.max_rows}",
                 hint="Compile with a larger --max-batch.",
             )
         self._turn.acquire()
         if self._closed:
             self.give_back()
             raise PieceError("the device is closed")
-        return self._lane
+        return self._context
 
     def give_back(self) -> None:
         """The turn is over. Whoever ends one after the device was closed frees it: a waiter may be the last."""
@@ -113,145 +132,178 @@ class GpuDevice:
         finally:
             self._turn.release()
 
-    def _capture(self, piece: PieceSpec, rows: int) -> Graph:
-        addresses = {spec.name: self.tensors[spec.name].address for spec in (*piece.inputs, *piece.outputs)}
+    def _placed(self, tensors: Sequence[TensorLife]) -> dict[str, _Tensor]:
+        offsets, size = lay_out(tensors, self.max_rows, _ALIGNMENT)
+        block = self.executor.allocate(size) if size else 0
+        return {
+            spec.name: _Tensor(spec, self.executor, self.max_rows, block + offsets[spec.name]) for spec, _ in tensors
+        }
+
+    def _capture(self, piece: PieceSpec, rows: int, tensors: Mapping[str, _Tensor]) -> Graph:
+        addresses = {spec.name: tensors[spec.name].address for spec in (*piece.inputs, *piece.outputs)}
         return self.executor.capture(lambda: self.executor.enqueue(piece.id, rows, addresses))
 
 
-class Taken(NamedTuple):
-    """Samples outside of the lane: (samples, ...) of what is live, then of what is left for later."""
-
-    rows: int
-    specs: tuple[TensorSpec, ...]
-    left: tuple[TensorSpec, ...]
-    arrays: list[npt.NDArray[Any]]
+def _lives_of(pieces: Sequence[PieceSpec]) -> list[TensorLife]:
+    """What pieces read and write, all of it at the same time."""
+    specs = {spec.name: spec for piece in pieces for spec in (*piece.inputs, *piece.outputs)}
+    return [TensorLife(spec, frozenset([0])) for spec in specs.values()]
 
 
-class GpuLane:
+class GpuParked:
+    """Samples outside of the context, in device memory of their own, which goes back for others when nobody has them.
+
+    Attributes:
+        rows: how many there are.
+        blocks: by the name of a tensor, the address of its samples.
+    """
+
+    def __init__(self, rows: int, blocks: dict[str, int], free: dict[int, list[int]], sizes: Mapping[str, int]) -> None:
+        self.rows, self.blocks = rows, blocks
+        self._free, self._sizes = free, sizes
+
+    def __del__(self) -> None:
+        for name, address in self.blocks.items():
+            self._free.setdefault(self._sizes[name], []).append(address)
+
+
+class GpuContext:
     """The one call that runs."""
 
     def __init__(self, device: GpuDevice) -> None:
         self._device, self._executor, self._tensors = device, device.executor, device.tensors
         self.rows = 0
-        self._specs: tuple[TensorSpec, ...] = ()
-        self._before: tuple[TensorSpec, ...] = ()
-        self._left: tuple[TensorSpec, ...] = ()
         self._launched: list[str] = []
+        # Memory for parked samples that nobody uses, by its size in bytes.
+        self._free: dict[int, list[int]] = {}
 
-    def put(self, images: npt.NDArray[np.float32], name: str) -> None:
-        """Copy images to the device, by way of pinned memory."""
-        self.rows = len(images)
-        self._specs = (self._device.inputs[name],)
-        self._upload(self._specs[0], 0, images)
-
-    def run(self, piece: str) -> None:
-        """Launch a segment. Raises PieceError."""
-        self._launch(piece)
-        outputs = self._device.pieces[piece].outputs
-        self._before, self._specs = self._specs, () if outputs[0].name == LOGITS else outputs
-
-    def rewind(self) -> None:
-        """Undo the last run: its inputs are still there."""
-        self._specs = self._before
-
-    def decide(self, head: str | None = None) -> npt.NDArray[np.float32]:
-        """Launch a head, and wait for its confidences alone. Raises PieceError."""
-        if head is not None:
-            self._launch(head)
-        (confidence,) = self._download(CONFIDENCE)
-        return confidence
-
-    def until_confident(self, steps: Sequence[Step]) -> tuple[Step, npt.NDArray[np.float32]]:
-        """Launch steps; the next one only when the decision is known. Raises PieceError."""
-        for step in steps:
-            for piece in step.body:
-                self.run(piece)
-            confidence = self.decide(step.head)
-            if not 0 < confidence[0] <= step.threshold:
-                break
-        return step, confidence
-
-    def answers(self) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]:
-        """Logits and labels of the last decision: fetched only for samples that leave."""
-        logits, label = self._download(LOGITS, LABEL)
-        return logits, label
-
-    def compact(self, sources: npt.NDArray[np.intp], places: npt.NDArray[np.intp], rows: int) -> None:
-        """Copy samples within the device, in this order: a source may be a place of an earlier one."""
-        for spec in (*self._specs, *self._left):
-            tensor = self._tensors[spec.name]
-            for source, place in zip(sources.tolist(), places.tolist(), strict=True):
-                if source != place:
-                    self._executor.copy(
-                        tensor.address + place * tensor.size, tensor.address + source * tensor.size, tensor.size
-                    )
-        self.rows = rows
-
-    def take(self, rows: npt.NDArray[np.intp]) -> Taken:
-        """Copies on the host."""
-        arrays = self._download(*(spec.name for spec in (*self._specs, *self._left)))
-        return Taken(len(rows), self._specs, self._left, [array[rows] for array in arrays])
-
-    def add(self, handle: Taken) -> None:
-        """Copy samples behind those that are there."""
-        self._specs, self._left = handle.specs, handle.left
-        for spec, array in zip((*handle.specs, *handle.left), handle.arrays, strict=True):
-            self._upload(spec, self.rows, array)
-        self.rows += handle.rows
-
-    def live(self) -> list[npt.NDArray[Any]]:
-        """What the last run wrote, on the host."""
-        return self._download(*(spec.name for spec in self._specs))
-
-    def left(self) -> dict[str, npt.NDArray[Any]]:
-        """What was left for later, on the host."""
-        names = [spec.name for spec in self._left]
-        return dict(zip(names, self._download(*names), strict=True))
-
-    def __enter__(self) -> GpuLane:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.rows, self._left = 0, ()
-        self._device.give_back()
-
-    def _launch(self, piece: str) -> None:
-        self._launched.append(piece)
-        graph = self._device.graphs[piece, bucket(self.rows, self._device.most)]
-        try:
-            self._executor.launch(graph)
-        except Exception as error:  # the driver's exceptions share no base class
-            raise self._failed(error) from error
-        left = carried(self._device.pieces[piece].outputs)
-        self._left = (*self._left, *(spec for spec in left if spec not in self._left))
-
-    def _upload(self, spec: TensorSpec, start: int, array: npt.NDArray[Any]) -> None:
-        tensor = self._tensors[spec.name]
+    def set_input(self, name: str, array: npt.NDArray[np.float32]) -> None:
+        """Copy an input to the device, by way of pinned memory."""
+        self.rows = len(array)
+        tensor = self._tensors[name]
         # What was uploaded before may still be on its way from the same pinned memory.
-        self._wait()
-        pinned = tensor.host[start : start + len(array)]
+        self.wait()
+        pinned = tensor.host[: len(array)]
         pinned[:] = array
-        self._executor.upload(tensor.address + start * tensor.size, pinned)
+        self._executor.upload(tensor.address, pinned)
 
-    def _download(self, *names: str) -> list[npt.NDArray[Any]]:
+    def run(self, piece: str, rows: Rows | None = None) -> None:
+        """Launch a piece. Raises PieceError."""
+        if rows is None:
+            self._launch(piece, self.rows, some=False)
+            return
+        spec, some = self._device.pieces[piece], self._device.some
+        for tensor in spec.inputs:
+            self._copy(self._tensors[tensor.name], some[tensor.name], _pairs(rows, np.arange(len(rows))))
+        self._launch(piece, len(rows), some=True)
+        for tensor in spec.outputs:
+            self._copy(some[tensor.name], self._tensors[tensor.name], _pairs(np.arange(len(rows)), rows))
+
+    def copy(self, to: str, source: str, rows: Rows | None = None) -> None:
+        """Copy within the device."""
+        which = np.arange(self.rows) if rows is None else rows
+        self._copy(self._tensors[source], self._tensors[to], _pairs(which, which))
+
+    def read(self, *names: str) -> list[Array]:
+        """Fetch tensors, and wait for them alone. Raises PieceError."""
         found = [self._tensors[name].host[: self.rows] for name in names]
         for name, array in zip(names, found, strict=True):
             self._executor.download(array, self._tensors[name].address)
-        self._wait()
+        self.wait()
         return found
 
-    def _wait(self) -> None:
+    def computed_rows(self, rows: int) -> int:
+        """The size of the graph that runs."""
+        return bucket(rows, self._device.max_rows)
+
+    def run_until_exit(self, steps: Sequence[Step]) -> tuple[LeaveAt | None, npt.NDArray[np.float32]]:
+        """Launch steps; the next one only when the decision is known. Raises PieceError."""
+        leave, score = None, np.empty(1, np.float32)
+        for step in steps:
+            if not isinstance(step, LeaveAt):
+                run_step(self, step)
+                continue
+            leave, (score,) = step, self.read(CONFIDENCE)
+            if not 0 < score[0] <= step.threshold:
+                break
+        return leave, score
+
+    def keep(self, order: Rows, tensors: Sequence[str]) -> None:
+        """Copy samples within the device."""
+        pairs = [pair for pair in _pairs(order, np.arange(len(order))) if pair[0] != pair[1]]
+        for name in tensors:
+            self._copy(self._tensors[name], self._tensors[name], pairs)
+        self.rows = len(order)
+
+    def gather(self, rows: Rows, tensors: Sequence[str]) -> GpuParked:
+        """Copies on the device."""
+        sizes = {name: self._tensors[name].size * len(rows) for name in tensors}
+        blocks = {name: self._block(size) for name, size in sizes.items()}
+        for name, address in blocks.items():
+            tensor = self._tensors[name]
+            for source, place, count in _pairs(rows, np.arange(len(rows))):
+                self._move(tensor.address + source * tensor.size, address + place * tensor.size, count * tensor.size)
+        return GpuParked(len(rows), blocks, self._free, sizes)
+
+    def append(self, parked: GpuParked, start: int, stop: int) -> None:
+        """Copy samples to the places after those that are there."""
+        for name, address in parked.blocks.items():
+            tensor = self._tensors[name]
+            place, size = tensor.address + self.rows * tensor.size, (stop - start) * tensor.size
+            self._move(address + start * tensor.size, place, size)
+        self.rows += stop - start
+
+    def wait(self) -> None:
+        """Wait for all that was launched. Raises PieceError."""
         try:
             self._executor.wait()
-        except Exception as error:  # as above
+        except Exception as error:  # the driver's exceptions share no base class
             raise self._failed(error) from error
         self._launched.clear()
 
+    def __enter__(self) -> GpuContext:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.rows = 0
+        self._device.give_back()
+
+    def _launch(self, piece: str, rows: int, *, some: bool) -> None:
+        self._launched.append(piece)
+        graph = self._device.graphs[piece, bucket(rows, self._device.max_rows), some]
+        try:
+            self._executor.launch(graph)
+        except Exception as error:  # as above
+            raise self._failed(error) from error
+
+    def _copy(self, source: _Tensor, to: _Tensor, pairs: Sequence[tuple[int, int, int]]) -> None:
+        for start, place, count in pairs:
+            self._move(source.address + start * source.size, to.address + place * to.size, count * source.size)
+
+    def _move(self, source: int, to: int, size: int) -> None:
+        self._executor.copy(to, source, size)
+
+    def _block(self, size: int) -> int:
+        free = self._free.get(size)
+        return free.pop() if free else self._executor.allocate(size)
+
     def _failed(self, error: Exception) -> PieceError:
         """What fails on the device is known at the next wait: it may be any that was launched since the last one."""
-        pieces = " or ".join(self._launched)
+        pieces = " or ".join(self._launched) or "of an earlier call"
         self._launched.clear()
         return PieceError(f"piece {pieces} failed in {self._device.target}: {error}")
+
+
+def _pairs(sources: Rows, places: Rows) -> list[tuple[int, int, int]]:
+    """Sample by sample where it is and where it goes, neighbours as one: source, place and how many."""
+    return list(_runs(sources, places))
+
+
+def _runs(sources: Rows, places: Rows) -> Iterator[tuple[int, int, int]]:
+    breaks = np.flatnonzero((np.diff(sources) != 1) | (np.diff(places) != 1)) + 1
+    for start, stop in zip((0, *breaks.tolist()), (*breaks.tolist(), len(sources)), strict=True):
+        if stop > start:
+            yield int(sources[start]), int(places[start]), stop - start
 
 
 def buckets(most: int) -> list[int]:

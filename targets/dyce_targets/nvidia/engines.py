@@ -10,7 +10,7 @@ import msgspec
 
 from dyce_runtime.atomic_write import write_atomically
 from dyce_runtime.errors import DestinationError
-from dyce_runtime.execution.contracts import PieceSpec, TargetSpec
+from dyce_runtime.execution.contracts import DEFAULT_MAX_BATCH, PieceSpec, TargetSpec
 from dyce_runtime.json_files import check_regular, read_json
 
 
@@ -41,7 +41,8 @@ class Note(msgspec.Struct, frozen=True):
 
 def fingerprint(product: str, version: str, piece: PieceSpec, spec: TargetSpec) -> Fingerprint:
     """Of the engine that would be built now."""
-    return Fingerprint(product, version, spec.devices, spec.precision, spec.max_batch, piece.digest)
+    most = spec.max_batch or DEFAULT_MAX_BATCH
+    return Fingerprint(product, version, spec.devices, spec.precision, most, piece.digest)
 
 
 def notes(folder: Path) -> dict[str, Note]:
@@ -66,11 +67,19 @@ def find(folder: Path, piece: str, wanted: Fingerprint) -> Path | None:
 
 
 def find_for(folder: Path, piece: str, wanted: Fingerprint, device: str) -> Path | None:
-    """The same, for a GPU: it may have been built for others, too, or for all that one engine can serve."""
+    """The same, for a GPU: it may have been built for others, too, or for more samples than are wanted."""
+    made = made_for(folder, piece, wanted, device)
+    return None if made is None else find(folder, piece, made)
+
+
+def made_for(folder: Path, piece: str, wanted: Fingerprint, device: str) -> Fingerprint | None:
+    """What the engine of a piece was built for, by its note, if it serves; whether it is damaged is not looked at."""
     note = notes(folder).get(piece)
     if note is None or (note.fingerprint.devices and device not in note.fingerprint.devices):
         return None
-    return find(folder, piece, msgspec.structs.replace(wanted, devices=note.fingerprint.devices))
+    made = note.fingerprint
+    same = msgspec.structs.replace(wanted, devices=made.devices, max_batch=made.max_batch) == made
+    return made if same and made.max_batch >= wanted.max_batch else None
 
 
 def write(folder: Path, piece: str, made: Fingerprint, content: bytes) -> Path:

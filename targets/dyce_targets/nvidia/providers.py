@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import ClassVar
 
 from dyce_runtime.errors import TargetError
-from dyce_runtime.execution.contracts import Artefact, Device, PieceSpec, TargetSpec
+from dyce_runtime.execution.contracts import DEFAULT_MAX_BATCH, Artefact, Device, PieceSpec, TargetSpec
+from dyce_runtime.execution.memory import TensorLife
 from dyce_targets import installation
 from dyce_targets.nvidia import cuda
 from dyce_targets.nvidia.device import GpuDevice
@@ -47,18 +48,19 @@ class _OnnxRuntimeGpu:
 
     def best_batch(self, spec: TargetSpec, macs: int) -> int:
         """As many as buffers are made for."""
-        return spec.max_batch
+        return spec.max_batch or DEFAULT_MAX_BATCH
 
     def compile(self, piece: PieceSpec, spec: TargetSpec, folder: Path) -> Artefact:
         """The ONNX file itself."""
         return Artefact(piece.path, built=False)
 
-    def open(self, pieces: Sequence[PieceSpec], spec: TargetSpec) -> Device:
+    def open(self, pieces: Sequence[PieceSpec], tensors: Sequence[TensorLife], spec: TargetSpec) -> Device:
         """Load the pieces. Raises TargetError if a provider cannot be used: nothing falls back to the CPU."""
         reason = self.available()
         if reason:
             raise TargetError(f"{self.name}: {reason}")
-        return GpuDevice(self.name, pieces, OnnxRuntimeExecutor(self.name, self.provider, pieces), spec.max_batch)
+        executor = OnnxRuntimeExecutor(self.name, self.provider, pieces)
+        return GpuDevice(self.name, pieces, tensors, executor, spec.max_batch or DEFAULT_MAX_BATCH)
 
 
 class OnnxRuntimeCuda(_OnnxRuntimeGpu):

@@ -10,15 +10,19 @@ from typing import ClassVar
 
 from dyce_runtime.errors import TargetError
 from dyce_runtime.execution.contracts import Artefact, Device, PieceSpec, TargetSpec
+from dyce_runtime.execution.memory import TensorLife
 from dyce_targets import installation
 from dyce_targets.nvidia import cuda, engines
 from dyce_targets.nvidia.builder import build
 from dyce_targets.nvidia.device import GpuDevice
 from dyce_targets.nvidia.products import RTX, TENSORRT, Product
 from dyce_targets.nvidia.tensorrt_executor import TensorRtExecutor
-from dyce_targets.profiles import here, profiles
+from dyce_targets.profiles import Profile, here, profiles
 
 log = logging.getLogger("dyce_targets")
+
+# More than any engine takes.
+_MOST_ROWS = 1 << 16
 
 
 class _Nvidia:
@@ -50,8 +54,8 @@ class _Nvidia:
         return installation.version_of(self.product.module)
 
     def best_batch(self, spec: TargetSpec, macs: int) -> int:
-        """As many as the engines were built for."""
-        return spec.max_batch
+        """As many as the engines were built for: the device knows."""
+        return spec.max_batch or _MOST_ROWS
 
     def compile(self, piece: PieceSpec, spec: TargetSpec, folder: Path) -> Artefact:
         """Build the engine of a piece, unless there is one that was built alike.
@@ -66,7 +70,7 @@ class _Nvidia:
             return Artefact(found, built=False)
         return Artefact(engines.write(folder, piece.id, wanted, build(self.product, piece, spec, folder)), built=True)
 
-    def open(self, pieces: Sequence[PieceSpec], spec: TargetSpec) -> Device:
+    def open(self, pieces: Sequence[PieceSpec], tensors: Sequence[TensorLife], spec: TargetSpec) -> Device:
         """Load the engines of the bundle; what it lacks for this GPU is built, which takes a while, and kept.
 
         Raises:
@@ -77,8 +81,19 @@ class _Nvidia:
         if reason:
             raise TargetError(f"{self.name}: {reason}")
         device = cuda.compute_capability()
+        spec = replace(spec, max_batch=spec.max_batch or self._built_for(pieces, spec, device) or _profile().max_batch)
         built = {piece.id: self._engine(piece, spec, device) for piece in pieces}
-        return GpuDevice(self.name, pieces, TensorRtExecutor(self.product, pieces, built), spec.max_batch)
+        return GpuDevice(self.name, pieces, tensors, TensorRtExecutor(self.product, pieces, built), spec.max_batch or 1)
+
+    def _built_for(self, pieces: Sequence[PieceSpec], spec: TargetSpec, device: str) -> int | None:
+        """The largest batch that the engines which are there take; None if some are missing."""
+        least = replace(spec, max_batch=1)
+        version, found = self.product.load().__version__, []
+        for piece in pieces:
+            wanted = engines.fingerprint(self.name, version, piece, least)
+            made = [engines.made_for(folder, piece.id, wanted, device) for folder in spec.engines]
+            found.append(max((one.max_batch for one in made if one is not None), default=None))
+        return None if None in found else min(found)  # type: ignore[type-var]
 
     def _engine(self, piece: PieceSpec, spec: TargetSpec, device: str) -> Path:
         wanted = engines.fingerprint(self.name, self.product.load().__version__, piece, spec)
@@ -92,9 +107,13 @@ class _Nvidia:
                 hint="Open the bundle with dyce_runtime.load.",
             )
         log.warning("%s: building %s for this GPU, once", self.name, piece.id)
-        profile = profiles()[here() or "server-gpu"]
-        own = replace(spec, devices=(), workspace_mib=profile.workspace_mib)
+        own = replace(spec, devices=(), workspace_mib=_profile().workspace_mib)
         return self.compile(piece, own, spec.engines[-1]).path
+
+
+def _profile() -> Profile:
+    """Of this machine, or of a server's GPU."""
+    return profiles()[here() or "server-gpu"]
 
 
 class TensorRt(_Nvidia):

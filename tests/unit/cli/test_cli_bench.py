@@ -135,7 +135,7 @@ def test_a_benchmark_does_not_run_for_a_bundle_that_cannot_take_its_figures(bund
 METER = """
 from types import SimpleNamespace
 from dyce_runtime.measure import energy, piece_costs
-from dyce_targets.cpu.host_lane import HostLane
+from dyce_targets.cpu.host_context import HostContext
 count = SimpleNamespace(seconds=0.0, joules=0.0)
 def sleep(seconds):
     count.seconds += seconds
@@ -145,8 +145,8 @@ def counted(run):
         count.joules += 0.01
         return run(*arguments)
     return one
-for name in ("run", "decide", "until_confident"):
-    setattr(HostLane, name, counted(getattr(HostLane, name)))
+for name in ("run", "run_until_exit"):
+    setattr(HostContext, name, counted(getattr(HostContext, name)))
 piece_costs.time = SimpleNamespace(perf_counter=lambda: count.seconds, sleep=sleep)
 piece_costs._ENERGY_SECONDS = 0.02
 class Meter(energy.Meter):

@@ -134,7 +134,7 @@ def test_where_onnx_is_read_as_it_is_there_is_nothing_to_build(bundle_copy: Path
 def test_a_target_is_a_name_and_perhaps_gpus(text: str, parsed: tuple[str, tuple[str, ...]]):
     name, spec = parse_target(text)
     assert (name, spec.devices) == parsed
-    assert spec.max_batch == 8
+    assert spec.max_batch is None
 
 
 def test_a_device_says_which_target_and_what_it_builds():

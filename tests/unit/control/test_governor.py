@@ -19,6 +19,7 @@ from dyce_runtime.bundle.configuration import Configurations, Entry, Figures
 from dyce_runtime.control.governor import LatencyGovernor
 from dyce_runtime.errors import ConfigurationError, UsageError
 from dyce_runtime.execution import targets
+from dyce_runtime.execution.plan import LeaveAt
 from dyce_runtime.execution.routing import Result
 from dyce_runtime.execution.targets import find
 from tests.bundles import CLASSES, NAMED, expected, make_images
@@ -41,35 +42,35 @@ class Machine:
         during: runs in the middle of a call.
     """
 
-    name, spans, engines, rows = "machine", False, False, 1
+    name, spans, engines, rows, max_rows = "machine", False, False, 1, 1 << 16
 
     def __init__(self) -> None:
         self.now, self.takes, self.readings = 0.0, 0.0, 0
         self.during: Callable[[], object] = lambda: None
 
-    def read(self) -> float:
+    def look(self) -> float:
         self.readings += 1
         return self.now
 
     def best_batch(self, spec, macs) -> int:
         return 64
 
-    def open(self, pieces, spec) -> Machine:
+    def open(self, pieces, tensors, spec) -> Machine:
         return self
 
-    def lane(self, rows: int) -> Machine:
+    def context(self, rows: int) -> Machine:
         return self
 
-    def put(self, images, name) -> None:
+    def set_input(self, name, array) -> None:
         takes, during, self.during = self.takes, self.during, lambda: None
         during()
         self.now += takes
 
-    def until_confident(self, steps):
-        return steps[0], np.ones(1, np.float32)
+    def run_until_exit(self, steps):
+        return next(step for step in steps if isinstance(step, LeaveAt)), np.ones(1, np.float32)
 
-    def answers(self):
-        return np.zeros((1, CLASSES), np.float32), np.zeros(1, np.int64)
+    def read(self, *names):
+        return [np.zeros((1, CLASSES), np.float32), np.zeros(1, np.int64)]
 
     def close(self) -> None: ...
 
@@ -107,7 +108,7 @@ def machine() -> Iterator[Machine]:
     machine = Machine()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(targets, "find", lambda name=None: machine)
-        patch.setattr(dyce_runtime.execution.session, "time", SimpleNamespace(perf_counter=machine.read))
+        patch.setattr(dyce_runtime.execution.session, "time", SimpleNamespace(perf_counter=machine.look))
         yield machine
 
 

@@ -22,9 +22,9 @@ from dyce_runtime.control.governor import LatencyGovernor
 from dyce_runtime.control.work_cap import WorkCap, capped, usual_heads
 from dyce_runtime.errors import ConfigurationError, PieceError, UsageError
 from dyce_runtime.execution import targets
-from dyce_runtime.execution.plan import Plan, Step, make_plan, pieces_of
+from dyce_runtime.execution.plan import LeaveAt, Plan, make_plan, pieces_of
 from tests.bundles import HEAD, NAMED, Spy, all_heads, expected, finish, make_images, on
-from tests.manifests import chain
+from tests.manifests import chain, seen
 
 # Nobody leaves early with these, which is what an attacker aims at.
 NEVER = Configuration("never", on(exit3=1.0, exit7=1.0))
@@ -107,7 +107,7 @@ def ways_out(manifest: Manifest, configuration: Configuration) -> list[float]:
 @given(bundles(), st.floats(0.01, 2))
 def test_a_capped_plan_ends_at_the_deepest_exit_within_the_cap(case, max_share):
     manifest, configuration = case
-    plan = make_plan(manifest, configuration, worth_moving={exit.id: 3 for exit in manifest.exits})
+    plan = make_plan(manifest, configuration, min_exited_to_compact={exit.id: 3 for exit in manifest.exits})
     costs = ways_out(manifest, configuration)
     if min(costs) > max_share:
         with pytest.raises(ConfigurationError, match=f"costs {min(costs):.3f}"):
@@ -115,22 +115,22 @@ def test_a_capped_plan_ends_at_the_deepest_exit_within_the_cap(case, max_share):
         return
     deepest = max(k for k, paid in enumerate(costs) if paid <= max_share)
     made = capped(manifest, plan, max_share)
-    assert made.steps[-1].exit == deepest
+    assert made.leaves[-1].exit == deepest
     assert cost(manifest, made) == pytest.approx(costs[deepest])
     assert made.configuration is configuration
     if deepest == len(costs) - 1:
         assert made is plan
         return
-    *before, end = made.steps
+    *before, end = made.leaves
     assert end.threshold == -np.inf
     assert end.threshold.dtype == np.float32
-    assert end.head is not None
-    until_there = [step for step in plan.steps if step.exit < deepest]
+    assert end.piece.startswith("head")
+    until_there = [leave for leave in plan.leaves if leave.exit < deepest]
     assert list(map(facts, before)) == list(map(facts, until_there)), "until there it is the same plan"
 
 
-def facts(step: Step) -> tuple[object, ...]:
-    return step.body, step.head, step.threshold, step.exit, step.image, step.worth_moving
+def facts(leave: LeaveAt) -> tuple[object, ...]:
+    return leave.piece, leave.threshold, leave.exit, leave.live, leave.min_exited_to_compact
 
 
 @given(bundles(), st.floats(0.01, 2))
@@ -140,12 +140,14 @@ def test_a_capped_plan_runs_every_segment_up_to_its_end_once_and_only_what_is_op
         return
     available = {piece.id for piece in manifest.pieces if piece.role != "span"}
     made = capped(manifest, make_plan(manifest, configuration, available), max_share, available)
-    assert [id for step in made.steps for id in step.body] == [f"segment_{k}" for k in range(made.steps[-1].exit + 1)]
+    assert [id for stretch in seen(made, manifest) for id in stretch.body] == [
+        f"segment_{k}" for k in range(made.leaves[-1].exit + 1)
+    ]
 
 
 def test_a_span_runs_where_it_fits(tiny: Manifest):
     made = capped(tiny, make_plan(tiny, Configuration("full")), 0.7)
-    assert [(step.body, step.head) for step in made.steps] == [(("span_00_01",), "exit_07_linear")]
+    assert [stretch[:2] for stretch in seen(made, tiny)] == [(("span_00_01",), "exit_07_linear")]
 
 
 def test_the_least_possible_share_is_named(tiny: Manifest):
@@ -167,7 +169,7 @@ def test_an_exit_that_is_off_gets_the_head_that_most_configurations_use(tiny_bun
         manifest, exits=(msgspec.structs.replace(exit, heads=heads), *manifest.exits[1:])
     )
     full = make_plan(manifest, Configuration("full"))
-    assert capped(manifest, full, 0.8).steps[-1].head == "head_s_0", "the cheapest that is trained"
+    assert capped(manifest, full, 0.8).leaves[-1].piece == "head_s_0", "the cheapest that is trained"
 
     bundle = open_bundle(tiny_bundle)
     bundle.configurations = Configurations(
@@ -175,7 +177,7 @@ def test_an_exit_that_is_off_gets_the_head_that_most_configurations_use(tiny_bun
         front=(Entry({"0": ExitSetting("l", 0.9), "7": ExitSetting(HEAD, 0.5)}),),
     )
     assert usual_heads(bundle) == {"0": "l", "7": HEAD}
-    assert capped(manifest, full, 0.8, heads=usual_heads(bundle)).steps[-1].head == "head_l_0"
+    assert capped(manifest, full, 0.8, heads=usual_heads(bundle)).leaves[-1].piece == "head_l_0"
 
 
 # --- work per input --------------------------------------------------------------------------------------------------
@@ -194,7 +196,7 @@ def test_every_input_leaves_where_it_would_or_at_the_cap(session: Session, image
     with WorkCap(session, max_share):
         assert work(session, images) <= max_share * len(images) * (1 + 1e-9)
         result = session(images)
-        end = session.cap(session.plan(configuration), 1).steps[-1].exit
+        end = session.cap(session.plan(configuration), 1).leaves[-1].exit
     assert result.configuration is configuration
     np.testing.assert_array_equal(result.exit, np.minimum(free.exit, end))
     logits, confidences = all_heads(images)
@@ -239,7 +241,7 @@ def test_a_configuration_is_told_from_another_of_the_same_name(session: Session)
     with WorkCap(session, 0.7):
         for exits, step in ((on(exit3=0.5, exit7=0.5), 2), (on(exit7=0.5), 1)):
             session.use(Configuration("mine", exits))
-            assert len(session.cap(session.plan(session.configuration), 1).steps) == step
+            assert len(session.cap(session.plan(session.configuration), 1).leaves) == step
             session(make_images(3))
 
 

@@ -22,7 +22,8 @@ from dyce_runtime.bundle.reader import CONFIGURATIONS, PRECISIONS
 from dyce_runtime.errors import TargetError
 from dyce_runtime.execution import targets, trial
 from dyce_runtime.execution.contracts import PieceSpec, TargetSpec
-from dyce_targets.cpu.host_lane import HostDevice
+from dyce_runtime.execution.memory import TensorLife
+from dyce_targets.cpu.host_context import HostDevice
 from dyce_targets.cpu.onnxruntime_cpu import OnnxRuntimeCpu
 from tests.bundles import finish, make_bundle, with_vectors
 
@@ -46,28 +47,28 @@ class Engine(OnnxRuntimeCpu):
     def version(self) -> str:
         return "1"
 
-    def _open(self, pieces: Sequence[PieceSpec], spec: TargetSpec) -> HostDevice:
+    def _open(self, pieces: Sequence[PieceSpec], tensors: Sequence[TensorLife], spec: TargetSpec) -> HostDevice:
         self.opened += 1
         if self.reads is not None:
             folder = self.reads
             pieces = [
                 dataclasses.replace(piece, path=folder / piece.path.parent.name / piece.path.name) for piece in pieces
             ]
-        device = super()._open(pieces, spec)
-        lane = device.lane
+        device = super()._open(pieces, tensors, spec)
+        context = device.context
 
         def late(rows: int) -> Any:
             Engine.now += 0.001 + self.delay
-            return lane(rows)
+            return context(rows)
 
-        device.lane = late  # type: ignore[method-assign]
+        device.context = late  # type: ignore[method-assign]
         return device
 
 
 class Broken(Engine):
     """Available, and unable to open anything."""
 
-    def _open(self, pieces: Sequence[PieceSpec], spec: TargetSpec) -> HostDevice:
+    def _open(self, pieces: Sequence[PieceSpec], tensors: Sequence[TensorLife], spec: TargetSpec) -> HostDevice:
         raise TargetError("out of device memory")
 
 
@@ -265,9 +266,9 @@ def test_precisions_take_part_where_that_is_asked_for(
     engine = installed["a"] = Engine("a")
     usual = engine._open
 
-    def slower_in_float32(pieces: Sequence[PieceSpec], spec: TargetSpec) -> HostDevice:
+    def slower_in_float32(pieces: Sequence[PieceSpec], tensors: Sequence[TensorLife], spec: TargetSpec) -> HostDevice:
         engine.delay = 0.0 if "uint8" in str(pieces[0].path) else 0.005
-        return usual(pieces, spec)
+        return usual(pieces, tensors, spec)
 
     monkeypatch.setattr(engine, "_open", slower_in_float32)
     with load(two_precisions, precision="auto") as session:

@@ -224,8 +224,8 @@ def test_settings_that_come_again_run_what_was_recorded(spied_budgets: Session, 
         else:
             session.use(Configuration(f"own {turn}", on(exit3=0.5, exit7=0.5)))
         session(images)
-    with session.device.lane(1) as lane:
-        assert len(lane._recorded) == 1  # type: ignore[attr-defined]
+    with session.device.context(1) as context:
+        assert len(context._recorded) == 1  # type: ignore[attr-defined]
 
 
 @pytest.fixture

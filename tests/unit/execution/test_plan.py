@@ -13,7 +13,7 @@ from dyce_runtime.bundle.manifest import Manifest
 from dyce_runtime.errors import ConfigurationError
 from dyce_runtime.execution.plan import make_plan, pieces_of
 from tests.bundles import NAMED, on
-from tests.manifests import chain
+from tests.manifests import chain, seen
 
 
 @pytest.fixture(scope="module")
@@ -48,29 +48,31 @@ def test_a_plan_covers_every_segment_once_in_order_with_the_fewest_pieces(case):
     segments, spans, configuration = case
     made = model(segments, spans)
     start = 0
-    for step in make_plan(made, configuration).steps:
+    for stretch in seen(make_plan(made, configuration), made):
         step_start = start
-        for piece in map(made.piece, step.body):
+        for piece in map(made.piece, stretch.body):
             covers = piece.covers or (piece.id,)
             assert covers == tuple(f"segment_{k}" for k in range(start, start + len(covers)))
             start += len(covers)
-        assert start == step.exit + 1
-        assert len(step.body) == fewest(spans, step_start, step.exit)
+        assert stretch.leave is not None
+        assert start == stretch.leave.exit + 1
+        assert len(stretch.body) == fewest(spans, step_start, stretch.leave.exit)
     assert start == segments
 
 
 @given(cases())
 def test_a_plan_stops_at_the_exits_that_are_on_and_at_the_end(case):
     segments, spans, configuration = case
-    plan = make_plan(model(segments, spans), configuration)
+    made = model(segments, spans)
+    plan = make_plan(made, configuration)
     enabled = sorted(map(int, configuration.exits))
-    assert [step.exit for step in plan.steps] == [*enabled, segments - 1]
-    assert [step.head for step in plan.steps] == [*(f"head_h_{k}" for k in enabled), None]
+    assert [leave.exit for leave in plan.leaves] == [*enabled, segments - 1]
+    assert [stretch.head for stretch in seen(plan, made)] == [*(f"head_h_{k}" for k in enabled), None]
 
 
 def test_overlapping_spans_do_not_cost_a_piece():
     made = model(4, [(0, 1), (1, 3)])
-    assert make_plan(made, Configuration("full")).steps[0].body == ("segment_0", "span_1_3")
+    assert seen(make_plan(made, Configuration("full")), made)[0].body == ("segment_0", "span_1_3")
 
 
 @pytest.mark.parametrize(
@@ -83,12 +85,12 @@ def test_overlapping_spans_do_not_cost_a_piece():
     ],
 )
 def test_a_span_runs_where_it_fits_exactly(manifest: Manifest, exits, bodies):
-    assert [step.body for step in make_plan(manifest, Configuration("mine", exits)).steps] == bodies
+    assert [stretch.body for stretch in seen(make_plan(manifest, Configuration("mine", exits)), manifest)] == bodies
 
 
 def test_thresholds_are_float32_and_an_order_in_the_dictionary_means_nothing(manifest: Manifest):
     plan = make_plan(manifest, Configuration("mine", on(exit7=0.1, exit3=0.2)))
-    thresholds = [step.threshold for step in plan.steps]
+    thresholds = [leave.threshold for leave in plan.leaves]
     assert thresholds == [np.float32(0.2), np.float32(0.1), np.float32(-np.inf)]
     assert {threshold.dtype for threshold in thresholds} == {np.dtype(np.float32)}
 

@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-import json
-import shutil
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -18,7 +16,8 @@ from hypothesis import strategies as st
 import dyce_runtime.execution.session
 from dyce_runtime import Configuration, Session, load, open_bundle
 from dyce_runtime.bundle.configuration import Configurations, Entry, Figures
-from dyce_runtime.bundle.reader import CONFIGURATIONS, write_configurations
+from dyce_runtime.bundle.measured import Tuning, write_tuning
+from dyce_runtime.bundle.reader import write_configurations
 from dyce_runtime.errors import ConfigurationError, PieceError, RuntimeInputError
 from tests.bundles import CLASSES, NAMED, Spy, all_heads, expected, make_images, near_threshold, on
 
@@ -343,8 +342,7 @@ def test_answers_do_not_depend_on_when_samples_are_moved_together(
 ):
     assume(not near_threshold(images, configuration))
     with load(tiny_bundle, threads=1) as session:
-        before = session.bundle.configurations
-        session.bundle.configurations = msgspec.structs.replace(before, worth_moving={"3": first, "7": second})
+        session._plans._min_exited_to_compact = {"3": first, "7": second}
         session.use(configuration)
         result, answer = session(images), expected(images, configuration)
         np.testing.assert_array_equal(result.exit, answer.exit)
@@ -353,23 +351,24 @@ def test_answers_do_not_depend_on_when_samples_are_moved_together(
 
 @pytest.mark.parametrize(("measured", "asked", "chunks"), [(0, None, [40]), (16, None, [16, 16, 8]), (16, 32, [32, 8])])
 def test_a_call_runs_in_the_chunks_that_were_measured_best_unless_others_are_asked_for(
-    tiny_bundle: Path, tmp_path: Path, spy: Spy, measured, asked, chunks
+    tiny_bundle: Path, own_cache: Path, spy: Spy, measured, asked, chunks
 ):
-    bundle = Path(shutil.copytree(tiny_bundle, tmp_path / "copy"))
-    document = json.loads((bundle / CONFIGURATIONS).read_text()) | {"best_batch": measured}
-    (bundle / CONFIGURATIONS).write_text(json.dumps(document))
-    with load(bundle, threads=1, max_batch=asked) as session:
+    write_tuning(open_bundle(tiny_bundle), "onnxruntime", 1, Tuning(measured))
+    with load(tiny_bundle, threads=1, max_batch=asked) as session:
         session.use("full")
         session(make_images(40))
     assert [samples for _, samples in spy.calls] == chunks
 
 
 @pytest.mark.parametrize(("worth", "second"), [(1, "fewer"), (41, "all")])
-def test_samples_are_moved_together_only_when_enough_have_left(spied: Session, spy: Spy, worth, second):
-    spied.bundle.configurations = msgspec.structs.replace(spied.bundle.configurations, worth_moving={"3": worth})
+def test_samples_are_moved_together_only_when_enough_have_left(
+    spied: Session, own_cache: Path, spy: Spy, worth, second
+):
+    write_tuning(spied.bundle, "onnxruntime", spied.spec.threads, Tuning(0, {"3": worth}))
     images = make_images(40)
-    spied.use("fast")
-    left = int((spied(images).exit == 0).sum())
+    with Session(spied.bundle, None, spied.spec) as tuned:
+        tuned.use("fast")
+        left = int((tuned(images).exit == 0).sum())
     assert 0 < left < 40
     rows = dict(spy.calls)
     assert rows["segment_01"] == rows["exit_07_linear"] == (40 - left if second == "fewer" else 40)

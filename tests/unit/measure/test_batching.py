@@ -11,7 +11,7 @@ import pytest
 from dyce_runtime import Session
 from dyce_runtime.measure import batching
 from dyce_runtime.measure.batching import measure_best_batch, measure_compaction
-from tests.bundles import Clock, SpiedLane, Spy, make_images
+from tests.bundles import Clock, SpiedContext, Spy, make_images
 
 
 @pytest.mark.parametrize(
@@ -55,8 +55,8 @@ def test_moving_pays_from_where_it_takes_less_than_it_saves(
     monkeypatch.setattr(batching, "time", SimpleNamespace(perf_counter=lambda: clock.now))
     spy.before = lambda piece: clock.pass_by(per_sample * spy.calls[-1][1])
 
-    def compact(lane: Any, sources: np.ndarray, places: np.ndarray, rows: int) -> None:
-        clock.pass_by(0.05 + per_move * len(sources))
+    def keep(context: Any, order: np.ndarray, tensors: Any) -> None:
+        clock.pass_by(0.05 + per_move * int((order != np.arange(len(order))).sum()))
 
-    monkeypatch.setattr(SpiedLane, "compact", compact, raising=False)
+    monkeypatch.setattr(SpiedContext, "keep", keep, raising=False)
     assert measure_compaction(spied, make_images(20)) == {"3": expected, "7": expected}

@@ -25,7 +25,7 @@ from dyce_runtime.bundle.manifest import ANSWER, Manifest
 from dyce_runtime.bundle.reader import Bundle
 from dyce_runtime.errors import VerificationError
 from dyce_runtime.execution.contracts import TargetSpec
-from dyce_runtime.execution.walk import answer, walk
+from dyce_runtime.execution.trace import head_answers
 from tests.models import INPUT_SIZE, Branches, Convolutions, Folded, Tokens, build
 from tests.unit.graph.test_pieces import LongSkip
 
@@ -69,11 +69,9 @@ def heads(bundle: Bundle) -> list[str]:
 def answers(folder: Path, manifest: Manifest, images: np.ndarray) -> dict[str, np.ndarray]:
     """Logits of every head and of the uncut model, through the pieces."""
     only_full = Configurations(named={FULL: Entry(exits={})})
-    found = {}
     with Session(Bundle(folder, manifest, only_full), "onnxruntime", TargetSpec()) as session:
-        with session.device.lane(len(images)) as lane:
-            for _, head in walk(manifest, lane, {"image": images}):
-                found[head.piece] = answer(manifest, lane, head)[0]
+        said = head_answers(session.device, manifest, {"image": images})
+        found = {head.piece: said[exit.id, head.type].logits for exit in manifest.exits for head in exit.heads}
         found["uncut"] = session(images).logits
     return found
 

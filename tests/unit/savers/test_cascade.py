@@ -19,6 +19,7 @@ from dyce_runtime.inputs.pictures import Pictures
 from dyce_runtime.inputs.preprocessing import preprocess
 from tests.bundles import Spy
 from tests.cascades import EXITS, expected, make_inputs, near_threshold, on
+from tests.manifests import seen
 
 thresholds = st.sampled_from([0.0, 0.25, 0.3, 0.4, 0.5, 0.7, 1.0])
 exits = st.fixed_dictionaries(
@@ -60,7 +61,8 @@ def test_a_stream_answers_alike(session: Session, named, count, batch, seed):
 
 def test_a_saver_runs_as_far_as_its_last_exit_that_is_on(session: Session):
     def bodies(**named: float) -> list[tuple[str, ...]]:
-        return [step.body for step in session.plan(Configuration(str(named), on(**named))).steps]
+        plan = session.plan(Configuration(str(named), on(**named)))
+        return [stretch.body for stretch in seen(plan, session.manifest)]
 
     assert bodies() == [("full",)], "the full model, with no saver"
     assert bodies(saver0_2=0.5) == [("saver0_segment_00",), ("full",)]

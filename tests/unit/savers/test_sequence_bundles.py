@@ -30,6 +30,7 @@ from dyce_runtime.execution.plan import make_plan, path_macs
 from dyce_runtime.measure.piece_costs import measure_times
 from tests.bundles import HEAD
 from tests.cascades import make_inputs
+from tests.manifests import seen
 from tests.sequences import HEADS, TYPE, all_heads, configurations, expected, near_threshold
 
 
@@ -62,7 +63,8 @@ def test_a_head_needs_all_that_leave_what_it_reads(bundle: Bundle):
 def test_what_a_head_needs_runs_and_nothing_leaves_there(bundle: Bundle):
     def steps(**heads: str) -> list[tuple[tuple[str, ...], str | None, bool]]:
         plan = make_plan(bundle.manifest, setting(**heads))
-        return [(step.body, step.head, bool(np.isfinite(step.threshold))) for step in plan.steps]
+        found = seen(plan, bundle.manifest)
+        return [(one.body, one.head, one.leave is not None and np.isfinite(one.leave.threshold)) for one in found]
 
     saver, end = ("saver1_segment_00",), (("segment_02",), None, False)
     assert steps(exit7=HEAD) == [(("segment_00", "segment_01"), "exit_07_linear", True), end]
@@ -176,8 +178,8 @@ def require_nothing(document: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (forget_saver, f"runs 'exit_03_{TYPE}', which .*reads what is not there"),
-        (read_later, f"runs 'exit_03_{TYPE}', which .*reads what is not there"),
+        (forget_saver, rf"runs \['exit_03_{TYPE}'\], which reads .*saver1_features.*; nothing has made it"),
+        (read_later, rf"runs \['exit_03_{TYPE}'\], which reads .*esn_2.*; nothing has made it"),
         (leave_twice, f"piece exit_03_{TYPE} uses .*'esn_1', 'esn_1'.* each once"),
         (require_nothing, "the bundle carries tensors; expected 'carried' in what it requires"),
     ],

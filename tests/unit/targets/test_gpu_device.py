@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import combinations
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -135,28 +136,34 @@ def test_a_failure_names_the_pieces_that_it_may_be_and_the_next_call_works(
 
 def test_more_samples_than_the_engines_were_built_for_are_refused(session: Session):
     with pytest.raises(TargetError, match=r"found a batch of 7; the engines were built for at most 6"):
-        session.device.lane(7)
+        session.device.context(7)
     # A call runs in chunks.
     assert len(session(make_images(20)).label) == 20
 
 
 def test_memory_is_freed_once_and_not_below_a_call(session: Session, gpu: HostExecutor):
-    with session.device.lane(2) as lane:
-        lane.put(make_images(2), "image")
+    with session.device.context(2) as context:
+        context.set_input("image", make_images(2))
         session.close()
         assert gpu.closed == 0
-        lane.run("full")
-        lane.decide()
+        context.run("full")
+        context.wait()
     assert gpu.closed == 1
     session.close()
     assert gpu.closed == 1
 
 
-def test_buffers_hold_every_seam_once(session: Session, gpu: HostExecutor):
+def test_tensors_that_are_never_needed_together_share_memory(session: Session, gpu: HostExecutor):
     device = session.device
     assert isinstance(device, GpuDevice)
-    names = {spec.name for piece in device.pieces.values() for spec in (*piece.inputs, *piece.outputs)}
-    assert gpu.memory == sum(device.tensors[name].size for name in names) * 6
+    alone = sum(-(-tensor.size * 6 // 256) * 256 for tensor in device.tensors.values())
+    assert gpu.memory < alone
+    lives = session.bundle.tensor_lives(session.pieces)
+    places = {spec.name: (device.tensors[spec.name].address, device.tensors[spec.name].size * 6) for spec, _ in lives}
+    for one, other in combinations(lives, 2):
+        if one.places & other.places:
+            (start, size), (begin, length) = places[one.spec.name], places[other.spec.name]
+            assert start + size <= begin or begin + length <= start, (one, other)
 
 
 def test_buckets_are_powers_of_two_up_to_the_largest_batch():
@@ -171,7 +178,7 @@ def test_buckets_are_powers_of_two_up_to_the_largest_batch():
 def test_a_waiter_that_finds_the_device_closed_frees_it(session: Session, gpu: HostExecutor):
     """The call that ran gives its turn to a waiter, which is then the last that could free the device."""
     device: Any = session.device
-    running = device.lane(1)
+    running = device.context(1)
     turn, device._turn = device._turn, Mock(wraps=device._turn)
     # Between the end of the call and its attempt to free, the waiter holds the lock.
     device._turn.acquire.side_effect = lambda blocking=True: blocking and turn.acquire()
@@ -180,7 +187,7 @@ def test_a_waiter_that_finds_the_device_closed_frees_it(session: Session, gpu: H
     assert gpu.closed == 0
     device._turn = turn
     with pytest.raises(PieceError, match="closed"):
-        device.lane(1)
+        device.context(1)
     assert gpu.closed == 1
 
 
@@ -190,5 +197,5 @@ def test_memory_is_freed_where_opening_fails(tiny_bundle: Path):
     executor = HostExecutor(pieces)
     executor.capture = Mock(side_effect=TargetError("out of memory"))  # type: ignore[method-assign]
     with pytest.raises(TargetError, match="out of memory"):
-        GpuDevice("double", pieces, executor, 4)
+        GpuDevice("double", pieces, bundle.tensor_lives(()), executor, 4)
     assert executor.closed == 1

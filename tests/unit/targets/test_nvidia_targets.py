@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from dyce_export.cli.commands.compile import parse_target
 from dyce_runtime import load, open_bundle
 from dyce_runtime.bundle.cache import cache_folder
 from dyce_runtime.errors import TargetError
@@ -82,8 +83,29 @@ def test_what_is_missing_for_this_gpu_is_built_once_into_the_users_cache(bundle_
         load(bundle_copy, "rtx").close()
         assert set(gpu.built) == built
         assert {path.parent for path in gpu.loaded.values()} == {cache_folder(bundle, "rtx")}
+    gpu.built.clear()
     load(bundle_copy, "rtx", max_batch=2).close()
+    assert gpu.built == [], "what takes more samples serves"
+    load(bundle_copy, "rtx", max_batch=128).close()
     assert set(gpu.built) == PIECES
+
+
+@pytest.mark.parametrize(("device", "capability", "most"), [("rtx-40", "sm89", 32), ("rtx-30", "sm86", 32)])
+def test_what_was_compiled_for_a_device_is_what_loading_takes(
+    bundle_copy: Path, gpu: Gpu, device: str, capability: str, most: int
+):
+    target, spec = parse_target(device)
+    for piece in open_bundle(bundle_copy).piece_specs(sorted(PIECES)):
+        targets.get(target).compile(piece, spec, bundle_copy / "engines/rtx")
+    gpu.built.clear()
+    gpu.capability = capability
+    with load(bundle_copy, target) as session:
+        assert (gpu.built, session.device.max_rows, session.max_batch) == ([], most, most)
+        images = make_images(most + 9)
+        session.use("fast")
+        np.testing.assert_array_equal(session(images).exit, expected(images, session.configuration).exit)
+    with load(bundle_copy, target, max_batch=5) as session:
+        assert (gpu.built, session.device.max_rows) == ([], 5)
 
 
 def test_engines_of_another_version_are_built_again(bundle_copy: Path, gpu: Gpu, monkeypatch: pytest.MonkeyPatch):
@@ -104,7 +126,8 @@ def test_without_a_gpu_the_target_says_what_is_missing(bundle_copy: Path):
 
 
 def test_engines_without_a_folder_for_them_are_refused(tiny_bundle: Path, gpu: Gpu):
-    pieces = open_bundle(tiny_bundle).piece_specs(["segment_00"])
+    bundle = open_bundle(tiny_bundle)
+    pieces = bundle.piece_specs(["segment_00"])
     with pytest.raises(TargetError, match="found no folder for that of segment_00") as caught:
-        TensorRtRtx().open(pieces, TargetSpec())
+        TensorRtRtx().open(pieces, bundle.tensor_lives([piece.id for piece in pieces]), TargetSpec())
     assert "dyce_runtime.load" in caught.value.hint

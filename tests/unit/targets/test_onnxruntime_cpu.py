@@ -19,7 +19,7 @@ from dyce_runtime.errors import PieceError, TargetError
 from dyce_runtime.execution.contracts import TargetSpec
 from dyce_runtime.execution.plan import make_plan
 from dyce_targets.cpu import onnxruntime_cpu
-from dyce_targets.cpu.host_lane import HostLane
+from dyce_targets.cpu.host_context import HostContext
 from dyce_targets.cpu.onnxruntime_cpu import OnnxRuntimeCpu
 from tests.bundles import expected, make_images, on
 
@@ -83,7 +83,7 @@ def test_without_onnxruntime_the_reason_says_what_to_install(tiny_bundle: Path, 
     assert "pip install 'dyce-export[cpu]'" in (OnnxRuntimeCpu().available() or "")
     for load_it in (
         lambda: load(tiny_bundle, "onnxruntime"),
-        lambda: OnnxRuntimeCpu().open(open_bundle(tiny_bundle).piece_specs(["full"]), TargetSpec()),
+        lambda: OnnxRuntimeCpu().open(open_bundle(tiny_bundle).piece_specs(["full"]), (), TargetSpec()),
     ):
         with pytest.raises(TargetError, match="onnxruntime is not installed; pip install"):
             load_it()
@@ -105,23 +105,23 @@ def test_what_the_engine_refuses_names_the_piece(tiny_bundle: Path, monkeypatch:
     engine_call = onnxruntime_cpu._engine_call
     monkeypatch.setattr(onnxruntime_cpu, "_engine_call", prepare)
     bundle = open_bundle(tiny_bundle)
-    device = OnnxRuntimeCpu().open(bundle.piece_specs([p.id for p in bundle.manifest.pieces]), TargetSpec(threads=1))
+    pieces = bundle.piece_specs([piece.id for piece in bundle.manifest.pieces])
+    device = OnnxRuntimeCpu().open(pieces, bundle.tensor_lives([piece.id for piece in pieces]), TargetSpec(threads=1))
     message = f"piece {failing} failed in onnxruntime: out of memory"
-    steps = make_plan(bundle.manifest, Configuration("never", on(exit3=1.0))).steps
+    (stage,) = make_plan(bundle.manifest, Configuration("never", on(exit3=1.0))).stages
 
-    def run_in_turn(lane: HostLane) -> None:
-        lane.run("segment_00")
-        lane.decide("exit_03_linear")
-        lane.run("segment_01")
+    def run_in_turn(context: HostContext) -> None:
+        for piece in ("segment_00", "exit_03_linear", "segment_01"):
+            context.run(piece)
 
-    with device.lane(2) as lane:
-        lane.put(make_images(2), "image")
+    with device.context(2) as context:
+        context.set_input("image", make_images(2))
         with pytest.raises(PieceError, match=message):
-            run_in_turn(lane)
-    with device.lane(1) as lane:
-        lane.put(make_images(1), "image")
+            run_in_turn(context)
+    with device.context(1) as context:
+        context.set_input("image", make_images(1))
         with pytest.raises(PieceError, match=message):
-            lane.until_confident(steps)
+            context.run_until_exit(stage.steps)
 
 
 def test_a_call_without_the_engines_wrapper_is_the_same_call(tiny_bundle: Path):
@@ -141,7 +141,7 @@ def test_a_call_without_the_engines_wrapper_is_the_same_call(tiny_bundle: Path):
 @pytest.mark.parametrize("small", [0, 1 << 20], ids=["bound where it is", "copied"])
 def test_one_sample_leaves_where_it_would_leave_a_batch(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch, small: int):
     monkeypatch.setattr("dyce_targets.cpu.host_buffers._SMALL", small)
-    monkeypatch.setattr("dyce_targets.cpu.host_lane._MOST_RECORDED", 3)
+    monkeypatch.setattr("dyce_targets.cpu.host_context._MOST_RECORDED", 3)
     images = make_images(12)
     settings = [{}, on(exit3=0.7), on(exit7=0.8), on(exit3=0.5, exit7=0.9), on(exit3=0.9, exit7=0.5)]
     configurations = [Configuration(f"own {k}", exits) for k, exits in enumerate(settings)]

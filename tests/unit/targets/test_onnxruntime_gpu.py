@@ -15,7 +15,8 @@ import pytest
 from dyce_runtime import load, open_bundle
 from dyce_runtime.errors import BundleError, TargetError
 from dyce_runtime.execution import targets
-from dyce_runtime.execution.contracts import PieceSpec, TargetSpec
+from dyce_runtime.execution.contracts import PieceSpec
+from dyce_runtime.execution.memory import TensorLife
 from dyce_targets.nvidia import cuda
 from dyce_targets.nvidia.device import GpuDevice
 from dyce_targets.nvidia.onnxruntime_executor import OnnxRuntimeExecutor, Provider
@@ -23,6 +24,7 @@ from dyce_targets.nvidia.providers import OnnxRuntimeCuda, OnnxRuntimeRtx, OnnxR
 from tests.bundles import expected, make_images
 from tests.cuda_double import ON_HOST, Driver, ProviderDouble, installed
 
+Lives = tuple[TensorLife, ...]
 TARGETS = [OnnxRuntimeCuda, OnnxRuntimeTensorRt, OnnxRuntimeRtx]
 
 
@@ -36,6 +38,11 @@ def driver() -> Iterator[Driver]:
 def pieces(tiny_bundle: Path) -> list[PieceSpec]:
     bundle = open_bundle(tiny_bundle)
     return bundle.piece_specs([piece.id for piece in bundle.runnable(spans=False)])
+
+
+@pytest.fixture
+def tensors(tiny_bundle: Path) -> Lives:
+    return open_bundle(tiny_bundle).tensor_lives(["full"])
 
 
 @pytest.fixture
@@ -64,18 +71,22 @@ def test_a_provider_that_falls_back_to_the_cpu_is_refused(driver: Driver, pieces
     assert "cuDNN" in str(caught.value.hint)
 
 
-def test_a_provider_without_graphs_runs_without(driver: Driver, pieces: list[PieceSpec]) -> None:
+def test_a_provider_without_graphs_runs_without(
+    driver: Driver, pieces: list[PieceSpec], tensors: tuple[TensorLife, ...]
+) -> None:
     cannot = Provider("CPUExecutionProvider", device="cpu", stream_option="", graph_option="no_such_option")
-    device = GpuDevice("double", pieces, OnnxRuntimeExecutor("double", cannot, pieces), 4)
+    device = GpuDevice("double", pieces, tensors, OnnxRuntimeExecutor("double", cannot, pieces), 4)
     device.close()
     assert driver.held == {}
 
 
-def test_a_closed_device_keeps_no_session_alive(driver: Driver, pieces: list[PieceSpec]) -> None:
+def test_a_closed_device_keeps_no_session_alive(
+    driver: Driver, pieces: list[PieceSpec], tensors: tuple[TensorLife, ...]
+) -> None:
     """Each holds memory of the GPU, and has to go before the stream that it runs on."""
     executor = OnnxRuntimeExecutor("double", ON_HOST, pieces)
     sessions = [weakref.ref(session) for session in executor._sessions.values()]
-    device = GpuDevice("double", pieces, executor, 4)
+    device = GpuDevice("double", pieces, tensors, executor, 4)
     device.close()
     gc.collect()
     assert sessions
@@ -108,13 +119,15 @@ def test_closed_it_leaves_nothing_on_the_device(
     assert driver.streams == 0
 
 
-def test_out_of_device_memory_says_how_much_and_what_to_do(pieces: list[PieceSpec]) -> None:
+def test_out_of_device_memory_says_how_much_and_what_to_do(
+    pieces: list[PieceSpec], tensors: tuple[TensorLife, ...]
+) -> None:
     with installed(Driver(capacity=1000)):
         executor = OnnxRuntimeExecutor("onnxruntime-cuda", ON_HOST, pieces)
         with pytest.raises(
             TargetError, match=r"MB of device memory cannot be had: cudaMalloc: out of memory"
         ) as caught:
-            GpuDevice("onnxruntime-cuda", pieces, executor, 8)
+            GpuDevice("onnxruntime-cuda", pieces, tensors, executor, 8)
         assert "--max-batch" in str(caught.value.hint)
 
 
@@ -129,6 +142,5 @@ def test_a_batch_beyond_the_buffers_is_cut_into_chunks(
     driver: Driver, tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(targets, "get", lambda name: ProviderDouble())
-    assert TargetSpec().max_batch == 8
     with load(tiny_bundle, "provider double", max_batch=3) as session:
         assert len(session(make_images(10)).label) == 10

@@ -32,7 +32,7 @@ from dyce_export.verification.verify import (
 from dyce_runtime.bundle.configuration import Configuration, ExitSetting
 from dyce_runtime.bundle.reader import Bundle, open_bundle
 from dyce_runtime.execution.session import Session
-from dyce_targets.cpu.host_lane import HostLane
+from dyce_targets.cpu.host_context import HostContext
 from tests.models import INPUT_SIZE, Convolutions, build, images
 
 
@@ -161,7 +161,7 @@ def test_another_exit_than_torchs_fails_even_if_all_numbers_agree(exported: Expo
 
 
 def test_rows_that_change_places_between_segments_fail(exported: Exported, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(HostLane, "compact", lambda lane, sources, places, rows: setattr(lane, "rows", rows))
+    monkeypatch.setattr(HostContext, "keep", lambda context, order, tensors: setattr(context, "rows", len(order)))
     found = verify(open_bundle(exported.path), exported.reference, exported.probe)
     assert found.verdict == "failed"
     assert found.exit_agreement < 1 or found.seams["routed"] > 1e-2
