@@ -19,6 +19,7 @@ from dyce_calibration.report import (
 from dyce_calibration.report.examples import Example
 from dyce_calibration.search.costs import CostTable, costs_of, macs_of
 from dyce_runtime.bundle.configuration import Configurations
+from dyce_runtime.bundle.measured import read_measured
 from dyce_runtime.bundle.reader import REPORT, Bundle
 from dyce_runtime.bundle.test_vectors import read_vectors
 from dyce_runtime.errors import BundleError, DataError, PieceError, TargetError, UsageError
@@ -89,6 +90,7 @@ def _contents(
         manifest.splits,
         manifest.suspicious,
         costs if costs.unit == "ms" else _piece_times(bundle),
+        read_measured(bundle),
     )
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from dyce_runtime.bundle.manifest import SCHEMA_VERSION
 
 FOLDER = Path(__file__).parent / "data" / "bundles"
-NAMES = ("exits", "savers", "sequence")
+NAMES = ("exits", "savers", "sequence", "choices")
 
 
 def bundle(name: str, version: str = SCHEMA_VERSION) -> Path:
@@ -23,7 +23,7 @@ def bundle(name: str, version: str = SCHEMA_VERSION) -> Path:
 
 def write() -> None:
     """Write those of the present schema."""
-    from tests import bundles, cascades, sequences
+    from tests import bundles, cascades, choices, sequences
 
     if (FOLDER / SCHEMA_VERSION).exists():
         sys.exit(f"{FOLDER / SCHEMA_VERSION} is there: bundles of a version never change")
@@ -33,6 +33,7 @@ def write() -> None:
         for name, make in (("savers", cascades.make_cascade), ("sequence", sequences.make_sequence)):
             (path / name).mkdir()
             shutil.move(make(path / name), path / f"{name}.dyce")
+        choices.make_choices(path / "choices.dyce")
         for name in NAMES:
             shutil.copytree(path / f"{name}.dyce", bundle(name))
 

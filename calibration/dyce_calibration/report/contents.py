@@ -16,6 +16,7 @@ from dyce_calibration.search.problem import Problem, make_problem
 from dyce_calibration.search.run import Search, run
 from dyce_runtime.bundle.configuration import Configurations, Entry
 from dyce_runtime.bundle.manifest import Splits
+from dyce_runtime.bundle.measured import NOTHING, MeasuredHere
 from dyce_runtime.errors import DataError, UsageError
 
 # In the order in which they are used.
@@ -55,6 +56,7 @@ class Contents:
         splits: where the samples come from; None if that is not known.
         suspicious: what speaks against the results, a sentence each.
         times: what each piece takes, in milliseconds; None where that was not measured.
+        measured: what a benchmark has measured of configurations here.
     """
 
     model_name: str
@@ -70,6 +72,7 @@ class Contents:
     splits: Splits | None = None
     suspicious: tuple[str, ...] = ()
     times: CostTable | None = None
+    measured: MeasuredHere = NOTHING
 
 
 def make_contents(
@@ -82,6 +85,7 @@ def make_contents(
     splits: Splits | None = None,
     suspicious: Sequence[str] = (),
     times: CostTable | None = None,
+    measured: MeasuredHere = NOTHING,
 ) -> Contents:
     """Compute what a report shows.
 
@@ -93,6 +97,7 @@ def make_contents(
         examples: as ``choose_examples`` returns them; may be empty.
         splits, suspicious: of the manifest.
         times: of the same pieces, in milliseconds: what the drawing of the network shows, instead of ``costs``.
+        measured: what a benchmark has measured of them here.
 
     Raises:
         DataError: a split has no samples, a head has no cost, or the configurations were searched in another unit or
@@ -122,6 +127,7 @@ def make_contents(
         splits=splits,
         suspicious=tuple(suspicious),
         times=times,
+        measured=measured,
     )
 
 

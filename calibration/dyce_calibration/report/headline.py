@@ -7,6 +7,7 @@ from html import escape
 from typing import Any
 
 from dyce_runtime.bundle.configuration import Configurations, Entry, Figures
+from dyce_runtime.bundle.measured import BenchFigures, MeasuredHere
 from dyce_runtime.measure.bench_loss import judge
 from dyce_runtime.measure.bench_verdict import best_of, loss_words
 
@@ -15,27 +16,26 @@ _FIRST = ("balanced", "accurate", "fast", "certified")
 _UNITS = {"macs": "multiply-accumulates", "ms": "time", "joules": "energy"}
 
 
-def headline(configurations: Configurations) -> str:
-    """A paragraph in HTML: measured times where a benchmark stored them, what the test split says otherwise."""
+def headline(configurations: Configurations, measured: MeasuredHere) -> str:
+    """A paragraph in HTML: measured times where a benchmark kept them, what the test split says otherwise."""
     early = {name: entry for name, entry in configurations.named.items() if entry.exits}
     order = [*(name for name in _FIRST if name in early), *(name for name in early if name not in _FIRST)]
-    timed = [_as_measured(name, entry) for name, entry in early.items() if entry.bench is not None]
+    benched = {name: found for name, entry in early.items() if (found := measured.figures(entry)) is not None}
+    timed = [_as_measured(name, early[name], bench) for name, bench in benched.items()]
     if not order:
         text = (
             "No configuration stops early: within the losses that were allowed nothing is cheaper than the full model."
         )
     elif timed:
         best = best_of(timed)  # the one that the benchmark named
-        text = _measured(best, early[best["name"]])
+        text = _measured(best, benched[best["name"]])
     else:
         text = _searched(order[0], early[order[0]], configurations.unit)
     return f'<p class="headline">{text}</p>\n'
 
 
-def _as_measured(name: str, entry: Entry) -> dict[str, Any]:
+def _as_measured(name: str, entry: Entry, bench: BenchFigures) -> dict[str, Any]:
     """A configuration as the ``bench`` document has it."""
-    bench = entry.bench
-    assert bench is not None
     known = bench.loss is not None and bench.loss_error is not None
     return {
         "name": name,
@@ -47,9 +47,7 @@ def _as_measured(name: str, entry: Entry) -> dict[str, Any]:
     }
 
 
-def _measured(best: Mapping[str, Any], entry: Entry) -> str:
-    bench = entry.bench
-    assert bench is not None
+def _measured(best: Mapping[str, Any], bench: BenchFigures) -> str:
     lost = f"; {loss_words(best, bench.samples)}" if best["loss_verdict"] else ""
     low, high = bench.time_ratio_range or (bench.time_ratio, bench.time_ratio)
     span = f" ({low:.0%} to {high:.0%})" if low < high else ""

@@ -6,18 +6,19 @@ from html import escape
 
 from dyce_calibration.report.headline import headline
 from dyce_calibration.report.kept import marked, part_of, with_part
-from dyce_runtime.bundle.configuration import BenchFigures, Configurations
+from dyce_runtime.bundle.configuration import Configurations
+from dyce_runtime.bundle.measured import BenchFigures, MeasuredHere
 
 _COLUMNS = ("Median, ms", "90 % quantile, ms", "Time saved", "Loses, points", "Accuracy")
 
 
-def measured_section(configurations: Configurations) -> str:
+def measured_section(configurations: Configurations, measured: MeasuredHere) -> str:
     """What a benchmark stored with configurations, a table for each machine, day and kind of call.
 
     Between two marks, which alone remain where nothing was measured.
     """
     tables: dict[str, list[str]] = {}
-    for name, bench in _measured(configurations):
+    for name, bench in _measured(configurations, measured):
         tables.setdefault(_where(bench), []).append(_row(name, bench))
     head = "".join(f'<th scope="col" class="number">{column}</th>' for column in _COLUMNS)
     text = "".join(
@@ -34,31 +35,31 @@ def measured_section(configurations: Configurations) -> str:
     return marked("measured", text)
 
 
-def headline_section(configurations: Configurations) -> str:
+def headline_section(configurations: Configurations, measured: MeasuredHere) -> str:
     """The sentence that the report opens with, between marks."""
-    return marked("headline", headline(configurations))
+    return marked("headline", headline(configurations, measured))
 
 
-def with_measured(page: str, configurations: Configurations) -> str:
+def with_measured(page: str, configurations: Configurations, measured: MeasuredHere) -> str:
     """A report with those parts renewed and everything else as it was; one without marks gets the table last."""
-    section = measured_section(configurations)
+    section = measured_section(configurations, measured)
     if part_of(page, "measured") is not None:
-        page = with_part(page, "headline", headline(configurations))
+        page = with_part(page, "headline", headline(configurations, measured))
         return with_part(page, "measured", part_of(section, "measured") or "")
     before, main, after = page.rpartition("</main>")
     return f"{before}{section}\n{main}{after}" if main else page
 
 
-def _measured(configurations: Configurations) -> list[tuple[str, BenchFigures]]:
+def _measured(configurations: Configurations, measured: MeasuredHere) -> list[tuple[str, BenchFigures]]:
     """The named ones, then those of the front without a name, after their place."""
-    named = [(name, entry.bench) for name, entry in configurations.named.items()]
-    known = [entry.exits for entry in configurations.named.values()]
+    known = [(entry.exits, entry.gates) for entry in configurations.named.values()]
     front = [
-        (f"front {place}", entry.bench)
+        (f"front {place}", entry)
         for place, entry in enumerate(configurations.front, 1)
-        if entry.exits not in known
+        if (entry.exits, entry.gates) not in known
     ]
-    return [(name, bench) for name, bench in (*named, *front) if bench is not None]
+    benched = [(name, measured.figures(entry)) for name, entry in (*configurations.named.items(), *front)]
+    return [(name, bench) for name, bench in benched if bench is not None]
 
 
 def _where(bench: BenchFigures) -> str:

@@ -19,6 +19,7 @@ from dyce_calibration.report.reliability import EDGES
 from dyce_calibration.report.views import UNITS, exit_name, front_views, named_views, percent, spent_in, timed_where
 from dyce_runtime.bundle.configuration import FULL, Configurations
 from dyce_runtime.bundle.manifest import FINAL
+from dyce_runtime.bundle.measured import MeasuredHere
 from dyce_runtime.errors import DestinationError, UsageError
 from dyce_runtime.names import encoded
 
@@ -48,8 +49,8 @@ def mark_outdated(path: Path, reason: str) -> None:
         _write(path, marked_outdated(path.read_text("utf-8", "replace"), time.strftime("%Y-%m-%d"), reason))
 
 
-def renew_measured(path: Path, configurations: Configurations) -> None:
-    """Show in a report what a benchmark has stored with configurations since; the rest stays as it is.
+def renew_measured(path: Path, configurations: Configurations, measured: MeasuredHere) -> None:
+    """Show in a report what a benchmark has measured of configurations since; the rest stays as it is.
 
     Nothing but the base install is needed. Where there is no report, none is made.
 
@@ -57,7 +58,7 @@ def renew_measured(path: Path, configurations: Configurations) -> None:
         DestinationError: the file cannot be written.
     """
     if path.is_file():
-        _write(path, with_measured(path.read_text("utf-8", "replace"), configurations))
+        _write(path, with_measured(path.read_text("utf-8", "replace"), configurations, measured))
 
 
 def _write(path: Path, text: str) -> None:
@@ -129,8 +130,8 @@ def render(contents: Contents) -> str:
         edges=EDGES.tolist(),
         early=[example for example in contents.examples if example.exit != FINAL],
         late=[example for example in contents.examples if example.exit == FINAL],
-        measured=measured_section(contents.configurations),
-        headline=headline_section(contents.configurations),
+        measured=measured_section(contents.configurations, contents.measured),
+        headline=headline_section(contents.configurations, contents.measured),
         class_name=lambda index: _class_name(contents, index),
         picture=_picture,
         percent=percent,

@@ -47,7 +47,7 @@ def command(
     ] = 10_000,
     save: Annotated[
         bool,
-        typer.Option("--save", help="Store the figures in the bundle, where `dyce inspect` and the report show them."),
+        typer.Option("--save", help="Keep the figures on this machine; `dyce inspect` and the report show them."),
     ] = False,
     write_cost_table: Annotated[
         Path | None,
@@ -161,11 +161,11 @@ def _measure(
     quiet: bool,
 ) -> dict[str, Any]:
     """Run the benchmark, and store what it found if that is wanted."""
-    from dyce_runtime.bundle.reader import write_configurations
+    from dyce_runtime.bundle.measured import write_benched
     from dyce_runtime.measure import bench, energy
 
     if save:  # what cannot be written shows before anything is measured
-        write_configurations(session.bundle.configurations, session.bundle.path)
+        write_benched(session.bundle, ())
     with progress_bar(quiet=quiet) as track:
         document = bench.benchmark(
             session,
@@ -184,12 +184,18 @@ def _measure(
 
 
 def _renew_report(path: Path) -> None:
-    """Show the new figures in the report, if there is one; its example pictures stay."""
+    """Show the new figures in the report, if there is one that can be written; its example pictures stay."""
     from dyce_calibration.report import renew_measured
+    from dyce_runtime.bundle.measured import read_measured
     from dyce_runtime.bundle.reader import REPORT, open_bundle
+    from dyce_runtime.errors import DestinationError
 
+    # Read again: a search may have been quicker than the benchmark.
     opened = open_bundle(path, check_hashes=False)
-    renew_measured(opened.file(REPORT), opened.configurations)
+    try:
+        renew_measured(opened.file(REPORT), opened.configurations, read_measured(opened))
+    except DestinationError as error:
+        log.warning("the report shows no new figures: %s", error.message)
 
 
 def _write_cost_table(

@@ -81,6 +81,7 @@ def _show(bundle: Any) -> None:
     show_precisions(bundle)
     _show_engines(bundle)
     show_configurations(bundle.configurations, manifest)
+    _show_bench(bundle)
 
 
 def _show_savers(manifest: Any) -> None:
@@ -206,7 +207,6 @@ def show_configurations(configurations: Any, manifest: Any) -> None:
         for name, entry in configurations.named.items()
     ]
     print_table("a sample leaves if its confidence is above", ("name", *exits[:-1]), thresholds)
-    _show_bench(configurations.named)
     if configurations.note:
         out.print(configurations.note)
 
@@ -215,17 +215,22 @@ def _reaches_the_end(entry: Any) -> bool:
     return bool(entry.search.share_per_exit[-1] or entry.test.share_per_exit[-1])
 
 
-def _show_bench(named: Any) -> None:
-    """What ``dyce bench --save`` stored, a table for each machine, day and kind of call."""
+def _show_bench(bundle: Any) -> None:
+    """What ``dyce bench --save`` kept, a table for each day and kind of call."""
+    from dyce_runtime.bundle.measured import read_measured
+
+    measured, named = read_measured(bundle), bundle.configurations.named
     tables: dict[str, list[tuple[str, ...]]] = {}
-    for name, bench in ((name, entry.bench) for name, entry in named.items() if entry.bench):
+    for name, bench in ((name, measured.figures(entry)) for name, entry in named.items()):
+        if bench is None:
+            continue
         where = (
             f"measured on {bench.cpu}, {bench.target}, threads {bench.threads}, {bench.date},\nwith {bench.samples} "
             f"pictures ({bench.unseen} unseen), {bench.batch} per call; time relative to the uncut model"
         )
         accuracy = "" if bench.accuracy is None else f"{bench.accuracy:.1%}"
         known = bench.loss is not None and bench.loss_error is not None
-        lost = f"{100 * bench.loss:.1f} ± {100 * bench.loss_error:.1f}" if known else ""
+        lost = f"{100 * bench.loss:.1f} ± {100 * bench.loss_error:.1f}" if known else ""  # type: ignore[operator]
         row = (name, f"{bench.p50_ms:.2f}", f"{bench.p90_ms:.2f}", f"{bench.time_ratio:.2f}", lost, accuracy)
         tables.setdefault(where, []).append(row)
     for where, rows in tables.items():

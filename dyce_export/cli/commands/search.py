@@ -170,8 +170,7 @@ def _store(opened: Bundle, configurations: Configurations, output: Path | None, 
         from dyce_export.rewrite import rewrite
 
         return rewrite(opened, configurations, output, force=force)
-    before = opened.configurations
-    write_configurations(configurations.with_bench([*before.named.values(), *before.front]), opened.path)
+    write_configurations(configurations, opened.path)
     return open_bundle(opened.path, check_hashes=False)
 
 

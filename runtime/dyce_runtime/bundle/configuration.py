@@ -146,40 +146,6 @@ class Certificate(msgspec.Struct, frozen=True):
     split: str = "certification"
 
 
-class BenchFigures(msgspec.Struct, frozen=True):
-    """What a benchmark measured of a configuration on one machine.
-
-    Attributes:
-        p50_ms, p90_ms: median and 90 % quantile of the milliseconds of a call, preprocessing apart.
-        time_ratio: to the uncut model in the same run; below 1 is faster.
-        time_ratio_range: what its median lies between, as far as the rounds of that run tell.
-        accuracy: share of samples labelled right; None without labels.
-        loss: accuracy of the uncut model on the same samples minus ``accuracy``; None without labels.
-        loss_error: its paired standard error.
-        samples: how many there were.
-        unseen: how many of them took no part in making the bundle.
-        batch: samples per call.
-        target, threads: the engine, and the threads per call that it was asked for.
-        cpu: as the system names it.
-        date: of the measurement, as in 2026-01-31.
-    """
-
-    p50_ms: float
-    p90_ms: float
-    time_ratio: float
-    accuracy: float | None
-    samples: int
-    unseen: int
-    batch: int
-    target: str
-    threads: str
-    cpu: str
-    date: str
-    time_ratio_range: tuple[float, float] | None = None
-    loss: float | None = None
-    loss_error: float | None = None
-
-
 class Entry(msgspec.Struct, frozen=True):
     """A configuration with what is known about it. It was chosen on the split named ``search``.
 
@@ -192,7 +158,6 @@ class Entry(msgspec.Struct, frozen=True):
     search: Figures | None = None
     test: Figures | None = None
     certified: Certificate | None = None
-    bench: BenchFigures | None = None
     allowed_loss: float | None = None
     gates: dict[str, tuple[float, ...] | int] = msgspec.field(default_factory=dict)
 
@@ -229,16 +194,6 @@ class Configurations(msgspec.Struct, frozen=True):
         """What the configuration of that name was allowed to lose; None where nothing was asked for."""
         entry = self.named.get(configuration.name)
         return None if entry is None or entry.exits != configuration.exits else entry.allowed_loss
-
-    def with_bench(self, known: Sequence[Entry]) -> Configurations:
-        """The same with the benchmark's figures of ``known`` entries: where exits, heads and thresholds are equal."""
-
-        def renew(entry: Entry) -> Entry:
-            found = (other.bench for other in known if other.bench is not None and other.exits == entry.exits)
-            return msgspec.structs.replace(entry, bench=next(found, entry.bench))
-
-        named = {name: renew(entry) for name, entry in self.named.items()}
-        return msgspec.structs.replace(self, named=named, front=tuple(map(renew, self.front)))
 
     def within(self, budget: float) -> Configuration:
         """The most accurate configuration of the front, on the search split, that costs no more than ``budget``.

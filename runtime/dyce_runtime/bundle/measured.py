@@ -93,11 +93,14 @@ class MeasuredHere(msgspec.Struct, frozen=True):
         return next((one.figures for one in self.benched if one.is_of(entry)), None)
 
 
+NOTHING = MeasuredHere()
+
+
 def read_measured(bundle: Bundle) -> MeasuredHere:
     """What is known; nothing if the file is missing or damaged."""
     with suppress(OSError, msgspec.DecodeError):
         return read_json(_path(bundle), MeasuredHere)
-    return MeasuredHere()
+    return NOTHING
 
 
 def tuning_of(bundle: Bundle, target: str, threads: int | None) -> Tuning:

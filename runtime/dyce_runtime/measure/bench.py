@@ -13,8 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dyce_runtime.bundle.arrays import read_splits
-from dyce_runtime.bundle.configuration import BenchFigures, Configuration, Entry, ExitSetting
-from dyce_runtime.bundle.reader import Bundle, open_bundle, write_configurations
+from dyce_runtime.bundle.configuration import Configuration, ExitSetting
+from dyce_runtime.bundle.measured import Benched, BenchFigures, write_benched
+from dyce_runtime.bundle.reader import Bundle
 from dyce_runtime.errors import DataError
 from dyce_runtime.execution.session import Session
 from dyce_runtime.inputs.datasets import Dataset
@@ -158,39 +159,38 @@ def check_batches(sizes: Iterable[int], pictures: int) -> None:
 
 
 def save_figures(bundle: Bundle, document: Mapping[str, Any]) -> None:
-    """Store what :func:`benchmark` found of configurations with those of the bundle that set the same exits.
+    """Keep what :func:`benchmark` found of configurations for this machine.
 
-    Of several batch sizes the first is stored.
+    Of several batch sizes the first is kept.
 
     Args:
         document: as :func:`benchmark` returns it.
 
     Raises:
-        DestinationError: the bundle cannot be written.
+        DestinationError: the user's cache cannot be written.
     """
     machine = {key: document["environment"][key] for key in ("target", "threads", "cpu", "date")}
-    measured = [
-        Entry(
-            msgspec.convert(found["exits"], dict[str, ExitSetting]),
-            bench=BenchFigures(
-                p50_ms=found["p50_ms"],
-                p90_ms=found["p90_ms"],
-                time_ratio=found["time_ratio_to_uncut"],
-                time_ratio_range=tuple(found["time_ratio_range"]),
-                accuracy=found["accuracy"],
-                loss=found["loss"],
-                loss_error=found["loss_error"],
+    found = [
+        Benched(
+            msgspec.convert(one["exits"], dict[str, ExitSetting]),
+            msgspec.convert(one["gates"], dict[str, tuple[float, ...] | int]),
+            BenchFigures(
+                p50_ms=one["p50_ms"],
+                p90_ms=one["p90_ms"],
+                time_ratio=one["time_ratio_to_uncut"],
+                time_ratio_range=tuple(one["time_ratio_range"]),
+                accuracy=one["accuracy"],
+                loss=one["loss"],
+                loss_error=one["loss_error"],
                 samples=document["samples"],
                 unseen=document["splits"]["unseen"],
                 batch=document["batch"],
                 **machine,
             ),
         )
-        for found in document["configurations"]
+        for one in document["configurations"]
     ]
-    # Read again: a search may have been quicker than the benchmark, and what it chose must stay.
-    current = open_bundle(bundle.path, check_hashes=False).configurations
-    write_configurations(current.with_bench(measured), bundle.path)
+    write_benched(bundle, found)
 
 
 def environment(session: Session) -> dict[str, str]:

@@ -69,6 +69,7 @@ def early_exit(manifest: Manifest, configuration: Configuration, timing: Timings
     compared = beside_uncut(timing, uncut)
     return {
         "exits": msgspec.to_builtins(configuration.exits),
+        "gates": msgspec.to_builtins(configuration.gates),
         "share_per_exit": {exit.id: float(share) for exit, share in zip(manifest.exits, shares, strict=True)},
         "macs_share": macs,
         "macs_saved": 1 - macs,

@@ -8,7 +8,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from dyce_runtime import Configuration, ExitSetting, Session
-from dyce_runtime.bundle.configuration import BenchFigures, Configurations, Entry, float32_midpoint
+from dyce_runtime.bundle.configuration import float32_midpoint
 from dyce_runtime.errors import ConfigurationError
 from tests.bundles import HEAD, on
 
@@ -65,39 +65,3 @@ def test_a_configuration_cannot_be_changed():
         configuration.name = "yours"
     with pytest.raises(AttributeError):
         configuration.exits["3"].threshold = 0.1
-
-
-def figures(p50_ms: float) -> BenchFigures:
-    return BenchFigures(p50_ms, 2 * p50_ms, 0.5, 0.9, 100, 60, 1, "onnxruntime", "1", "a processor", "2026-01-31")
-
-
-@pytest.mark.parametrize(
-    ("exits", "p50_ms"),
-    [
-        (on(exit3=0.5, exit7=0.7), 1.0),
-        (dict(reversed(on(exit3=0.5, exit7=0.7).items())), 1.0),
-        ({}, 3.0),
-        (on(exit3=0.5, exit7=0.75), None),
-        (on(exit3=0.5), None),
-        ({"3": ExitSetting("mlp9x9", 0.5), "7": ExitSetting(HEAD, 0.7)}, None),
-    ],
-    ids=["same", "same, written the other way round", "full", "threshold", "exit", "head"],
-)
-def test_what_was_measured_belongs_to_the_very_same_configuration(exits, p50_ms):
-    before = [
-        Entry(on(exit3=0.5, exit7=0.7)),
-        Entry(on(exit3=0.5, exit7=0.7), bench=figures(1.0)),
-        Entry({}, bench=figures(3.0)),
-    ]
-    new = Configurations(named={"mine": Entry(exits)}, front=(Entry(exits),)).with_bench(before)
-    for entry in (new.named["mine"], *new.front):
-        assert entry.exits == exits
-        assert (entry.bench and entry.bench.p50_ms) == p50_ms
-
-
-def test_what_was_measured_before_stays_until_it_is_measured_again():
-    old = Configurations(
-        named={"mine": Entry(on(exit3=0.5), bench=figures(1.0)), "full": Entry({}, bench=figures(3.0))}
-    )
-    new = old.with_bench([Entry({}, bench=figures(4.0))])
-    assert [entry.bench.p50_ms for entry in new.named.values()] == [1.0, 4.0]

@@ -344,15 +344,15 @@ def test_configurations_may_be_rewritten(bundle_copy: Path):
         assert session.configuration.exits["3"].threshold == 0.25
 
 
-def test_configurations_of_before_there_were_figures_of_a_benchmark_open(bundle_copy: Path):
+def test_a_document_without_optional_fields_opens(bundle_copy: Path):
     def forget(document: Any) -> None:
         for entry in (*document["named"].values(), *document["front"]):
-            del entry["bench"]
+            del entry["gates"]
 
     edit(bundle_copy / CONFIGURATIONS, forget)
     configurations = open_bundle(bundle_copy).configurations
     assert list(configurations.named) == list(NAMED)
-    assert {entry.bench for entry in configurations.named.values()} == {None}
+    assert {str(entry.gates) for entry in configurations.named.values()} == {"{}"}
 
 
 @pytest.mark.parametrize("exits", [on(exit12=0.5), on(final=0.5), on(exit3=1.5)])

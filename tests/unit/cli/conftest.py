@@ -14,6 +14,11 @@ from tests.bundles import HEAD
 from tests.unit.promises.test_choose import make_records
 
 
+@pytest.fixture(autouse=True)
+def _own_cache(own_cache: Path) -> None:
+    """What one test measures, another does not know."""
+
+
 @pytest.fixture
 def pictures(tmp_path: Path) -> Path:
     folder = tmp_path / "pictures"

@@ -12,6 +12,7 @@ import pytest
 
 from dyce_runtime import open_bundle
 from dyce_runtime.bundle.configuration import Entry
+from dyce_runtime.bundle.measured import read_measured
 from dyce_runtime.bundle.reader import REPORT, write_configurations
 from tests.bundles import on
 from tests.unit.cli.command import SCRIPT, dyce, dyce_here
@@ -84,7 +85,9 @@ def test_costs_measured_on_this_machine_are_searched_with(searchable: Path, pict
 
 def test_figures_of_a_benchmark_stay_while_the_configuration_stays(searchable: Path, pictures: Path) -> None:
     def measured() -> set[str]:
-        return {name for name, entry in open_bundle(searchable).configurations.named.items() if entry.bench}
+        opened = open_bundle(searchable)
+        measured = read_measured(opened)
+        return {name for name, entry in opened.configurations.named.items() if measured.figures(entry)}
 
     def save(*names: str) -> None:
         words = [word for name in names for word in ("--config", name)]
@@ -100,7 +103,7 @@ def test_figures_of_a_benchmark_stay_while_the_configuration_stays(searchable: P
     dyce_here("search", str(searchable))
     assert {"full", "fast"} <= measured()
     printed = dyce_here("inspect", str(searchable)).stdout
-    cpu = open_bundle(searchable).configurations.named["fast"].bench.cpu  # type: ignore[union-attr]
+    cpu = read_measured(open_bundle(searchable)).benched[0].figures.cpu
     assert f"measured on {cpu}, onnxruntime, threads default" in printed
     assert "with 3 pictures (3 unseen), 1 per call" in printed
 
@@ -113,13 +116,12 @@ def test_figures_show_in_the_report_which_keeps_the_rest(searchable: Path, pictu
     page = report.read_text()
     assert page.startswith("<main>drawn<img src='data:image/png;base64,'>")
     assert page.count('<th scope="row">fast</th>') == 1
-    assert open_bundle(searchable).configurations.named["fast"].bench is not None
     report.unlink()
     assert dyce("bench", str(searchable), "--data", str(pictures), "--save").returncode == 0
     assert not report.exists()
 
 
-def test_a_benchmark_does_not_run_for_a_bundle_that_cannot_take_its_figures(bundle_copy: Path, pictures: Path) -> None:
+def test_a_benchmark_does_not_run_where_its_figures_cannot_be_kept(bundle_copy: Path, pictures: Path) -> None:
     script = (
         "import errno, os\nfrom dyce_runtime.measure import bench\n"
         "def refuse(*_): raise OSError(errno.EROFS, os.strerror(errno.EROFS))\n"
@@ -128,7 +130,7 @@ def test_a_benchmark_does_not_run_for_a_bundle_that_cannot_take_its_figures(bund
     words = ["bench", str(bundle_copy), "--data", str(pictures), "--save"]
     done = subprocess.run([sys.executable, "-c", script + SCRIPT, *words], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (1, "")
-    assert "configurations.json cannot be written: Read-only file system" in " ".join(done.stderr.split())
+    assert "measured.json cannot be written: Read-only file system" in " ".join(done.stderr.split())
 
 
 # A clock and a meter that the pieces turn, by a millisecond and 10 mJ each. The idle machine draws nothing.

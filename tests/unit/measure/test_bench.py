@@ -13,7 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dyce_runtime import Configuration, Session, load, open_bundle
-from dyce_runtime.bundle.configuration import BenchFigures, Configurations, Entry
+from dyce_runtime.bundle.configuration import Configurations, Entry
+from dyce_runtime.bundle.measured import BenchFigures, read_measured
 from dyce_runtime.bundle.reader import SPLITS, write_configurations
 from dyce_runtime.errors import ConfigurationError, DataError, PieceError
 from dyce_runtime.execution.plan import path_macs
@@ -356,8 +357,10 @@ def test_figures_of_the_front_are_stored_with_it_and_of_several_sizes_the_first(
     with load(bundle_copy, threads=1) as session:
         document = benchmark(session, make_data(8), choose(session.bundle, ["all"]), batch=[2, 1])
         save_figures(session.bundle, document)
-    (entry,) = open_bundle(bundle_copy).configurations.front
-    assert (entry.bench.p50_ms, entry.bench.time_ratio, entry.bench.batch) == pytest.approx((4000, 0.4, 2))
+    opened = open_bundle(bundle_copy)
+    kept = read_measured(opened).figures(opened.configurations.front[0])
+    assert kept is not None
+    assert (kept.p50_ms, kept.time_ratio, kept.batch) == pytest.approx((4000, 0.4, 2))
 
 
 # --- figures that stay with the bundle -------------------------------------------------------------------------------
@@ -371,9 +374,10 @@ def test_figures_are_stored_with_the_configurations_that_were_measured(clock, bu
         document = benchmark(session, data, ["fast", "full"], batch=2)
         document["configurations"][0] |= {"p50_ms": 5.0, "p90_ms": 8.0, "p99_ms": 9.0}  # the clock knows no quantiles
         save_figures(session.bundle, document)
-    stored = open_bundle(bundle_copy).configurations.named
-    assert [name for name, entry in stored.items() if entry.bench] == ["full", "fast"]
-    found, kept = document["configurations"][0], stored["fast"].bench
+    opened = open_bundle(bundle_copy)
+    stored = {name: read_measured(opened).figures(entry) for name, entry in opened.configurations.named.items()}
+    assert [name for name, kept in stored.items() if kept] == ["full", "fast"]
+    found, kept = document["configurations"][0], stored["fast"]
     assert kept == BenchFigures(
         p50_ms=found["p50_ms"],
         p90_ms=found["p90_ms"],
@@ -391,8 +395,8 @@ def test_figures_are_stored_with_the_configurations_that_were_measured(clock, bu
         date=document["environment"]["date"],
     )
     assert found["exits"] == {id: {"head": HEAD, "threshold": 0.5} for id in ("3", "7")}
-    assert (stored["full"].bench.p50_ms, stored["full"].bench.time_ratio) == pytest.approx((10, 1))
-    assert stored["fast"].exits == NAMED["fast"]
+    assert stored["full"] is not None
+    assert (stored["full"].p50_ms, stored["full"].time_ratio) == pytest.approx((10, 1))
 
 
 def test_figures_do_not_undo_a_search_that_was_quicker(clock, bundle_copy: Path):
@@ -402,10 +406,12 @@ def test_figures_do_not_undo_a_search_that_was_quicker(clock, bundle_copy: Path)
         document = benchmark(session, make_data(4), ["fast", "full"])
         write_configurations(searched, bundle_copy)
         save_figures(session.bundle, document)
-    stored = open_bundle(bundle_copy).configurations
-    assert stored.named["fast"] == Entry(on(exit3=0.1))
-    assert stored.named["full"].bench.p50_ms == pytest.approx(10)
-    assert stored.front[0].bench.p50_ms == pytest.approx(document["configurations"][0]["p50_ms"])
+    opened = open_bundle(bundle_copy)
+    measured, known = read_measured(opened), opened.configurations
+    assert known == searched
+    assert measured.figures(known.named["fast"]) is None
+    kept = [measured.figures(entry) for entry in (known.named["full"], known.front[0])]
+    assert [one and one.p50_ms for one in kept] == pytest.approx([10, document["configurations"][0]["p50_ms"]])
 
 
 # --- the knob, the samples and the machine ---------------------------------------------------------------------------
