@@ -7,10 +7,12 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import gc
+import json
 import shutil
 import sys
 import time
 from collections.abc import Generator, Iterator
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,7 +20,7 @@ from types import SimpleNamespace
 import pytest
 from hypothesis import HealthCheck, settings
 
-from dyce_runtime import DyceError, Session, load
+from dyce_runtime import DyceError, Session, load, open_bundle
 from dyce_runtime.execution import targets
 from dyce_runtime.measure import bench, piece_costs
 from tests.bundles import Clock, Spy, make_bundle
@@ -81,6 +83,21 @@ def onnxruntime_pool_of_the_process() -> Iterator[None]:
     assert module is None or module._global_pool_threads is None, "onnxruntime's process-wide pool was made here"
 
 
+@pytest.fixture(scope="session", autouse=True)
+def every_bundle_fits_the_schema(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Whatever bundle the tests have made, and ours opens, an independent validator accepts, too."""
+    yield
+    from jsonschema import Draft202012Validator
+
+    folder = Path(__file__).parents[1] / "docs" / "schema"
+    for name in ("manifest", "configurations"):
+        validator = Draft202012Validator(json.loads((folder / f"{name}-2.schema.json").read_text()))
+        for path in tmp_path_factory.getbasetemp().rglob(f"{name}.json"):
+            with suppress(DyceError):
+                open_bundle(path.parent, check_hashes=False)
+                validator.validate(json.loads(path.read_bytes()))
+
+
 @pytest.fixture(scope="session")
 def tiny_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A bundle with the exits 3 and 7; for reading only."""
@@ -126,10 +143,11 @@ def shared_session(tiny_bundle: Path) -> Iterator[Session]:
 
 
 @pytest.fixture
-def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A user's cache that nobody else uses."""
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    return tmp_path / "cache"
+    folder = tmp_path_factory.mktemp("cache")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(folder))
+    return folder
 
 
 @pytest.fixture

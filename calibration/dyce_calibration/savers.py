@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from dyce_calibration.records import Records
 from dyce_calibration.search.costs import CostTable
 from dyce_runtime.bundle.manifest import BUILTIN, FINAL
+from dyce_runtime.bundle.rule import leaves
 
 # Thresholds that are tried, from 1 down.
 STEPS = 100
@@ -44,7 +45,7 @@ def take_over(
     """
     for k in range(steps + 1):
         threshold = np.float32(1 - k / steps)
-        taken = confidence > threshold
+        taken = leaves(confidence, threshold)
         if right[taken].sum() < base_right[taken].sum():
             break
     return Taken(float(threshold), float(taken.mean()))

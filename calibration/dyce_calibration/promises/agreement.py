@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from dyce_calibration.records import Records
 from dyce_runtime.bundle.configuration import Configuration
+from dyce_runtime.bundle.rule import leaves
 
 
 def exits_taken(records: Records, configuration: Configuration) -> NDArray[np.int64]:
@@ -18,7 +19,7 @@ def exits_taken(records: Records, configuration: Configuration) -> NDArray[np.in
     for column, (exit, head) in enumerate(records.heads):
         on = configuration.exits.get(exit)
         if on is not None and on.head == head:
-            leave = waiting & (records.confidences[:, column] > np.float32(on.threshold))
+            leave = waiting & leaves(records.confidences[:, column], on.threshold)
             taken[leave] = column
             waiting &= ~leave
     return taken

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from dyce_calibration.records import Records
 from dyce_runtime.bundle.configuration import Configuration
 from dyce_runtime.bundle.manifest import FINAL, Preprocessing
+from dyce_runtime.bundle.rule import leaves
 from dyce_runtime.errors import DataError
 from dyce_runtime.inputs.decoding import decode, is_array_file, read_array
 
@@ -93,7 +94,7 @@ def _leaving_columns(records: Records, configuration: Configuration) -> NDArray[
     left = np.full(len(records), len(records.heads))
     for exit, on in configuration.exits.items():
         column = records.column(exit, on.head)
-        leave = records.confidences[:, column] > np.float32(on.threshold)
+        leave = leaves(records.confidences[:, column], on.threshold)
         left[leave] = np.minimum(left[leave], column)
     return left
 

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dyce_calibration.search.problem import On, Position, Problem, Setting
+from dyce_runtime.bundle.rule import leaves
 
 
 class Line(NamedTuple):
@@ -43,7 +44,7 @@ class Arrived:
     def behind(self, position: Position, on: On) -> Arrived:
         """The same behind a position that is on."""
         head = position.heads[on.head]
-        leave = head.confidence > np.float32(on.threshold)
+        leave = leaves(head.confidence, on.threshold)
         leave &= self.mask
         count, heads = int(np.count_nonzero(leave)), self.heads + head.cost
         right = self.right + int(np.count_nonzero(head.correct & leave))
@@ -75,7 +76,7 @@ class Later:
         """The same for the samples that arrive at a position that is on."""
         head = position.heads[on.head]
         # By index: of a mask, every sample is a branch.
-        leave = np.flatnonzero(head.confidence > np.float32(on.threshold))
+        leave = np.flatnonzero(leaves(head.confidence, on.threshold))
         right, cost = self.right.copy(), self.cost + head.cost
         right[leave] = head.correct.take(leave)
         cost[leave] = position.cost + head.cost

@@ -13,6 +13,7 @@ from dyce_calibration.records import Records
 from dyce_calibration.search.costs import CostTable
 from dyce_runtime.bundle.configuration import ExitSetting, Figures
 from dyce_runtime.bundle.manifest import FINAL
+from dyce_runtime.bundle.rule import leaves
 from dyce_runtime.errors import DataError
 from dyce_runtime.execution.plan import cover
 from dyce_runtime.measure.bench_loss import paired_error
@@ -133,7 +134,7 @@ class Problem:
         for index, (position, on) in enumerate(zip(self.positions, setting, strict=True)):
             if on is not None:
                 head = position.heads[on.head]
-                leave = head.confidence > np.float32(on.threshold)
+                leave = leaves(head.confidence, on.threshold)
                 leave &= waiting
                 waiting ^= leave
                 left[index], right[index] = np.count_nonzero(leave), np.count_nonzero(head.correct[leave])
@@ -253,7 +254,7 @@ class Problem:
         for position, on in zip(self.positions[::-1], setting[::-1], strict=True):
             if on is not None:
                 head = position.heads[on.head]
-                correct = np.where(head.confidence > np.float32(on.threshold), head.correct, correct)
+                correct = np.where(leaves(head.confidence, on.threshold), head.correct, correct)
         return correct
 
 

@@ -13,6 +13,7 @@ from dyce_runtime.bundle.configuration import Configuration
 from dyce_runtime.bundle.liveness import Choosing, Copy
 from dyce_runtime.bundle.manifest import CONFIDENCE, LABEL, LOGITS
 from dyce_runtime.bundle.program import Case, Run
+from dyce_runtime.bundle.rule import leaves
 from dyce_runtime.errors import PieceError
 from dyce_runtime.execution.contracts import ExecutionContext, Rows
 from dyce_runtime.execution.plan import LeaveAt, Plan
@@ -133,7 +134,7 @@ def _leave(plan: Plan, step: LeaveAt, batch: _Batch, result: Result) -> bool:
     rows, stay = batch.rows, batch.stay
     if not score.min() > 0 and len(invalid := rows[stay & ~(score > 0)]):
         raise invalid_scores(plan, step.piece, int(invalid[0]))
-    leave = stay & (score > step.threshold)
+    leave = stay & leaves(score, step.threshold)
     gone = rows[leave]
     if len(gone) == 0:
         return True

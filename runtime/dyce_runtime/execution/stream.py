@@ -11,6 +11,7 @@ from typing import TypeAlias
 import numpy as np
 
 from dyce_runtime.bundle.manifest import CONFIDENCE, LABEL, LOGITS
+from dyce_runtime.bundle.rule import leaves
 from dyce_runtime.execution.contracts import Device, ExecutionContext, Parked
 from dyce_runtime.execution.plan import Bring, LeaveAt, Plan, Stage, Step
 from dyce_runtime.execution.routing import Result, compacting, invalid_scores, run_step
@@ -204,7 +205,7 @@ class Stream:
         score = context.read(CONFIDENCE)[0].copy()
         if not score.min() > 0:
             raise invalid_scores(plan, leave.piece, numbers[int((score > 0).argmin())])
-        leaving = score > leave.threshold
+        leaving = leaves(score, leave.threshold)
         if leaving.any():
             logits, label = context.read(LOGITS, LABEL)
         for place in np.flatnonzero(leaving).tolist():

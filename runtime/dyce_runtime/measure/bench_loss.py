@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dyce_runtime.bundle.configuration import Configuration
+from dyce_runtime.bundle.rule import leaves
 from dyce_runtime.execution.session import Session
 from dyce_runtime.execution.trace import HeadAnswer, head_answers
 from dyce_runtime.inputs.datasets import Dataset
@@ -144,7 +145,7 @@ def _leave(session: Session, configuration: Configuration, said: Mapping[tuple[s
         if setting is None:
             continue
         answer = said[exit.id, setting.head]
-        leave = stay & (answer.score > np.float32(setting.threshold))
+        leave = stay & leaves(answer.score, setting.threshold)
         labels[leave], exits[leave] = answer.label[leave], index
         stay &= ~leave
     return Answers(labels, exits)

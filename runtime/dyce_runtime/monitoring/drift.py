@@ -14,6 +14,7 @@ import numpy.typing as npt
 from dyce_runtime.bundle.arrays import read_arrays
 from dyce_runtime.bundle.configuration import Configuration
 from dyce_runtime.bundle.manifest import FINAL, Manifest
+from dyce_runtime.bundle.rule import leaves
 from dyce_runtime.errors import BundleError
 
 # Splits that no threshold was chosen on: what leaves where, and how sure, is there as it is on new samples. On the
@@ -118,7 +119,7 @@ def replay(records: Expected, configuration: Configuration, manifest: Manifest) 
     for exit in manifest.exits[:-1]:
         if (setting := configuration.exits.get(exit.id)) is not None:
             confidence = going[:, records.columns[exit.id, setting.head]]
-            leave = confidence > np.float32(setting.threshold)
+            leave = leaves(confidence, setting.threshold)
             expected[exit.id], going = confidence[leave], going[~leave]
     expected[FINAL] = going[:, -1]
     return expected

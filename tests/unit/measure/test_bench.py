@@ -32,6 +32,9 @@ EARLY = Configuration("early", on(exit3=0.0))
 LATE = Configuration("late", on(exit3=1.0, exit7=1.0))
 
 
+pytestmark = pytest.mark.usefixtures("own_cache")
+
+
 def make_data(count: int = 40) -> Dataset:
     random = np.random.default_rng(5)
     pictures = random.integers(0, 256, (count, 4, 4, 3), dtype=np.uint8)
