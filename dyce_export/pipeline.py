@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.export import ExportedProgram
 
 from dyce_calibration.heads.resume import fingerprint
+from dyce_calibration.heads.temperature import softmax
 from dyce_calibration.heads.training import TrainedHead, untrained_heads
 from dyce_calibration.processes import connect
 from dyce_calibration.promises.choose import choose
@@ -49,6 +50,7 @@ from dyce_export.verification.rounding import SAMPLES, rounding_errors
 from dyce_export.verification.verdict import refusal
 from dyce_export.verification.verify import Reference, check_runs, compute_reference, probe_configuration, verify
 from dyce_runtime.bundle.configuration import FULL, Configuration, Configurations, Entry
+from dyce_runtime.bundle.documents import write_document
 from dyce_runtime.bundle.manifest import FINAL, SCHEMA_VERSION, Input, Manifest, Model, Network
 from dyce_runtime.bundle.reader import (
     CONFIGURATIONS,
@@ -58,7 +60,6 @@ from dyce_runtime.bundle.reader import (
     Bundle,
     files_of,
     sha256_of,
-    write_document,
 )
 from dyce_runtime.bundle.test_vectors import Vectors, write_vectors
 from dyce_runtime.errors import CaptureError, DyceError, ExitPointError, UsageError
@@ -442,12 +443,16 @@ def _configurations(manifest: Manifest, calibration: Calibration | None, probe: 
 
 def _write_test_vectors(reference: Reference, probe: Configuration, bundle: Bundle) -> None:
     """Inputs with the logits and exits that torch computes, so that a device can check itself."""
-    count = _TEST_VECTORS
-    thresholds = [setting.threshold for setting in probe.exits.values()]
-    columns = [confidences[:count] for confidences in reference.confidences]
-    confidences = np.stack(columns, axis=1) if columns else np.empty((count, 0), np.float32)
-    inputs = {bundle.manifest.input.name: reference.images[:count]}
-    write_vectors(Vectors(inputs, reference.logits[:count], confidences, np.array(thresholds, np.float32)), bundle)
+    count, manifest = _TEST_VECTORS, bundle.manifest
+    logits = [*reference.head_logits, [reference.logits]]
+    scores = {
+        (exit.id, head.type): softmax(of_head[:count], head.temperature).max(axis=1).astype(np.float32)
+        for exit, of_exit in zip(manifest.exits, logits, strict=True)
+        for head, of_head in zip(exit.heads, of_exit, strict=True)
+    }
+    thresholds = np.array([setting.threshold for setting in probe.exits.values()], np.float32)
+    inputs = {manifest.input.name: reference.images[:count]}
+    write_vectors(Vectors(inputs, reference.logits[:count], scores, thresholds), bundle)
 
 
 def _producer() -> dict[str, str]:

@@ -16,6 +16,7 @@ from dyce_export.precision.trials import Limits
 from dyce_export.progress import Progress
 from dyce_export.staging import staged
 from dyce_runtime.bundle.configuration import Configurations
+from dyce_runtime.bundle.documents import write_document
 from dyce_runtime.bundle.manifest import LOGITS, UNCUT, Manifest, Piece
 from dyce_runtime.bundle.program import Feed, Run
 from dyce_runtime.bundle.reader import (
@@ -27,11 +28,10 @@ from dyce_runtime.bundle.reader import (
     may_change,
     open_bundle,
     sha256_of,
-    write_document,
 )
 from dyce_runtime.bundle.structure import ends_of, segments_of
 from dyce_runtime.bundle.test_vectors import read_vectors, relative_error
-from dyce_runtime.errors import VerificationError
+from dyce_runtime.errors import DestinationError, VerificationError
 from dyce_runtime.execution import targets
 from dyce_runtime.execution.contracts import TargetSpec
 from dyce_runtime.execution.trace import trace
@@ -81,7 +81,13 @@ def with_precisions(
     Args:
         output: may be the bundle itself, which is replaced when the new one is complete.
     """
-    with staged(output, force=force or output.resolve() == bundle.path.resolve()) as folder:
+    in_place = output.resolve() == bundle.path.resolve()
+    with staged(output, force=force or in_place) as folder:
+        if in_place and open_bundle(output, check_hashes=False).manifest != bundle.manifest:
+            raise DestinationError(
+                f"{output} was replaced while it was read",
+                hint="Run the command again: it then starts from that.",
+            )
         old = tuple(f"{PRECISIONS}/{name}/" for name in names)
         there = {path.relative_to(bundle.path).as_posix() for path in bundle.path.rglob("*") if path.is_file()}
         ours = {name for name in there if name in bundle.manifest.files or may_change(name)}

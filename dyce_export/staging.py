@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import glob
 import logging
 import os
 import shutil
@@ -12,6 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from dyce_export.exchange import replace_folder
 from dyce_runtime.errors import DestinationError, DyceError, VerificationError
 from dyce_runtime.names import is_text
 
@@ -24,24 +26,71 @@ _FULL = (errno.ENOSPC, errno.EDQUOT)
 def staged(destination: Path, *, force: bool) -> Iterator[Path]:
     """A folder to write into, which becomes ``destination`` if the block ends well and vanishes if not.
 
-    What stood at the destination stays until the new folder is complete.
+    What stood at the destination stays until the new folder is complete; then the two are exchanged at once. What
+    processes that were killed have left beside it is removed.
 
     Raises:
-        DestinationError: the destination is taken and ``force`` is False, is not writable, or the disk is full.
+        DestinationError: the destination is taken and ``force`` is False, is not writable, the disk is full, or another
+            command writes there.
     """
     destination = _absolute(destination)
     check_destination(destination, force=force)
-    with _disk_errors(destination.parent):
+    with _disk_errors(destination.parent), _only_writer(destination):
         with _writable(destination.parent):
             destination.parent.mkdir(parents=True, exist_ok=True)
-            folder = Path(tempfile.mkdtemp(dir=destination.parent, prefix=f".{destination.name}."))
-        try:
-            yield folder
-            folder.chmod(0o755)
-            check_destination(destination, force=force)  # another process may have been faster
-            _move(folder, destination)
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
+            _remove_leftovers(destination)
+            folder = Path(tempfile.mkdtemp(dir=destination.parent, prefix=_prefix(destination)))
+        with _locked(folder):
+            try:
+                yield folder
+                folder.chmod(0o755)
+                check_destination(destination, force=force)  # another process may have been faster
+                _move(folder, destination)
+            finally:
+                _discard(folder)
+
+
+def _discard(folder: Path) -> None:
+    """Remove a folder, or the link that has come in its place; what a link points to stays."""
+    if folder.is_symlink():
+        folder.unlink()
+    else:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _prefix(destination: Path) -> str:
+    return f".{destination.name}.staged-"
+
+
+@contextmanager
+def _only_writer(destination: Path) -> Iterator[None]:
+    """Nobody else replaces the bundle that stands there meanwhile."""
+    if not destination.is_dir():
+        yield
+        return
+    with _locked(destination):
+        yield
+
+
+def _remove_leftovers(destination: Path) -> None:
+    """Folders beside a destination in which no process works any more."""
+    for folder in destination.parent.glob(f"{glob.escape(_prefix(destination))}*"):
+        if folder.is_dir() and not folder.is_symlink():
+            with suppress(DestinationError, OSError), _locked(folder):
+                shutil.rmtree(folder, ignore_errors=True)
+
+
+def _move(folder: Path, destination: Path) -> None:
+    """Let the folder stand at the destination; what stood there, if that may be replaced, is then in its place."""
+    if destination.is_dir() and any(destination.iterdir()):
+        replace_folder(folder, destination)
+        return
+    try:
+        os.replace(folder, destination)
+    except OSError as error:
+        if error.errno in (errno.ENOTEMPTY, errno.EEXIST):  # another process was faster, in the last instant
+            check_destination(destination, force=False)
+        raise
 
 
 @contextmanager
@@ -98,7 +147,7 @@ def _locked(folder: Path) -> Iterator[None]:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise DestinationError(
-                f"another export works in {folder}", hint="Wait until it ends, or choose another name with -o."
+                f"another command writes in {folder}", hint="Wait until it ends, or choose another name with -o."
             ) from None
         yield
     finally:
@@ -154,30 +203,3 @@ def check_destination(destination: Path, *, force: bool) -> None:
         raise DestinationError(
             f"{destination} is not a bundle, so --force does not replace it", hint="Remove it yourself, or use -o."
         )
-
-
-def _move(folder: Path, destination: Path) -> None:
-    if not destination.exists():
-        os.replace(folder, destination)
-        return
-    aside = Path(tempfile.mkdtemp(dir=destination.parent, prefix=f".{destination.name}.old."))
-    old = aside / "bundle"
-    os.replace(destination, old)
-    try:
-        os.replace(folder, destination)
-    except BaseException:
-        _restore(old, destination)
-        aside.rmdir()
-        raise
-    shutil.rmtree(aside, ignore_errors=True)
-
-
-def _restore(old: Path, destination: Path) -> None:
-    """Put back what stood at the destination. It is never removed, even where that fails."""
-    try:
-        os.replace(old, destination)
-    except OSError as error:
-        raise DestinationError(
-            f"{destination} could not be replaced, nor put back: {error.strerror}",
-            hint=f"What stood there is whole, in {old}; move it back yourself.",
-        ) from error

@@ -18,6 +18,7 @@ from onnx import helper, numpy_helper
 
 from dyce_runtime.bundle import reader as bundle
 from dyce_runtime.bundle.configuration import FULL, Configuration, Configurations, Entry, ExitSetting
+from dyce_runtime.bundle.documents import write_document
 from dyce_runtime.bundle.manifest import (
     ANSWER,
     BUILTIN,
@@ -175,8 +176,8 @@ def make_bundle(path: Path, heads: Literal["trained", "untrained"] = "trained", 
         files={name: bundle.sha256_of(path / name) for name in bundle.files_of(path)},
     )
     named = {name: Entry(exits=exits) for name, exits in NAMED.items()}
-    bundle.write_document(manifest, path / bundle.MANIFEST)
-    bundle.write_document(Configurations(named=named, front=tuple(named.values())), path / bundle.CONFIGURATIONS)
+    write_document(manifest, path / bundle.MANIFEST)
+    write_document(Configurations(named=named, front=tuple(named.values())), path / bundle.CONFIGURATIONS)
     return path
 
 
@@ -184,18 +185,16 @@ def finish(path: Path, **changes: Any) -> None:
     """List all files in the manifest, with further changes to it."""
     manifest = msgspec.json.decode((path / bundle.MANIFEST).read_bytes(), type=Manifest)
     files = {name: bundle.sha256_of(path / name) for name in bundle.files_of(path)}
-    bundle.write_document(msgspec.structs.replace(manifest, files=files, **changes), path / bundle.MANIFEST)
+    write_document(msgspec.structs.replace(manifest, files=files, **changes), path / bundle.MANIFEST)
 
 
 def with_vectors(path: Path, **changes: Any) -> Path:
     """Add test vectors to a bundle, as numpy computes them."""
     images = make_images(8)
-    logits, confidences = all_heads(images)
+    logits, scores = all_heads(images)
     (path / bundle.TEST_VECTORS).parent.mkdir()
     probe = np.array([0.6, 0.7], np.float32)
-    np.savez(
-        path / bundle.TEST_VECTORS, images=images, logits=logits[:, -1], confidences=confidences[:, :2], probe=probe
-    )
+    np.savez(path / bundle.TEST_VECTORS, images=images, logits=logits[:, -1], scores=scores, probe=probe)
     finish(path, **changes)
     return path
 

@@ -17,6 +17,7 @@ from dyce_export.progress import Progress
 from dyce_export.savers.compose import AddSequence, compose
 from dyce_runtime.bundle import reader as bundle
 from dyce_runtime.bundle.configuration import FULL, Configuration, Configurations, Entry, ExitSetting
+from dyce_runtime.bundle.documents import write_document
 from dyce_runtime.bundle.manifest import (
     ANSWER,
     BUILTIN,
@@ -196,13 +197,14 @@ def _finished(
         heads="trained",
         files={},
     )
-    bundle.write_document(manifest, path / bundle.MANIFEST)
-    bundle.write_document(Configurations(named={FULL: Entry({})}), path / bundle.CONFIGURATIONS)
+    write_document(manifest, path / bundle.MANIFEST)
+    write_document(Configurations(named={FULL: Entry({})}), path / bundle.CONFIGURATIONS)
     inputs = make_inputs(8)
     images = inputs["image" if edge == EDGE else "saver0_image"]
     # Of these only the images are looked at when bundles are put together.
-    nothing = np.empty((8, len(exits) - 1), np.float32)
-    vectors = Vectors({"image": images}, np.empty((8, CLASSES), np.float32), nothing, nothing[0])
+    nothing = np.zeros(8, np.float32)
+    scores = {(exit.id, head.type): nothing for exit in exits for head in exit.heads}
+    vectors = Vectors({"image": images}, np.empty((8, CLASSES), np.float32), scores, nothing[: len(exits) - 1])
     write_vectors(vectors, bundle.Bundle(path, manifest, Configurations()))
     finish(path)
     return path

@@ -16,6 +16,7 @@ from onnx import helper
 
 from dyce_runtime.bundle import reader as bundle
 from dyce_runtime.bundle.configuration import FULL, Configuration, Configurations, Entry
+from dyce_runtime.bundle.documents import write_document
 from dyce_runtime.bundle.manifest import (
     ANSWER,
     BUILTIN,
@@ -198,6 +199,6 @@ def make_choices(path: Path) -> Path:
         files={name: bundle.sha256_of(path / name) for name in bundle.files_of(path)},
     )
     named = {name: Entry(exits=one.exits, gates=one.gates) for name, one in NAMED.items()}
-    bundle.write_document(manifest, path / bundle.MANIFEST)
-    bundle.write_document(Configurations(named=named), path / bundle.CONFIGURATIONS)
+    write_document(manifest, path / bundle.MANIFEST)
+    write_document(Configurations(named=named), path / bundle.CONFIGURATIONS)
     return path

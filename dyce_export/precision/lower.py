@@ -25,6 +25,7 @@ from dyce_export.precision.half import halver
 from dyce_export.precision.integers import quantiser
 from dyce_export.precision.trials import Bench, Change, Limits, Method, best_trial
 from dyce_export.progress import Progress
+from dyce_runtime.bundle.documents import write_document
 from dyce_runtime.bundle.manifest import Lowering, Manifest
 from dyce_runtime.bundle.reader import (
     CONFIGURATIONS,
@@ -34,7 +35,6 @@ from dyce_runtime.bundle.reader import (
     Bundle,
     files_of,
     sha256_of,
-    write_document,
 )
 from dyce_runtime.bundle.test_vectors import answered, read_vectors, relative_error, write_vectors
 from dyce_runtime.errors import BundleError, DataError, PieceError, TargetError, UsageError

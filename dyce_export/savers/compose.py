@@ -26,6 +26,7 @@ from dyce_export.savers.parts import Part, write_part
 from dyce_export.staging import staged
 from dyce_export.verification.verify import PROBE
 from dyce_runtime.bundle.configuration import FULL, Configurations, Entry
+from dyce_runtime.bundle.documents import write_document
 from dyce_runtime.bundle.manifest import UNCUT, Manifest, Piece, Verification
 from dyce_runtime.bundle.reader import (
     CONFIGURATIONS,
@@ -35,9 +36,11 @@ from dyce_runtime.bundle.reader import (
     files_of,
     open_bundle,
     sha256_of,
-    write_document,
 )
-from dyce_runtime.bundle.test_vectors import Vectors, write_vectors
+from dyce_runtime.bundle.test_vectors import Vectors, answered, write_vectors
+from dyce_runtime.execution import targets
+from dyce_runtime.execution.contracts import TargetSpec
+from dyce_runtime.execution.session import Session
 from dyce_runtime.inputs.class_order import Doubt
 from dyce_runtime.inputs.datasets import Dataset
 
@@ -106,7 +109,7 @@ def compose(
             spans = write_spans(manifest, configurations, folder)
             manifest = msgspec.structs.replace(manifest, pieces=(*manifest.pieces, *spans))
         made = Bundle(folder, manifest, configurations)
-        write_vectors(vectors, made)
+        write_vectors(_with_further_heads(vectors, made), made)
         with progress.stage("verify"):
             manifest = check_spans(made, spans)
             check_parts(made, [*savers, base], [*orders, None], vectors)
@@ -120,6 +123,15 @@ def compose(
         hashes = {name: sha256_of(folder / name) for name in files_of(folder)}
         write_document(msgspec.structs.replace(manifest, files=hashes), folder / MANIFEST)
     return open_bundle(output)
+
+
+def _with_further_heads(vectors: Vectors, made: Bundle) -> Vectors:
+    """Test vectors with the scores of heads that none of the bundles had, which were compared with torch."""
+    heads = {(exit.id, head.type) for exit in made.manifest.exits for head in exit.heads}
+    if heads == vectors.scores.keys():
+        return vectors
+    with Session(made, targets.reference().name, TargetSpec(), allow_untrained=True) as session:
+        return vectors._replace(scores={**answered(vectors, session).scores, **vectors.scores})
 
 
 def _recorded(base: Bundle, savers: Sequence[Bundle], val: Dataset | None, progress: Progress) -> list[Records]:

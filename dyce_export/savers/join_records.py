@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
+from numpy.typing import NDArray
 
 from dyce_calibration.recorder import record, recorded_pictures
 from dyce_calibration.records import Records
@@ -119,7 +120,8 @@ def join_vectors(base: Bundle, savers: Sequence[Bundle], networks: Sequence[Netw
     """
     known = read_vectors(base)
     count, inputs = len(known.logits), dict(known.inputs)
-    confidences = []
+    scores: dict[tuple[str, str], NDArray[np.float32]] = {}
+    probe: list[float] = []
     for saver, network in zip(savers, networks, strict=True):
         manifest = saver.manifest
         own = read_vectors(saver).inputs[manifest.input.name]
@@ -127,15 +129,11 @@ def join_vectors(base: Bundle, savers: Sequence[Bundle], networks: Sequence[Netw
         images = inputs.setdefault(network.inputs[0].tensor, own[np.arange(count) % len(own)])
         with Session(saver, targets.reference().name, TargetSpec(), allow_untrained=True) as session:
             said = head_answers(session.device, manifest, {manifest.input.name: images})
-        confidences += [said[exit.id, exit.heads[0].type].score for exit in manifest.exits]
-    columns = np.stack(confidences, axis=1)
-    probe = np.array([threshold_between(column, _APART) for column in columns.T], np.float32)
-    return Vectors(
-        inputs,
-        known.logits,
-        np.concatenate([columns, known.confidences], axis=1),
-        np.concatenate([probe, known.probe]),
-    )
+        for exit, id in zip(manifest.exits, network.exits, strict=True):
+            scores |= {(id, head.type): said[exit.id, head.type].score for head in exit.heads}
+            probe.append(threshold_between(scores[id, exit.heads[0].type], _APART))
+    thresholds = np.concatenate([np.array(probe, np.float32), known.probe])
+    return Vectors(inputs, known.logits, scores | known.scores, thresholds)
 
 
 def _warn_about_overlap(saver: Bundle, like: Records) -> None:

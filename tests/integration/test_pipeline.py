@@ -287,7 +287,7 @@ def test_the_test_vectors_are_reproduced(digits: Digits, session: Session):
     head = digits.export.manifest.exits[0].heads[0].type
     settings = {exit: ExitSetting(head, float(t)) for exit, t in zip(EXITS, vectors["probe"], strict=True)}
     session.use(Configuration("probe", settings))
-    leaves = np.column_stack([vectors["confidences"] > vectors["probe"], np.ones(len(vectors["images"]), bool)])
+    leaves = np.column_stack([vectors["scores"][:, :-1] > vectors["probe"], np.ones(len(vectors["images"]), bool)])
     np.testing.assert_array_equal(session(vectors["images"]).exit, leaves.argmax(1))
     session.use("full")
     np.testing.assert_allclose(session(vectors["images"]).logits, vectors["logits"], rtol=1e-4, atol=1e-4)

@@ -20,7 +20,8 @@ from dyce_export.precision.integers import quantiser
 from dyce_export.sources.source import from_module
 from dyce_runtime import load, open_bundle
 from dyce_runtime.bundle.configuration import FULL, Configurations, Entry
-from dyce_runtime.bundle.reader import CONFIGURATIONS, MANIFEST, files_of, sha256_of, write_document
+from dyce_runtime.bundle.documents import write_document
+from dyce_runtime.bundle.reader import CONFIGURATIONS, MANIFEST, files_of, sha256_of
 from tests.models import INPUT_SIZE, Convolutions, build
 
 EMULATED = ("qemu-x86_64-static", "-cpu", "Haswell")

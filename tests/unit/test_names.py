@@ -12,7 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dyce_runtime import open_bundle
-from dyce_runtime.bundle.reader import MANIFEST, write_document
+from dyce_runtime.bundle.documents import write_document
+from dyce_runtime.bundle.reader import MANIFEST
 from dyce_runtime.errors import BundleError
 from dyce_runtime.names import as_text, encoded, is_text
 

@@ -2,11 +2,15 @@ from __future__ import annotations
 
 import errno
 import os
+import subprocess
+import sys
 import tempfile
 from pathlib import Path
+from threading import Event, Thread
 
 import pytest
 
+from dyce_export import exchange
 from dyce_export.staging import check_destination, staged
 from dyce_runtime.errors import DestinationError
 
@@ -33,6 +37,12 @@ def old(tmp_path: Path) -> Path:
     write(destination, "old")
     (destination / "only_in_the_old_one").touch()
     return destination
+
+
+@pytest.fixture
+def no_exchange(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A system that cannot exchange two names at once."""
+    monkeypatch.setattr(exchange, "_renameat2", lambda: None)
 
 
 def names(folder: Path) -> list[str]:
@@ -112,11 +122,12 @@ def test_the_old_bundle_stays_if_the_block_raises(old: Path, error):
     assert (old / "only_in_the_old_one").exists()
 
 
+@pytest.mark.usefixtures("no_exchange")
 def test_the_old_bundle_comes_back_if_the_new_one_cannot_be_moved(old: Path, monkeypatch: pytest.MonkeyPatch):
     replace = os.replace
 
     def fails_for_the_new_one(source: Path, destination: Path) -> None:
-        if destination == old and Path(source).name != "bundle":
+        if destination == old and not Path(source).name.endswith(".old"):
             raise OSError(errno.EIO, "broken disk")
         replace(source, destination)
 
@@ -125,6 +136,63 @@ def test_the_old_bundle_comes_back_if_the_new_one_cannot_be_moved(old: Path, mon
         stage(old, force=True)
     assert names(old.parent) == ["model.dyce"]
     assert (old / "manifest.json").read_text() == "old"
+
+
+def test_at_every_instant_the_old_or_the_new_one_stands_there(old: Path):
+    """Looked at by another thread while bundles are replaced all the time."""
+    stop, seen, missing = Event(), set(), 0
+
+    def look() -> None:
+        nonlocal missing
+        while not stop.is_set():
+            try:
+                seen.add((old / "manifest.json").read_text())
+            except FileNotFoundError:
+                missing += 1
+
+    looking = Thread(target=look)
+    looking.start()
+    for turn in range(200):
+        with staged(old, force=True) as folder:
+            write(folder, f"{turn}")
+    stop.set()
+    looking.join()
+    assert missing == 0
+    assert len(seen) > 1
+    assert names(old.parent) == ["model.dyce"]
+
+
+@pytest.mark.usefixtures("no_exchange")
+def test_without_an_exchange_bundles_are_replaced_all_the_same(old: Path):
+    stage(old, force=True)
+    assert names(old.parent) == ["model.dyce"]
+    assert (old / "manifest.json").read_text() == "new"
+
+
+def test_of_two_that_replace_a_bundle_at_once_the_second_is_refused(old: Path):
+    with staged(old, force=True) as folder:
+        write(folder)
+        with pytest.raises(DestinationError, match="another command writes in"):
+            stage(old, force=True)
+    assert (old / "manifest.json").read_text() == "new"
+
+
+def test_what_a_killed_command_has_left_is_removed_by_the_next_and_nothing_else(tmp_path: Path):
+    destination = tmp_path / "a[b]*.dyce"
+    code = (
+        "import os, signal, sys; from pathlib import Path; from dyce_export.staging import staged\n"
+        "with staged(Path(sys.argv[1]), force=False) as folder:\n"
+        "    (folder / 'half').touch(); os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    subprocess.run([sys.executable, "-c", code, str(destination)], check=False)
+    (left,) = tmp_path.iterdir()
+    mine = tmp_path / ".a[b]*.dyce.mine"
+    mine.mkdir()
+    with staged(tmp_path / "another.dyce", force=False) as folder:
+        write(folder)
+    assert left.exists()
+    stage(destination)
+    assert names(tmp_path) == sorted([mine.name, destination.name, "another.dyce"])
 
 
 def test_force_does_not_replace_what_is_no_bundle(tmp_path: Path):
@@ -184,6 +252,7 @@ def test_another_operating_system_error_is_not_called_a_full_disk(tmp_path: Path
     assert names(tmp_path) == []
 
 
+@pytest.mark.usefixtures("no_exchange")
 @pytest.mark.parametrize("failures", [1, 2], ids=["moving in", "moving in and putting back"])
 def test_the_old_bundle_is_never_lost(old: Path, monkeypatch: pytest.MonkeyPatch, failures: int):
     real, left = os.replace, [failures]
@@ -201,7 +270,7 @@ def test_the_old_bundle_is_never_lost(old: Path, monkeypatch: pytest.MonkeyPatch
         assert names(old.parent) == ["model.dyce"]
         assert (old / "manifest.json").read_text() == "old"
     else:
-        (kept,) = old.parent.glob(".model.dyce.old.*/bundle")
+        (kept,) = old.parent.glob(".model.dyce.staged-*.old")
         assert (kept / "manifest.json").read_text() == "old"
         assert str(kept) in getattr(caught.value, "hint")  # noqa: B009
 

@@ -65,6 +65,7 @@ def _check_names(manifest: Manifest) -> None:
         "network": [network.id for network in manifest.networks],
     }
     names |= {f"head of exit {exit.id}": [head.type for head in exit.heads] for exit in manifest.exits}
+    names |= {"precision": [manifest.precision, *manifest.precisions]}
     for what, known in names.items():
         for name in known:
             if not _NAME.fullmatch(name):

@@ -173,6 +173,7 @@ class Configurations(msgspec.Struct, frozen=True):
         unit: of the costs that the search weighed: ``macs``, ``ms`` or ``joules``.
         method: how the front was searched for.
         note: what a user should know about the certificates; empty if there is nothing to say.
+        digest: as in the manifest.
     """
 
     schema_version: str = SCHEMA_VERSION
@@ -181,6 +182,7 @@ class Configurations(msgspec.Struct, frozen=True):
     unit: str = "macs"
     method: str = ""
     note: str = ""
+    digest: str = ""
 
     def get(self, name: str) -> Configuration:
         """The configuration of that name. Raises ConfigurationError if there is none."""

@@ -242,6 +242,7 @@ class Manifest(msgspec.Struct, frozen=True):
         precisions: those in which the bundle holds another bundle of the same network, ``precisions/NAME``, with
             records, thresholds and certificates of its own.
         suspicious: what speaks against the results and was allowed (``--allow-suspicious``), a sentence each.
+        digest: sha256 of the document with zeros in its place; see :mod:`dyce_runtime.bundle.documents`.
     """
 
     schema_version: str
@@ -262,6 +263,7 @@ class Manifest(msgspec.Struct, frozen=True):
     lowering: Lowering | None = None
     precisions: tuple[str, ...] = ()
     suspicious: tuple[str, ...] = ()
+    digest: str = ""
 
     @property
     def base(self) -> Network:

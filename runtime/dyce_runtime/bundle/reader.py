@@ -3,24 +3,22 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path, PurePosixPath
 from typing import TypeVar
 
-import msgspec
-
 from dyce_runtime.arguments import shown
-from dyce_runtime.atomic_write import write_atomically
-from dyce_runtime.bundle.checks import check_features, check_manifest
+from dyce_runtime.bundle.checks import check_manifest
 from dyce_runtime.bundle.configuration import FULL, Configuration, Configurations
-from dyce_runtime.bundle.manifest import SCHEMA_VERSION, UNCUT, Manifest, Piece
+from dyce_runtime.bundle.documents import read_document, write_document
+from dyce_runtime.bundle.manifest import UNCUT, Manifest, Piece
 from dyce_runtime.bundle.program import Choose
+from dyce_runtime.bundle.weights import check_weights
 from dyce_runtime.errors import BundleError, ConfigurationError, DestinationError
 from dyce_runtime.execution.contracts import PieceSpec
 from dyce_runtime.execution.memory import TensorLife, lives
-from dyce_runtime.json_files import decoded
-from dyce_runtime.names import encoded, is_text
+from dyce_runtime.names import is_text
 
 MANIFEST = "manifest.json"
 CONFIGURATIONS = "configurations.json"
@@ -36,7 +34,10 @@ _MEMORY_PER_BYTE = 2.5
 # Characters of a path that a message repeats.
 _LONGEST_PATH = 300
 
-_Document = TypeVar("_Document", Manifest, Configurations)
+# How often a bundle may be replaced while it is being read.
+_MOST_REPLACED = 20
+
+_Result = TypeVar("_Result")
 
 
 class Bundle:
@@ -46,10 +47,13 @@ class Bundle:
         path: the folder.
         manifest: what it holds.
         configurations: the named configurations and the front.
+        checked: whether its files were compared with their hashes when it was opened.
     """
 
-    def __init__(self, path: Path, manifest: Manifest, configurations: Configurations) -> None:
-        self.path = path
+    def __init__(
+        self, path: Path, manifest: Manifest, configurations: Configurations, *, checked: bool = False
+    ) -> None:
+        self.path, self.checked = path, checked
         self.manifest = manifest
         self.configurations = configurations
 
@@ -77,13 +81,18 @@ class Bundle:
 
     def precision(self, name: str) -> Bundle:
         """The bundle of the same network in another precision. Raises BundleError if there is none."""
-        known = self.manifest.precisions
+        known, document = self.manifest.precisions, f"{PRECISIONS}/{name}/{MANIFEST}"
         if name not in known:
             raise BundleError(
                 f"{self.path} has no {name}; it has {', '.join((self.manifest.precision, *known))}",
                 hint="`dyce lower` adds precisions to a bundle.",
             )
-        return open_bundle(self.path / PRECISIONS / name, check_hashes=False)
+        found = open_bundle(self.path / PRECISIONS / name, check_hashes=self.checked)
+        if self.manifest.files.get(document) != found.fingerprint or found.manifest.precision != name:
+            raise BundleError(
+                f"{found.path} is not the bundle in {name} that {self.path} names", hint="Export or lower it again."
+            )
+        return found
 
     def contents(self) -> list[str]:
         """Names of the files that make the bundle, but its own manifest and configurations."""
@@ -131,17 +140,57 @@ def open_bundle(path: str | os.PathLike[str], *, check_hashes: bool = True) -> B
         BundleError: not a bundle, a missing or changed file, a newer schema, a path that leaves the folder,
             pieces that do not fit together, or a configuration that does not fit the manifest.
     """
-    folder = _folder(path)
-    manifest = _read_document(folder / MANIFEST, Manifest)
-    configurations = _read_document(folder / CONFIGURATIONS, Configurations)
-    for name, expected in manifest.files.items():
-        _check_file(folder, name, expected if check_hashes else None)
-    check_manifest(manifest)
-    _check_configurations(folder / CONFIGURATIONS, configurations, manifest)
-    return Bundle(folder, manifest, configurations)
+    folder = folder_of(path)
+
+    def read() -> Bundle:
+        manifest = read_document(folder / MANIFEST, Manifest)
+        configurations = read_document(folder / CONFIGURATIONS, Configurations)
+        for name, expected in manifest.files.items():
+            _check_file(folder, name, expected if check_hashes else None)
+        check_manifest(manifest)
+        for piece in manifest.pieces if check_hashes else ():
+            check_weights(folder / piece.file, piece.data)
+        _check_configurations(folder / CONFIGURATIONS, configurations, manifest)
+        return Bundle(folder, manifest, configurations, checked=check_hashes)
+
+    return undisturbed(folder, read)
 
 
-def _folder(path: object) -> Path:
+def undisturbed(folder: Path, action: Callable[[], _Result], undo: Callable[[_Result], object] = id) -> _Result:
+    """What an action that reads a bundle returns, from one and the same bundle.
+
+    If another one was put in its place meanwhile, the action is repeated, whether it failed or not.
+
+    Args:
+        undo: called with what the action had returned if it is repeated.
+
+    Raises:
+        BundleError: the bundle was replaced again and again; or what the action raises.
+    """
+    for _ in range(_MOST_REPLACED):
+        before = _identity(folder)
+        try:
+            found = action()
+        except Exception:
+            if _identity(folder) == before:
+                raise
+            continue
+        if _identity(folder) == before:
+            return found
+        undo(found)
+    raise BundleError(f"{folder} is replaced again and again while it is read", hint="Wait until that ends.")
+
+
+def _identity(folder: Path) -> tuple[int, ...]:
+    """Which bundle stands there: a bundle never changes, but for its configurations, it is replaced as a whole."""
+    try:
+        facts = (folder / MANIFEST).stat()
+    except OSError:
+        return ()
+    return (facts.st_dev, facts.st_ino, facts.st_ctime_ns, facts.st_size)
+
+
+def folder_of(path: object) -> Path:
     """The folder at a path. Raises BundleError if there is none, whatever else was given."""
     with suppress(TypeError, ValueError, OSError):  # no path, with a NUL in it, or too long for the system
         folder = Path(path)  # type: ignore[arg-type]
@@ -154,11 +203,6 @@ def _folder(path: object) -> Path:
     named = path if isinstance(path, (str, Path)) and len(str(path)) < _LONGEST_PATH else shown(path)
     found = "is not a folder" if os.path.lexists(named) else "does not exist"
     raise BundleError(f"{named} {found}; expected a bundle, the folder that `dyce-export` writes")
-
-
-def write_document(document: Manifest | Configurations, path: Path) -> None:
-    """Write a JSON document; readers see the old one or the new one, never a part."""
-    write_atomically(path, msgspec.json.format(encoded(document), indent=2) + b"\n")
 
 
 def write_configurations(configurations: Configurations, folder: Path) -> None:
@@ -196,39 +240,6 @@ def may_change(name: str) -> bool:
     parts = PurePosixPath(name).parts
     own = parts[2:] if parts[0] == PRECISIONS else parts
     return own[0] == ENGINES or own in ((CONFIGURATIONS,), (REPORT,))
-
-
-def _read_document(path: Path, type: type[_Document]) -> _Document:
-    if not path.is_file():
-        raise BundleError(f"{path} is missing; expected a bundle, the folder that `dyce-export` writes")
-    try:
-        content = path.read_bytes()
-        head = decoded(content, object)
-        known = head if isinstance(head, dict) else {}
-        _check_schema(path, known.get("schema_version"))
-        if isinstance(required := known.get("requires"), list):  # what it says is unknown: say so first
-            check_features(map(str, required))
-        return decoded(content, type)
-    except (OSError, msgspec.DecodeError) as error:
-        raise BundleError(f"{path} cannot be read: {error}", hint="Export the bundle again.") from error
-
-
-def _check_schema(path: Path, found: object) -> None:
-    major = str(found).split(".", 1)[0]
-    ours = int(SCHEMA_VERSION.split(".", 1)[0])
-    if not major.isdecimal():
-        raise BundleError(f"{path} has schema_version {shown(found)}; expected {SCHEMA_VERSION}")
-    if int(major) > ours:
-        raise BundleError(
-            f"{path} has schema_version {shown(found)}; this runtime reads {SCHEMA_VERSION}",
-            hint="Upgrade dyce-export on this machine, or export again with the version installed here.",
-        )
-    if int(major) < ours:
-        raise BundleError(
-            f"{path} has schema_version {shown(found)}: it was made by an earlier version; this runtime reads "
-            f"{SCHEMA_VERSION}",
-            hint="Export again.",
-        )
 
 
 def _check_file(folder: Path, name: str, expected: str | None) -> None:

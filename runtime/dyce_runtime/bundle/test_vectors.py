@@ -8,10 +8,13 @@ import numpy as np
 import numpy.typing as npt
 
 from dyce_runtime.bundle.arrays import read_arrays
+from dyce_runtime.bundle.manifest import Manifest
+from dyce_runtime.bundle.program import Feed, Run
 from dyce_runtime.bundle.reader import TEST_VECTORS, Bundle
+from dyce_runtime.bundle.structure import ends_of, segments_of
 from dyce_runtime.errors import BundleError
 from dyce_runtime.execution.session import Session
-from dyce_runtime.execution.trace import head_answers
+from dyce_runtime.execution.trace import head_answers, trace, whole_program
 
 Floats = npt.NDArray[np.float32]
 
@@ -22,14 +25,19 @@ class Vectors(NamedTuple):
     Attributes:
         inputs: of every network, (N, C, H, W) float32 by the name of the input.
         logits: (N, classes) float32, of the full model.
-        confidences: (N, exits) float32, of the first head of every exit.
-        probe: (exits,) float32, thresholds between them.
+        scores: by exit id and head type, (N,) float32.
+        probe: (exits,) float32, for every exit but the final one a threshold between those of its first head.
     """
 
     inputs: dict[str, Floats]
     logits: Floats
-    confidences: Floats
+    scores: dict[tuple[str, str], Floats]
     probe: Floats
+
+    def first(self, manifest: Manifest) -> Floats:
+        """(N, exits) the scores of the first head of every exit but the final one."""
+        found = [self.scores[exit.id, exit.heads[0].type] for exit in manifest.exits[:-1]]
+        return np.stack(found, axis=1) if found else np.empty((len(self.logits), 0), np.float32)
 
 
 def read_vectors(bundle: Bundle) -> Vectors:
@@ -38,8 +46,8 @@ def read_vectors(bundle: Bundle) -> Vectors:
     shapes: dict[str, tuple[int | str, ...]] = {
         _key(name, manifest.input.name): manifest.tensor(name).shape[1:] for name in manifest.inputs
     }
-    exits = len(manifest.exits) - 1
-    shapes |= {"logits": (manifest.classes,), "confidences": (exits,)}
+    exits, heads = len(manifest.exits) - 1, _heads(manifest)
+    shapes |= {"logits": (manifest.classes,), "scores": (len(heads),)}
     file = read_arrays(path, "test vectors")
     count = len(np.atleast_1d(file.get("images", ())))
     for name, shape in {**{name: (count, *shape) for name, shape in shapes.items()}, "probe": (exits,)}.items():
@@ -48,16 +56,23 @@ def read_vectors(bundle: Bundle) -> Vectors:
             told = "missing" if found is None else f"{found.dtype} of shape {found.shape}"
             raise BundleError(f"{path}: {name} is {told}; expected float32 of shape {shape}, of at least one sample")
     inputs = {name: file[_key(name, manifest.input.name)] for name in manifest.inputs}
-    return Vectors(inputs, file["logits"], file["confidences"], file["probe"])
+    scores = {head: file["scores"][:, column] for column, head in enumerate(heads)}
+    return Vectors(inputs, file["logits"], scores, file["probe"])
 
 
 def write_vectors(vectors: Vectors, bundle: Bundle) -> None:
-    """Store them in the bundle."""
+    """Store them in the bundle; of its heads all are known."""
     path, base = bundle.file(TEST_VECTORS), bundle.manifest.input.name
     path.parent.mkdir(exist_ok=True)
     inputs = {_key(name, base): images for name, images in vectors.inputs.items()}
-    others = {"logits": vectors.logits, "confidences": vectors.confidences, "probe": vectors.probe}
+    scores = np.stack([vectors.scores[head] for head in _heads(bundle.manifest)], axis=1)
+    others = {"logits": vectors.logits, "scores": scores, "probe": vectors.probe}
     np.savez_compressed(path, **inputs, **others)  # type: ignore[arg-type]
+
+
+def _heads(manifest: Manifest) -> list[tuple[str, str]]:
+    """The columns of the scores: all heads, exit by exit, the final one last."""
+    return [(exit.id, head.type) for exit in manifest.exits for head in exit.heads]
 
 
 def _key(name: str, base: str) -> str:
@@ -66,12 +81,31 @@ def _key(name: str, base: str) -> str:
 
 def answered(vectors: Vectors, session: Session) -> Vectors:
     """The same with what a session says, through segments and heads. Raises PieceError."""
-    manifest = session.manifest
-    said = head_answers(session.device, manifest, vectors.inputs)
-    *before, last = (said[exit.id, exit.heads[0].type] for exit in manifest.exits)
-    none = np.empty((len(vectors.logits), 0), np.float32)
-    scores = np.stack([one.score for one in before], axis=1) if before else none
-    return vectors._replace(logits=last.logits, confidences=scores)
+    said = head_answers(session.device, session.manifest, vectors.inputs)
+    last = session.manifest.exits[-1]
+    scores = {head: answer.score for head, answer in said.items()}
+    return vectors._replace(logits=said[last.id, last.heads[0].type].logits, scores=scores)
+
+
+def span_errors(vectors: Vectors, session: Session) -> dict[str, float]:
+    """For every open span how far it is from the segments that it covers, see :func:`relative_error`.
+
+    Raises PieceError.
+    """
+    device, manifest = session.device, session.manifest
+    spans = [span for span in manifest.spans if span.id in session.pieces]
+    wanted = {name for span in spans for name in (span.writes[:1] if span.answers else span.writes)}
+    chain = trace(device, manifest, whole_program(manifest), vectors.inputs, wanted) if spans else {}
+    errors = {}
+    for span in spans:
+        network = next(net for net in manifest.networks if ends_of(manifest, span)[1] in net.exits)
+        segments = [piece.id for piece in segments_of(manifest, network.id)]
+        runs = [Run(id) for id in (*segments[: segments.index(span.covers[0])], span.id)]
+        feeds = [Feed(input.tensor) for input in network.inputs]
+        found = trace(device, manifest, [*feeds, *runs], vectors.inputs, wanted)
+        pairs = [(chain[span.covers[-1], name], found[span.id, name]) for name in span.writes if name in wanted]
+        errors[span.id] = max(relative_error(expected, own, expected) for expected, own in pairs)
+    return errors
 
 
 def relative_error(expected: Floats, found: Floats, scale_of: Floats) -> float:

@@ -94,7 +94,7 @@ def _first_that_opens(
             refused.append(f"{candidate.name}: {error.message}")
     raise TargetError(
         f"no target runs this bundle as it should; {'; '.join(refused)}",
-        hint="`dyce inspect` shows what is installed; an explicit target is not checked.",
+        hint="`dyce inspect` shows what is installed.",
     )
 
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import os
 
 from dyce_runtime.arguments import text
-from dyce_runtime.bundle.reader import open_bundle
+from dyce_runtime.bundle.reader import folder_of, open_bundle, undisturbed
 from dyce_runtime.execution import targets
 from dyce_runtime.execution.contracts import Mode, Pool, TargetSpec
 from dyce_runtime.execution.fastest import fastest
 from dyce_runtime.execution.session import Session
-from dyce_runtime.execution.trial import Candidate
+from dyce_runtime.execution.trial import Candidate, check_once
 
 # Stands for the fastest precision.
 AUTO = "auto"
@@ -27,6 +27,7 @@ def load(
     max_batch: int | None = None,
     max_memory: float | None = None,
     allow_untrained: bool = False,
+    check: bool = True,
 ) -> Session:
     """Open a bundle for running. The configuration is ``balanced`` if the bundle has one, otherwise ``full``.
 
@@ -44,23 +45,39 @@ def load(
         max_batch: samples that run at once; larger calls are cut into chunks. None takes what was measured, or guesses.
         max_memory: bytes that the pieces may take; spans are left out to stay within. None sets no limit.
         allow_untrained: let configurations with untrained heads run, for measurements of speed.
+        check: compare all files with their hashes and, the first time on this machine, what the engine computes with
+            the bundle's test vectors. False skips both; the session says so when it is printed.
 
     Raises:
         BundleError: see :func:`dyce_runtime.bundle.reader.open_bundle`; or there is no such precision.
-        TargetError: no such target, it is not available here, or the pieces need more memory than allowed.
+        TargetError: no such target, it is not available here, the pieces need more memory than allowed, or what it
+            computes is not what the test vectors say.
         RuntimeInputError: an argument is out of range.
     """
     for name, value in {"target": target, "precision": precision}.items():
         if value is not None:
             text(name, value)
-    bundle = open_bundle(path)
     spec = TargetSpec(threads=threads, pool=pool, mode=mode)
     options = {"max_batch": max_batch, "max_memory": max_memory, "allow_untrained": allow_untrained}
-    if target is None:
-        target = targets.named()
-    if precision == AUTO:
-        bundles = [bundle, *map(bundle.precision, bundle.manifest.precisions)]
-    else:
-        bundles = [bundle if precision in (None, bundle.manifest.precision) else bundle.precision(precision)]
-    names = [target] if target is not None else targets.candidates()
-    return fastest(bundle, [Candidate(name, one) for one in bundles for name in names], spec, options)
+
+    def opened() -> Session:
+        """What was checked is what is opened."""
+        bundle = open_bundle(path, check_hashes=check)
+        if precision == AUTO:
+            bundles = [bundle, *map(bundle.precision, bundle.manifest.precisions)]
+        else:
+            bundles = [bundle if precision in (None, bundle.manifest.precision) else bundle.precision(precision)]
+        wanted = targets.named() if target is None else target
+        names = targets.candidates() if wanted is None else [wanted]
+        session = fastest(bundle, [Candidate(name, one) for one in bundles for name in names], spec, options)
+        if not check:
+            session.unchecked = True
+            return session
+        try:
+            check_once(session)
+        except BaseException:
+            session.close()
+            raise
+        return session
+
+    return undisturbed(folder_of(path), opened, Session.close)

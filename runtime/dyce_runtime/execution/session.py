@@ -52,9 +52,11 @@ class Session(EngineOwner):
         device: the open pieces.
         max_batch: samples that run at once; larger calls are cut into parts.
         cap: what a call of so many samples runs instead of the active plan, if that is limited.
+        unchecked: whether the bundle was opened without looking at its hashes and test vectors.
     """
 
     cap: Callable[[Plan, int], Plan] | None = None
+    unchecked = False
 
     def __init__(
         self,
@@ -113,7 +115,7 @@ class Session(EngineOwner):
 
     def __repr__(self) -> str:
         """One line: the bundle, the engine, and the active configuration."""
-        state = f", {self._ended}" if self._ended else ""
+        state = (", unchecked" if self.unchecked else "") + (f", {self._ended}" if self._ended else "")
         names = ", ".join(self.bundle.configurations.named)
         return (
             f"<Session of {self.bundle.path.name} ({self.manifest.model.name}) on {self.target.name} "

@@ -8,18 +8,24 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict
 from typing import Any, NamedTuple
 
+import msgspec
 import numpy as np
 
-from dyce_runtime.bundle.reader import Bundle, open_bundle
-from dyce_runtime.bundle.test_vectors import Vectors, answered, read_vectors, relative_error
+from dyce_runtime.atomic_write import write_atomically
+from dyce_runtime.bundle.cache import cache_of
+from dyce_runtime.bundle.manifest import Manifest
+from dyce_runtime.bundle.reader import TEST_VECTORS, Bundle, open_bundle
+from dyce_runtime.bundle.test_vectors import Vectors, answered, read_vectors, relative_error, span_errors
 from dyce_runtime.errors import BundleError, PieceError, TargetError
 from dyce_runtime.execution.contracts import TargetSpec
 from dyce_runtime.execution.session import Session
 from dyce_runtime.execution.subprocess_call import ask
 from dyce_runtime.inputs.images import rows_of
+from dyce_runtime.json_files import read_json
 
 # Largest error of logits that another engine may make in float32, relative to what depends on the input.
 TOLERANCE = 1e-3
@@ -27,6 +33,9 @@ TOLERANCE = 1e-3
 MOST_ELSEWHERE = 0.01
 # Confidences nearer to a threshold may fall on either side of it.
 _NEAR = 1e-4
+# How far the score of a head may be from that of the test vectors: another head, or another piece, is further off.
+_APART, _APART_ROUNDED = 0.02, 0.25
+_CHECKED = "checked.json"
 _SECONDS = 0.3
 # A pool that spins leaves the cores alone after that.
 _PAUSE = 0.05
@@ -98,21 +107,60 @@ def check(session: Session) -> None:
     expected = read_vectors(session.bundle)
     found = answered(expected, session)
     error = relative_error(expected.logits, found.logits, expected.logits)
-    allowed = TOLERANCE
+    allowed, apart = TOLERANCE, _APART
+    if manifest.verification is not None:
+        allowed = max(allowed, manifest.verification.tolerance)
     if manifest.lowering is not None:  # engines round on the way as that precision does
-        allowed = max(allowed, 2 * manifest.lowering.logits_error)
-    elsewhere = _elsewhere(found, expected) if manifest.lowering is None else 0
+        allowed, apart = max(allowed, 2 * manifest.lowering.logits_error), _APART_ROUNDED
+    elsewhere = _elsewhere(found, expected, manifest) if manifest.lowering is None else 0
     if not error <= allowed or elsewhere:
         raise TargetError(
             f"its logits are {error:.1e} from those of the bundle's test vectors, and {elsewhere} of "
             f"{len(expected.logits)} leave elsewhere; expected at most {allowed:.0e} and none"
         )
+    for (exit, head), scores in expected.scores.items():
+        if not (distance := float(np.abs(found.scores[exit, head] - scores).max())) <= apart:
+            raise TargetError(
+                f"head {head} at exit {exit} is {distance:.2g} from the scores of the bundle's test vectors; expected "
+                f"at most {apart}"
+            )
+    for span, error in span_errors(expected, session).items():
+        if not error <= allowed:
+            raise TargetError(f"span {span} is {error:.1e} from its segments; expected at most {allowed:.0e}")
 
 
-def _elsewhere(found: Vectors, expected: Vectors) -> int:
+def check_once(session: Session) -> None:
+    """The same, unless this machine has done it for this bundle and this engine before; not without test vectors.
+
+    Raises TargetError.
+    """
+    bundle, target = session.bundle, session.target
+    if not bundle.file(TEST_VECTORS).is_file():
+        return
+    engine = f"{target.name} {target.version()}, {len(session.pieces)} pieces"
+    file = cache_of(bundle) / _CHECKED
+    known: list[str] = []
+    with suppress(OSError, msgspec.DecodeError):
+        known = read_json(file, list[str])
+    if engine in known:
+        return
+    try:
+        check(session)
+    except TargetError as error:
+        raise TargetError(
+            f"{target.name} does not compute what {bundle.path} says: {error.message}",
+            hint="Copy the bundle again, or export again; load(..., check=False) runs it unchecked.",
+        ) from error
+    with suppress(OSError):  # then it is checked again
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(file, msgspec.json.encode([*known, engine]))
+
+
+def _elsewhere(found: Vectors, expected: Vectors, manifest: Manifest) -> int:
     """Samples on another side of a probe threshold, unless they are next to it."""
-    sides = [vectors.confidences > expected.probe for vectors in (found, expected)]
-    far = np.abs(expected.confidences - expected.probe) > _NEAR
+    scores = expected.first(manifest)
+    sides = [one > expected.probe for one in (found.first(manifest), scores)]
+    far = np.abs(scores - expected.probe) > _NEAR
     return int(((sides[0] != sides[1]) & far).any(axis=1).sum())
 
 

@@ -122,7 +122,7 @@ def test_splits_are_hashes(splits: dict[str, np.ndarray], bundle_copy: Path) -> 
         {"logits": np.zeros((8, 99), np.float32)},
         {"logits": np.zeros((0, 4), np.float32)},
         {"logits": np.float32(3)},
-        {"confidences": np.zeros((8, 2), np.float64)},
+        {"scores": np.zeros((8, 3), np.float64)},
         {"images": np.zeros((8, 3, 4), np.float32)},
         {"probe": np.array(["x", "y"])},
     ],

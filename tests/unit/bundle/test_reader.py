@@ -14,13 +14,13 @@ import pytest
 
 from dyce_runtime import Configuration, load, open_bundle
 from dyce_runtime.bundle.configuration import Configurations, Entry
+from dyce_runtime.bundle.documents import write_document
 from dyce_runtime.bundle.reader import (
     CONFIGURATIONS,
     MANIFEST,
     files_of,
     sha256_of,
     write_configurations,
-    write_document,
 )
 from dyce_runtime.errors import BundleError, ConfigurationError, DestinationError
 from tests.bundles import NAMED, make_images, on
@@ -30,7 +30,7 @@ SEGMENT = "segments/segment_01.onnx"
 
 def edit(file: Path, change: Callable[[Any], object]) -> None:
     """Change a JSON document of a bundle in place."""
-    document = json.loads(file.read_bytes())
+    document = json.loads(file.read_bytes()) | {"digest": ""}
     change(document)
     file.write_text(json.dumps(document))
 
@@ -121,6 +121,37 @@ def test_files_of_lists_all_but_the_two_documents(tiny_bundle: Path):
     assert files == sorted(open_bundle(tiny_bundle).manifest.files)
     assert MANIFEST not in files
     assert CONFIGURATIONS not in files
+
+
+@pytest.mark.parametrize("document", [MANIFEST, CONFIGURATIONS])
+def test_a_bit_that_flips_is_found_or_says_the_same(bundle_copy: Path, document: str):
+    """A space, or a letter of the word "digest", may become another one: then nothing else has changed."""
+    file, before = bundle_copy / document, open_bundle(bundle_copy)
+    content = file.read_bytes()
+    random, opened = np.random.default_rng(3), 0
+    for bit in random.integers(0, 8 * len(content), 300).tolist():
+        changed = bytearray(content)
+        changed[bit // 8] ^= 1 << bit % 8
+        file.write_bytes(changed)
+        try:
+            found = open_bundle(bundle_copy)
+        except BundleError:
+            continue
+        opened += 1
+        same = [msgspec.structs.replace(part, digest="") for part in (before.manifest, before.configurations)]
+        assert [msgspec.structs.replace(part, digest="") for part in (found.manifest, found.configurations)] == same
+    assert opened < 6
+
+
+def test_a_document_that_was_edited_needs_its_digest_emptied(bundle_copy: Path):
+    file = bundle_copy / CONFIGURATIONS
+    text = file.read_text()
+    file.write_text(text.replace("0.95", "0.75"))
+    with pytest.raises(BundleError, match=r"configurations\.json was changed: its digest") as caught:
+        open_bundle(bundle_copy)
+    assert "empties the digest" in caught.value.hint
+    edit(file, lambda document: None)
+    assert open_bundle(bundle_copy).configuration("accurate").exits["7"].threshold == 0.75
 
 
 # --- documents -------------------------------------------------------------------------------------------------------

@@ -9,7 +9,8 @@ import pytest
 from PIL import Image
 
 from dyce_runtime import open_bundle
-from dyce_runtime.bundle.reader import MANIFEST, RECORDS, files_of, sha256_of, write_document
+from dyce_runtime.bundle.documents import write_document
+from dyce_runtime.bundle.reader import MANIFEST, RECORDS, files_of, sha256_of
 from tests.bundles import HEAD
 from tests.unit.promises.test_choose import make_records
 

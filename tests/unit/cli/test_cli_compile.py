@@ -14,7 +14,8 @@ from onnx import helper
 from dyce_export.cli.commands.compile import parse_target
 from dyce_runtime import load, open_bundle
 from dyce_runtime.bundle.cache import engine_folder
-from dyce_runtime.bundle.reader import MANIFEST, sha256_of, write_document
+from dyce_runtime.bundle.documents import write_document
+from dyce_runtime.bundle.reader import MANIFEST, sha256_of
 from dyce_runtime.errors import UsageError
 from dyce_runtime.execution.contracts import TargetSpec
 from dyce_targets.nvidia.products import RTX, TENSORRT

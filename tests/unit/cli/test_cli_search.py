@@ -39,7 +39,7 @@ def test_costs_of_another_bundle_are_refused_and_nothing_changes(searchable: Pat
 
 def test_a_bundle_searched_by_time_goes_back_to_macs_only_when_told_to(searchable: Path) -> None:
     path = searchable / "configurations.json"
-    document = {**json.loads(path.read_bytes()), "unit": "ms"}
+    document = {**json.loads(path.read_bytes()), "unit": "ms", "digest": ""}
     path.write_text(json.dumps(document))
     done = dyce_here("search", str(searchable))
     assert done.returncode == 2

@@ -17,8 +17,9 @@ from dyce_export.graph.spans import write_spans
 from dyce_export.sources.source import from_module
 from dyce_runtime import Configuration, Session, load, open_bundle
 from dyce_runtime.bundle.configuration import Configurations, Entry, ExitSetting
+from dyce_runtime.bundle.documents import write_document
 from dyce_runtime.bundle.manifest import FINAL, UNCUT, Manifest, Piece
-from dyce_runtime.bundle.reader import MANIFEST, files_of, sha256_of, write_document
+from dyce_runtime.bundle.reader import MANIFEST, files_of, sha256_of
 from tests.models import INPUT_SIZE, Branches, Convolutions, Folded, Tokens, build, images
 from tests.unit.graph.test_pieces import LongSkip
 

@@ -188,7 +188,7 @@ def test_heads_that_read_what_nothing_before_them_leaves_are_refused(
     sequence_bundle: Path, tmp_path: Path, damage: Callable[[dict[str, Any]], None], message: str
 ):
     copy = shutil.copytree(sequence_bundle, tmp_path / "copy.dyce")
-    document = json.loads((copy / MANIFEST).read_bytes())
+    document = json.loads((copy / MANIFEST).read_bytes()) | {"digest": ""}
     damage(document)
     (copy / MANIFEST).write_text(json.dumps(document))
     with pytest.raises(BundleError, match=message):

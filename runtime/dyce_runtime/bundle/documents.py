@@ -1,0 +1,92 @@
+"""The two JSON documents of a bundle: written and read as a whole, with a digest by which a flipped bit is found."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import TypeVar
+
+import msgspec
+
+from dyce_runtime.arguments import shown
+from dyce_runtime.atomic_write import write_atomically
+from dyce_runtime.bundle.checks import check_features
+from dyce_runtime.bundle.configuration import Configurations
+from dyce_runtime.bundle.manifest import SCHEMA_VERSION, Manifest
+from dyce_runtime.errors import BundleError
+from dyce_runtime.json_files import check_regular, decoded
+from dyce_runtime.names import encoded
+
+_Document = TypeVar("_Document", Manifest, Configurations)
+# Of the digest, as it stands in the text of a document.
+_DIGEST = re.compile(rb'("digest":\s*")([0-9a-f]{64})(")')
+_EMPTY = b"0" * 64
+# A document is read whole. Those of a model with a hundred exits have a megabyte.
+_LARGEST = 64 << 20
+
+
+def write_document(document: Manifest | Configurations, path: Path) -> None:
+    """Write a JSON document; readers see the old one or the new one, never a part."""
+    blank = msgspec.structs.replace(document, digest=_EMPTY.decode())
+    text = msgspec.json.format(encoded(blank), indent=2) + b"\n"
+    write_atomically(path, _with_digest(text, _digest(text)))
+
+
+def read_document(path: Path, type: type[_Document]) -> _Document:
+    """Read one. Raises BundleError if it is missing, damaged, of another version, or requires what is unknown."""
+    if not path.is_file():
+        raise BundleError(f"{path} is missing; expected a bundle, the folder that `dyce-export` writes")
+    try:
+        check_regular(path)
+        if (size := path.stat().st_size) > _LARGEST:
+            raise BundleError(f"{path} has {size} bytes; expected at most {_LARGEST}", hint="Export the bundle again.")
+        content = path.read_bytes()
+        head = decoded(content, object)
+        known = head if isinstance(head, dict) else {}
+        _check_schema(path, known.get("schema_version"))
+        if isinstance(required := known.get("requires"), list):  # whatever else it says is unknown, too
+            check_features(map(str, required))
+        _check_digest(path, content, known.get("digest"))
+        return decoded(content, type)
+    except (OSError, msgspec.DecodeError) as error:
+        raise BundleError(f"{path} cannot be read: {error}", hint="Export the bundle again.") from error
+
+
+def _with_digest(text: bytes, digest: bytes) -> bytes:
+    return _DIGEST.sub(rb"\g<1>" + digest + rb"\g<3>", text, count=1)
+
+
+def _digest(text: bytes) -> bytes:
+    """Of a document, with zeros in place of its digest."""
+    import hashlib  # with tempfile a sixth of what importing this package takes
+
+    return hashlib.sha256(_with_digest(text, _EMPTY)).hexdigest().encode()
+
+
+def _check_digest(path: Path, content: bytes, found: object) -> None:
+    """One without a digest was written by hand; what it says is checked all the same."""
+    if found in (None, ""):
+        return
+    if not isinstance(found, str) or _digest(content).decode() != found:
+        raise BundleError(
+            f"{path} was changed: its digest is not that of its content",
+            hint="Copy the bundle again, or export again. Who means to edit it by hand empties the digest.",
+        )
+
+
+def _check_schema(path: Path, found: object) -> None:
+    major = str(found).split(".", 1)[0]
+    ours = int(SCHEMA_VERSION.split(".", 1)[0])
+    if not major.isdecimal():
+        raise BundleError(f"{path} has schema_version {shown(found)}; expected {SCHEMA_VERSION}")
+    if int(major) > ours:
+        raise BundleError(
+            f"{path} has schema_version {shown(found)}; this runtime reads {SCHEMA_VERSION}",
+            hint="Upgrade dyce-export on this machine, or export again with the version installed here.",
+        )
+    if int(major) < ours:
+        raise BundleError(
+            f"{path} has schema_version {shown(found)}: it was made by an earlier version; this runtime reads "
+            f"{SCHEMA_VERSION}",
+            hint="Export again.",
+        )
