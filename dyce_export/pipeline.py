@@ -25,6 +25,7 @@ from dyce_calibration.promises.choose import choose
 from dyce_calibration.promises.plausible import doubts_of
 from dyce_calibration.search.costs import macs_of
 from dyce_calibration.search.select import select_exits, used_heads
+from dyce_export.bundle_writer import seal
 from dyce_export.calibrate import Calibration, calibrate, check_amount, content_of, macs_of_heads
 from dyce_export.doubts import accept
 from dyce_export.graph.backbone import Backbone
@@ -50,16 +51,11 @@ from dyce_export.verification.rounding import SAMPLES, rounding_errors
 from dyce_export.verification.verdict import refusal
 from dyce_export.verification.verify import Reference, check_runs, compute_reference, probe_configuration, verify
 from dyce_runtime.bundle.configuration import FULL, Configuration, Configurations, Entry
-from dyce_runtime.bundle.documents import write_document
 from dyce_runtime.bundle.manifest import FINAL, SCHEMA_VERSION, Input, Manifest, Model, Network
 from dyce_runtime.bundle.reader import (
-    CONFIGURATIONS,
-    MANIFEST,
     RECORDS,
     SPLITS,
     Bundle,
-    files_of,
-    sha256_of,
 )
 from dyce_runtime.bundle.test_vectors import Vectors, write_vectors
 from dyce_runtime.errors import CaptureError, DyceError, ExitPointError, UsageError
@@ -315,7 +311,6 @@ def _write(
             manifest = _write_pieces(prepared, heads, calibration, folder)
         probe = probe_configuration(manifest, reference, options.tolerance)
         configurations = _configurations(manifest, calibration, probe)
-        write_document(configurations, folder / CONFIGURATIONS)
         with progress.stage("spans"):
             spans = write_spans(manifest, configurations, folder)
             manifest = msgspec.structs.replace(manifest, pieces=(*manifest.pieces, *spans))
@@ -341,9 +336,7 @@ def _write(
             pictures = (prepared.data, prepared.val or prepared.data)
             bundle = Bundle(folder, manifest, configurations)
             manifest = add(bundle, options.precisions, *pictures, options.limits, progress)
-        hashes = {name: sha256_of(folder / name) for name in files_of(folder)}
-        manifest = msgspec.structs.replace(manifest, verification=verification, files=hashes)
-        write_document(manifest, folder / MANIFEST)
+        manifest = seal(folder, msgspec.structs.replace(manifest, verification=verification), configurations)
     return Export(output, manifest, configurations, progress.seconds)
 
 

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Sequence
 from contextlib import closing
 from pathlib import Path
 
 import msgspec
 import numpy as np
 
+from dyce_export.bundle_writer import copy_files, seal
 from dyce_export.graph.spans import write_spans
 from dyce_export.precision.lower import TARGET, add
 from dyce_export.precision.trials import Limits
 from dyce_export.progress import Progress
 from dyce_export.staging import staged
 from dyce_runtime.bundle.configuration import Configurations
-from dyce_runtime.bundle.documents import write_document
 from dyce_runtime.bundle.manifest import LOGITS, UNCUT, Manifest, Piece
 from dyce_runtime.bundle.program import Feed, Run
 from dyce_runtime.bundle.reader import (
@@ -24,10 +23,8 @@ from dyce_runtime.bundle.reader import (
     MANIFEST,
     PRECISIONS,
     Bundle,
-    files_of,
     may_change,
     open_bundle,
-    sha256_of,
 )
 from dyce_runtime.bundle.structure import ends_of, segments_of
 from dyce_runtime.bundle.test_vectors import read_vectors, relative_error
@@ -56,9 +53,7 @@ def rewrite(bundle: Bundle, configurations: Configurations, output: Path, *, for
         spans = write_spans(manifest, configurations, folder)
         manifest = msgspec.structs.replace(manifest, pieces=(*kept, *spans))
         manifest = check_spans(Bundle(folder, manifest, configurations), spans, old)
-        hashes = {name: sha256_of(folder / name) for name in files_of(folder)}
-        write_document(msgspec.structs.replace(manifest, files=hashes), folder / MANIFEST)
-        write_document(configurations, folder / CONFIGURATIONS)
+        seal(folder, manifest, configurations)
     return open_bundle(output)
 
 
@@ -95,17 +90,11 @@ def with_precisions(
         manifest = add(
             Bundle(folder, bundle.manifest, bundle.configurations), names, data, val, limits, progress, target
         )
-        hashes = {name: sha256_of(folder / name) for name in files_of(folder)}
-        write_document(msgspec.structs.replace(manifest, files=hashes), folder / MANIFEST)
-        copy_files(bundle, there - ours - {MANIFEST}, folder)  # what somebody else laid there, which no manifest lists
+        seal(folder, manifest, bundle.configurations)
+        copy_files(
+            bundle, there - ours - {MANIFEST, CONFIGURATIONS}, folder
+        )  # what somebody else laid there, which no manifest lists
     return open_bundle(output)
-
-
-def copy_files(bundle: Bundle, names: Iterable[str], folder: Path) -> None:
-    """Copy files of a bundle, by their names in it, into the folder of another one."""
-    for name in sorted(names):
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(bundle.file(name), folder / name)
 
 
 def check_spans(bundle: Bundle, spans: tuple[Piece, ...], old: Collection[str] = ()) -> Manifest:

@@ -45,6 +45,7 @@ WEIGHTS = {
 }
 WEIGHTS = {name: weight.astype(np.float32) for name, weight in WEIGHTS.items()}
 # How many of the samples of tests.bundles take each way is about the same.
+FOLDERS = {"segment": "segments", "head": "heads", "gate": "gates", "branch": "branches"}
 BLOCK_CUTS, LATE_CUTS = (0.25, 1.0), (0.75,)
 _CONSTANTS = {**bundles._CONSTANTS, **WEIGHTS, "every_axis": np.array([1, 2, 3], np.int64)}
 NAMED = {
@@ -161,7 +162,7 @@ def make_choices(path: Path) -> Path:
     }
     pieces = []
     for id, (role, reads, writes, nodes) in graphs.items():
-        piece = Piece(id, role, f"{role}s/{id}.onnx", reads, writes, work)  # type: ignore[arg-type]
+        piece = Piece(id, role, f"{FOLDERS[role]}/{id}.onnx", reads, writes, work)  # type: ignore[arg-type]
         bundles.write_piece(path, piece, tensors, nodes, _CONSTANTS)
         pieces.append(piece)
     exits = (

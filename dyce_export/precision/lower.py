@@ -19,22 +19,18 @@ from dyce_calibration.promises.choose import choose
 from dyce_calibration.recorder import record, recorded_pictures, write_records
 from dyce_calibration.records import Records
 from dyce_calibration.search.costs import macs_again
+from dyce_export.bundle_writer import seal
 from dyce_export.graph.joining import Network, assemble
 from dyce_export.graph.spans import write_spans
 from dyce_export.precision.half import halver
 from dyce_export.precision.integers import quantiser
 from dyce_export.precision.trials import Bench, Change, Limits, Method, best_trial
 from dyce_export.progress import Progress
-from dyce_runtime.bundle.documents import write_document
 from dyce_runtime.bundle.manifest import Lowering, Manifest
 from dyce_runtime.bundle.reader import (
-    CONFIGURATIONS,
-    MANIFEST,
     PRECISIONS,
     RECORDS,
     Bundle,
-    files_of,
-    sha256_of,
 )
 from dyce_runtime.bundle.test_vectors import answered, read_vectors, relative_error, write_vectors
 from dyce_runtime.errors import BundleError, DataError, PieceError, TargetError, UsageError
@@ -134,10 +130,7 @@ def _lower(
         elsewhere=_elsewhere(made, trial.records, pictures, method.target),
     )
     write_records(trial.records, bundle, folder)
-    write_document(configurations, folder / CONFIGURATIONS)
-    hashes = {name: sha256_of(folder / name) for name in files_of(folder)}
-    manifest = msgspec.structs.replace(manifest, lowering=lowering, files=hashes)
-    write_document(manifest, folder / MANIFEST)
+    seal(folder, msgspec.structs.replace(manifest, lowering=lowering), configurations)
 
 
 def _method(precision: str, network: Network, data: Dataset, known: Records, target: str) -> Method:

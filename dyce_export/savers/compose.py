@@ -12,12 +12,13 @@ from dyce_calibration.promises.choose import choose
 from dyce_calibration.recorder import write_records
 from dyce_calibration.records import Records
 from dyce_calibration.search.costs import macs_again
+from dyce_export.bundle_writer import copy_files, seal
 from dyce_export.doubts import accept
 from dyce_export.graph.programs import requires
 from dyce_export.graph.spans import write_spans
 from dyce_export.progress import Progress
 from dyce_export.reports import report_bundle
-from dyce_export.rewrite import check_spans, copy_files
+from dyce_export.rewrite import check_spans
 from dyce_export.savers.classes import doubts_of_saver
 from dyce_export.savers.fitting import check_parts, probe_of
 from dyce_export.savers.join_records import join_records, join_vectors, recorded_like, unseen_by
@@ -26,16 +27,11 @@ from dyce_export.savers.parts import Part, write_part
 from dyce_export.staging import staged
 from dyce_export.verification.verify import PROBE
 from dyce_runtime.bundle.configuration import FULL, Configurations, Entry
-from dyce_runtime.bundle.documents import write_document
 from dyce_runtime.bundle.manifest import UNCUT, Manifest, Piece, Verification
 from dyce_runtime.bundle.reader import (
-    CONFIGURATIONS,
-    MANIFEST,
     RECORDS,
     Bundle,
-    files_of,
     open_bundle,
-    sha256_of,
 )
 from dyce_runtime.bundle.test_vectors import Vectors, answered, write_vectors
 from dyce_runtime.execution import targets
@@ -119,9 +115,7 @@ def compose(
                 report_bundle(made, records, val)
         if lower is not None:
             manifest = lower(Bundle(folder, manifest, configurations))
-        write_document(configurations, folder / CONFIGURATIONS)
-        hashes = {name: sha256_of(folder / name) for name in files_of(folder)}
-        write_document(msgspec.structs.replace(manifest, files=hashes), folder / MANIFEST)
+        seal(folder, manifest, configurations)
     return open_bundle(output)
 
 

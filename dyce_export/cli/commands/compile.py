@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from dyce_runtime.bundle.reader import Bundle
     from dyce_runtime.execution.contracts import Target, TargetSpec
 
-HELP = "Build the engines of a target, into the bundle or, if it cannot be written, the user's cache."
+HELP = "Build the engines of a target: for this machine, or with -o into a copy of the bundle that travels."
 
 
 def command(
@@ -39,6 +39,23 @@ def command(
             show_default=False,
         ),
     ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output",
+            "-o",
+            help="Write a copy of the bundle with the engines in it, instead of keeping them on this machine.",
+            show_default=False,
+        ),
+    ] = None,
+    strip: Annotated[
+        bool,
+        typer.Option(
+            "--strip",
+            help="With -o: leave out what a device does not need, such as records, other precisions and the report.",
+        ),
+    ] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace the bundle at -o.")] = False,
     json: Json = False,
     verbose: Verbose = False,
     quiet: Quiet = False,
@@ -46,9 +63,12 @@ def command(
     """Build and print."""
     set_up(verbose=verbose, quiet=quiet)
     import dyce_runtime
-    from dyce_runtime.bundle.cache import engine_folder
+    from dyce_runtime.bundle.cache import cache_folder
+    from dyce_runtime.bundle.reader import ENGINES
     from dyce_runtime.execution import targets
 
+    if output is None and (strip or force):
+        raise UsageError("--strip and --force are about the copy that -o names", hint="Give -o DEVICE.dyce.")
     name, spec = parse_target(target)
     if max_batch is not None:
         spec = replace(spec, max_batch=max_batch)
@@ -58,13 +78,30 @@ def command(
     opened = dyce_runtime.open_bundle(bundle)
     if opened.manifest.precision == "bfloat16":
         spec = replace(spec, precision="bfloat16")
-    folder = engine_folder(opened, name)
-    compiled = _compile(opened, wanted, spec, folder, quiet=quiet)
+    folder = cache_folder(opened, name)
+    compiled: list[Compiled] = []
+    if output is None:
+        compiled = _compile(opened, wanted, spec, folder, quiet=quiet)
+    else:
+        from dyce_export.bundle_writer import write_for_device
+
+        def build(copy: Bundle) -> None:
+            compiled.extend(_compile(copy, wanted, spec, copy.path / ENGINES / name, quiet=quiet))
+
+        write_for_device(opened, output, build, stripped=strip, force=force)
+        folder = output / ENGINES / name
     if json:
         pieces = [asdict(piece) for piece in compiled]
         where = str(folder) if compiled else None
-        print_json("compile", {"bundle": str(bundle), "target": name, "folder": where, "pieces": pieces})
-    elif not compiled:
+        facts = {"bundle": str(bundle), "target": name, "folder": where, "pieces": pieces}
+        copied = (
+            {} if output is None else {"output": str(output), "bytes": _bytes(output), "bytes_before": _bytes(bundle)}
+        )
+        print_json("compile", {**facts, **copied})
+        return
+    if output is not None:
+        out.print(f"{output} written: {_bytes(output) / 1e6:.1f} MB; {bundle} has {_bytes(bundle) / 1e6:.1f} MB.")
+    if not compiled:
         out.print(f"{name} reads the ONNX files of {bundle.name} as they are: there is nothing to build.")
     else:
         rows = [
@@ -75,6 +112,10 @@ def command(
             ("piece", "size", "built in"),
             rows,
         )
+
+
+def _bytes(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
 @dataclass(frozen=True)

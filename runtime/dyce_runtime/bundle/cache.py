@@ -1,7 +1,8 @@
-"""Where what belongs to a bundle lies: engines in it, or in the user's cache if it cannot be written."""
+"""Where what belongs to a bundle lies: in it, or in the user's cache, which this machine fills."""
 
 from __future__ import annotations
 
+import logging
 import os
 import stat
 from contextlib import suppress
@@ -10,17 +11,18 @@ from pathlib import Path
 
 from dyce_runtime.bundle.reader import ENGINES, Bundle
 
-
-def engine_folder(bundle: Bundle, target: str) -> Path:
-    """Where engines of a target are written: into the bundle, so that they travel with it, if that can be written."""
-    if os.access(bundle.path, os.W_OK):
-        return bundle.path / ENGINES / target
-    return cache_folder(bundle, target)
+log = logging.getLogger("dyce_runtime")
 
 
-def engine_folders(bundle: Bundle, target: str) -> tuple[Path, Path]:
-    """Where engines of a target are looked for: in the bundle, and in the user's cache, which this machine may fill."""
-    return bundle.path / ENGINES / target, cache_folder(bundle, target)
+def engine_folders(bundle: Bundle, target: str) -> tuple[Path, ...]:
+    """Where engines of a target are looked for: in the bundle, if its manifest lists them, and in the user's cache."""
+    inside, prefix = bundle.path / ENGINES / target, f"{ENGINES}/{target}/"
+    listed = {name for name in bundle.manifest.files if name.startswith(prefix)}
+    there = {prefix + path.name for path in inside.iterdir()} if inside.is_dir() else set()
+    if there - listed:
+        log.warning("engines in %s are left out: the manifest does not list %s", inside, min(there - listed))
+        listed = set()
+    return (*([inside] if listed else []), cache_folder(bundle, target))
 
 
 def cache_folder(bundle: Bundle, target: str) -> Path:

@@ -239,7 +239,7 @@ def may_change(name: str) -> bool:
     """Whether a file, by its name in the bundle, is written after an export: there, or in one of its precisions."""
     parts = PurePosixPath(name).parts
     own = parts[2:] if parts[0] == PRECISIONS else parts
-    return own[0] == ENGINES or own in ((CONFIGURATIONS,), (REPORT,))
+    return own in ((CONFIGURATIONS,), (REPORT,))
 
 
 def _check_file(folder: Path, name: str, expected: str | None) -> None:

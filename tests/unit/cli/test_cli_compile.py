@@ -7,18 +7,21 @@ from pathlib import Path
 from tempfile import gettempdir
 
 import msgspec
+import numpy as np
 import onnx
 import pytest
 from onnx import helper
 
 from dyce_export.cli.commands.compile import parse_target
 from dyce_runtime import load, open_bundle
-from dyce_runtime.bundle.cache import engine_folder
+from dyce_runtime.bundle.cache import cache_folder, engine_folders
+from dyce_runtime.bundle.configuration import Configurations, Entry
 from dyce_runtime.bundle.documents import write_document
-from dyce_runtime.bundle.reader import MANIFEST, sha256_of
-from dyce_runtime.errors import UsageError
+from dyce_runtime.bundle.reader import MANIFEST, sha256_of, write_configurations
+from dyce_runtime.errors import BundleError, UsageError
 from dyce_runtime.execution.contracts import TargetSpec
 from dyce_targets.nvidia.products import RTX, TENSORRT
+from tests.bundles import make_images, with_vectors
 from tests.unit.cli.command import dyce_here
 
 needs_rtx = pytest.mark.skipif(RTX.missing() is not None, reason=str(RTX.missing()))
@@ -35,47 +38,99 @@ def built(document: dict) -> set[str]:
     return {piece["piece"] for piece in document["pieces"] if piece["built"]}
 
 
+EVERY = {"segment_00", "segment_01", "segment_02", "exit_03_linear", "exit_07_linear", "full"}
+
+
 @needs_rtx
 def test_engines_are_built_once_and_again_where_something_changed(bundle_copy: Path):
-    every = {"segment_00", "segment_01", "segment_02", "exit_03_linear", "exit_07_linear", "full"}
-    before = open_bundle(bundle_copy).fingerprint
+    before = {path: path.read_bytes() for path in bundle_copy.rglob("*") if path.is_file()}
     first = compile(bundle_copy, "rtx:sm89,sm86")
-    assert built(first) == every
-    assert Path(first["folder"]) == bundle_copy / "engines/rtx"
-    note = json.loads((bundle_copy / "engines/rtx/full.json").read_text())["fingerprint"]
+    assert built(first) == EVERY
+    folder = Path(first["folder"])
+    assert folder == cache_folder(open_bundle(bundle_copy), "rtx")
+    note = json.loads((folder / "full.json").read_text())["fingerprint"]
     assert (note["product"], note["devices"], note["max_batch"]) == ("rtx", ["sm86", "sm89"], 8)
     assert built(compile(bundle_copy, "rtx:sm86,sm89")) == set()
-    (bundle_copy / "engines/rtx/segment_01.engine").write_bytes(b"damaged")
-    (bundle_copy / "engines/rtx/full.json").write_text("{")
-    (bundle_copy / "engines/rtx/exit_03_linear.engine").unlink()
+    (folder / "segment_01.engine").write_bytes(b"damaged")
+    (folder / "full.json").write_text("{")
+    (folder / "exit_03_linear.engine").unlink()
     assert built(compile(bundle_copy, "rtx:sm86,sm89")) == {"segment_01", "full", "exit_03_linear"}
-    assert built(compile(bundle_copy, "rtx:sm120")) == every
-    assert built(compile(bundle_copy, "rtx:sm120", "--max-batch", "1")) == every
+    assert built(compile(bundle_copy, "rtx:sm120")) == EVERY
+    assert built(compile(bundle_copy, "rtx:sm120", "--max-batch", "1")) == EVERY
     shown = " ".join(dyce_here("inspect", str(bundle_copy)).stdout.split())
     assert f"rtx {note['version']} sm120 1 6" in shown
-    # Engines are no part of what the manifest describes.
-    assert open_bundle(bundle_copy).fingerprint == before
-    with load(bundle_copy, "onnxruntime"):
-        pass
-
-
-def test_a_bundle_that_cannot_be_written_has_its_engines_in_the_users_cache(
-    tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    bundle = open_bundle(tiny_bundle)
-    assert engine_folder(bundle, "rtx") == tiny_bundle / "engines/rtx"
-    monkeypatch.setattr("os.access", lambda path, mode: False)
-    assert engine_folder(bundle, "rtx") == tmp_path / "dyce-export" / bundle.fingerprint[:16] / "rtx"
-    monkeypatch.delenv("XDG_CACHE_HOME")
-    monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    assert engine_folder(bundle, "rtx").is_relative_to(tmp_path / "home/.cache")
-    monkeypatch.setattr("os.path.expanduser", lambda path: path)  # a user without a home
-    assert engine_folder(bundle, "rtx").is_relative_to(gettempdir())
+    assert {path: path.read_bytes() for path in bundle_copy.rglob("*") if path.is_file()} == before
 
 
 @needs_rtx
-def test_an_operator_that_is_not_supported_is_named_and_the_bundle_still_runs(bundle_copy: Path):
+def test_engines_travel_in_a_copy_that_lists_and_hashes_them(bundle_copy: Path, tmp_path: Path):
+    device = tmp_path / "device.dyce"
+    document = compile(bundle_copy, "rtx:sm86", "-o", str(device))
+    assert built(document) == EVERY
+    assert (document["folder"], document["output"]) == (str(device / "engines/rtx"), str(device))
+    bundle = open_bundle(device)
+    assert {name for name in bundle.manifest.files if name.startswith("engines/")} == {
+        f"engines/rtx/{piece}.{kind}" for piece in EVERY for kind in ("engine", "json")
+    }
+    assert engine_folders(bundle, "rtx") == (device / "engines/rtx", cache_folder(bundle, "rtx"))
+    engine = device / "engines/rtx/full.engine"
+    engine.write_bytes(engine.read_bytes()[:-1] + b"?")
+    with pytest.raises(BundleError, match=r"full\.engine was changed"):
+        open_bundle(device)
+
+
+def test_engines_that_the_manifest_does_not_list_are_left_out(bundle_copy: Path):
+    (bundle_copy / "engines/rtx").mkdir(parents=True)
+    (bundle_copy / "engines/rtx/full.engine").write_bytes(b"from a stranger")
+    bundle = open_bundle(bundle_copy)
+    assert engine_folders(bundle, "rtx") == (cache_folder(bundle, "rtx"),)
+
+
+def test_a_copy_for_a_device_has_what_runs_and_no_more(searchable: Path, tmp_path: Path):
+    with_vectors(searchable)
+    (searchable / "report.html").write_text("large")
+    device = tmp_path / "device.dyce"
+    document = compile(searchable, "onnxruntime", "-o", str(device), "--strip")
+    assert document["bytes"] < document["bytes_before"]
+    before, after = open_bundle(searchable), open_bundle(device)
+    assert set(before.manifest.files) - set(after.manifest.files) == {"calibration/records.npz"}
+    assert not (device / "report.html").exists()
+    assert after.configurations.named == before.configurations.named
+    images = make_images(20)
+    with load(searchable, "onnxruntime", threads=1) as one, load(device, "onnxruntime", threads=1) as other:
+        for name in before.configurations.named:
+            one.use(name)
+            other.use(name)
+            np.testing.assert_array_equal(one(images).logits, other(images).logits)
+    write_configurations(Configurations(named={"full": Entry({})}), searchable)
+    compile(searchable, "onnxruntime", "-o", str(device), "--strip", "--force")
+    assert [span.id for span in open_bundle(device).manifest.spans] == ["full"], "no configuration runs the others"
+    shown = dyce_here("compile", str(searchable), "--target", "onnxruntime", "-o", str(tmp_path / "b.dyce"), "--strip")
+    assert "b.dyce written: 0.0 MB; " in " ".join(shown.stdout.split())
+
+
+def test_a_copy_needs_a_name_and_does_not_replace_another_one(bundle_copy: Path, tmp_path: Path):
+    done = dyce_here("compile", str(bundle_copy), "--target", "onnxruntime", "--strip")
+    assert (done.returncode, "Give -o DEVICE.dyce" in done.stderr) == (2, True)
+    device = tmp_path / "device.dyce"
+    compile(bundle_copy, "onnxruntime", "-o", str(device))
+    done = dyce_here("compile", str(bundle_copy), "--target", "onnxruntime", "-o", str(device))
+    assert (done.returncode, "already exists" in done.stderr) == (1, True)
+
+
+def test_the_users_cache_is_found_without_a_home(tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    bundle = open_bundle(tiny_bundle)
+    assert cache_folder(bundle, "rtx") == tmp_path / "dyce-export" / bundle.fingerprint[:16] / "rtx"
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    assert cache_folder(bundle, "rtx").is_relative_to(tmp_path / "home/.cache")
+    monkeypatch.setattr("os.path.expanduser", lambda path: path)  # a user without a home
+    assert cache_folder(bundle, "rtx").is_relative_to(gettempdir())
+
+
+@needs_rtx
+def test_an_operator_that_is_not_supported_is_named_and_the_bundle_still_runs(bundle_copy: Path, own_cache: Path):
     file = bundle_copy / "segments/segment_01.onnx"
     graph = onnx.load(file)
     (relu,) = (node for node in graph.graph.node if node.op_type == "Relu")
@@ -91,7 +146,7 @@ def test_an_operator_that_is_not_supported_is_named_and_the_bundle_still_runs(bu
     assert f"{file} does not load in TensorRT-RTX" in done.stderr
     assert "the operator Unique (node unusual) is not supported" in done.stderr
     assert "still runs on its other targets" in done.stderr
-    assert not (bundle_copy / "engines/rtx/segment_01.engine").exists()
+    assert not list(own_cache.rglob("segment_01.engine"))
 
 
 @needs_rtx

@@ -18,7 +18,7 @@ from dyce_runtime.execution.contracts import PieceSpec, TargetSpec
 from dyce_targets.nvidia import builder, cuda
 from dyce_targets.nvidia.products import RTX
 from dyce_targets.nvidia.targets import TensorRtRtx
-from tests.bundles import expected, make_images
+from tests.bundles import expected, finish, make_images
 from tests.gpu_double import HostExecutor
 
 pytestmark = pytest.mark.skipif(RTX.missing() is not None, reason=str(RTX.missing()))
@@ -63,6 +63,7 @@ def test_engines_that_came_with_the_bundle_are_taken(bundle_copy: Path, gpu: Gpu
     bundle = open_bundle(bundle_copy)
     for piece in bundle.piece_specs(sorted(PIECES)):
         TensorRtRtx().compile(piece, TargetSpec(devices=("sm86", "sm89")), bundle_copy / "engines/rtx")
+    finish(bundle_copy)
     gpu.built.clear()
     with load(bundle_copy, "rtx") as session:
         session.use("fast")
@@ -77,6 +78,8 @@ def test_what_is_missing_for_this_gpu_is_built_once_into_the_users_cache(bundle_
     bundle = open_bundle(bundle_copy)
     for piece in bundle.piece_specs(sorted(PIECES)):
         TensorRtRtx().compile(piece, TargetSpec(devices=("sm89",)), bundle_copy / "engines/rtx")
+    finish(bundle_copy)
+    bundle = open_bundle(bundle_copy)
     gpu.built.clear()
     for built in (PIECES, set()):
         gpu.built.clear()
@@ -97,6 +100,7 @@ def test_what_was_compiled_for_a_device_is_what_loading_takes(
     target, spec = parse_target(device)
     for piece in open_bundle(bundle_copy).piece_specs(sorted(PIECES)):
         targets.get(target).compile(piece, spec, bundle_copy / "engines/rtx")
+    finish(bundle_copy)
     gpu.built.clear()
     gpu.capability = capability
     with load(bundle_copy, target) as session:
