@@ -33,7 +33,11 @@ def write_document(document: Manifest | Configurations, path: Path) -> None:
 
 
 def read_document(path: Path, type: type[_Document]) -> _Document:
-    """Read one. Raises BundleError if it is missing, damaged, of another version, or requires what is unknown."""
+    """Read one; its digest belongs to the file and is empty in what is returned.
+
+    Raises:
+        BundleError: it is missing, damaged, of another version, or requires what is unknown.
+    """
     if not path.is_file():
         raise BundleError(f"{path} is missing; expected a bundle, the folder that `dyce-export` writes")
     try:
@@ -47,7 +51,7 @@ def read_document(path: Path, type: type[_Document]) -> _Document:
         if isinstance(required := known.get("requires"), list):  # whatever else it says is unknown, too
             check_features(map(str, required))
         _check_digest(path, content, known.get("digest"))
-        return decoded(content, type)
+        return msgspec.structs.replace(decoded(content, type), digest="")
     except (OSError, msgspec.DecodeError) as error:
         raise BundleError(f"{path} cannot be read: {error}", hint="Export the bundle again.") from error
 

@@ -138,8 +138,7 @@ def test_a_bit_that_flips_is_found_or_says_the_same(bundle_copy: Path, document:
         except BundleError:
             continue
         opened += 1
-        same = [msgspec.structs.replace(part, digest="") for part in (before.manifest, before.configurations)]
-        assert [msgspec.structs.replace(part, digest="") for part in (found.manifest, found.configurations)] == same
+        assert (found.manifest, found.configurations) == (before.manifest, before.configurations)
     assert opened < 6
 
 

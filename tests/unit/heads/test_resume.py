@@ -198,6 +198,6 @@ def test_work_that_would_fail_again_does_not_fill_the_disk(tmp_path: Path, error
 def test_two_exports_to_one_place_do_not_mix(tmp_path: Path):
     with kept_work(tmp_path / "model.dyce") as folder:
         (folder / "features").touch()
-        with pytest.raises(DestinationError, match="another export works in"), kept_work(tmp_path / "model.dyce"):
+        with pytest.raises(DestinationError, match="another command writes in"), kept_work(tmp_path / "model.dyce"):
             pass
         assert (folder / "features").exists()
