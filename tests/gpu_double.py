@@ -127,9 +127,12 @@ class HostExecutor:
 
 def _open(piece: PieceSpec, options: onnxruntime.SessionOptions) -> onnxruntime.InferenceSession:
     try:
-        return onnxruntime.InferenceSession(piece.path, options, providers=["CPUExecutionProvider"])
+        session = onnxruntime.InferenceSession(piece.path, options, providers=["CPUExecutionProvider"])
     except Exception as error:
         raise BundleError(f"{piece.path} does not load in the double: {error}") from error
+    if [spec.name for spec in piece.outputs] != [own.name for own in session.get_outputs()]:
+        raise BundleError(f"{piece.path} has no such tensors: an address of one cannot be set")
+    return session
 
 
 class GpuDouble:

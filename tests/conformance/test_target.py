@@ -13,18 +13,20 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from dyce_runtime import Configuration, Session, load, open_bundle
+from dyce_runtime.bundle.manifest import TensorSpec
 from dyce_runtime.bundle.reader import MANIFEST, sha256_of
-from dyce_runtime.errors import BundleError, PieceError
+from dyce_runtime.errors import BundleError, PieceError, TargetError
 from dyce_runtime.execution import targets
 from dyce_runtime.execution.contracts import Device, TargetSpec
 from tests import cascades, choices, sequences
-from tests.bundles import CLASSES, NAMED, expected, make_images, near_threshold, on
+from tests.bundles import CLASSES, NAMED, expected, finish, make_images, near_threshold, on
 
 # Of a target: its logits differ from the exact ones by at most so much of the largest.
 TOLERANCE = 1e-3
@@ -314,6 +316,18 @@ def test_a_damaged_graph_with_the_right_hash_is_named(target: str, bundle_copy: 
     manifest["files"]["segments/segment_01.onnx"] = sha256_of(file)
     (bundle_copy / MANIFEST).write_text(json.dumps(manifest))
     with pytest.raises(BundleError, match=f"{file} does not load in "):
+        load(bundle_copy, target)
+
+
+def test_a_graph_with_other_tensors_than_the_manifest_says_is_named(target: str, bundle_copy: Path):
+    manifest = open_bundle(bundle_copy).manifest
+    seam = TensorSpec("unseen", "float32", ("batch", 4), "activation")
+    pieces = tuple(
+        msgspec.structs.replace(piece, writes=(*piece.writes, "unseen")) if piece.id == "segment_00" else piece
+        for piece in manifest.pieces
+    )
+    finish(bundle_copy, tensors=(*manifest.tensors, seam), pieces=pieces)
+    with pytest.raises((BundleError, TargetError)):
         load(bundle_copy, target)
 
 

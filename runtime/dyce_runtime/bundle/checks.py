@@ -32,6 +32,8 @@ _TYPES = frozenset(
 )
 # Numbers in one sample of a tensor.
 _LARGEST = 1 << 31
+# Multiply-accumulates of one sample.
+_MOST_WORK = 10**15
 
 
 def check_manifest(manifest: Manifest) -> None:
@@ -123,8 +125,14 @@ def _check_pieces(manifest: Manifest) -> None:
         ends = [*(ANSWER if piece.answers else ()), *carried]
         if (piece.answers or carried) and [*piece.writes] != ends:
             raise BundleError(f"piece {piece.id} writes {list(piece.writes)}; expected an answer and what is carried")
-        if piece.macs < 0:
-            raise BundleError(f"piece {piece.id} has {piece.macs} multiply-accumulates; expected 0 or more")
+        _check_work(f"piece {piece.id}", piece.macs, least=0)
+
+
+def _check_work(what: str, number: int, *, least: int) -> None:
+    if not least <= number <= _MOST_WORK:
+        raise BundleError(
+            f"{what} has {shown(number)} multiply-accumulates or parameters; expected {least} to {_MOST_WORK:.0e}"
+        )
 
 
 def _check_networks(manifest: Manifest) -> None:
@@ -143,8 +151,9 @@ def _check_networks(manifest: Manifest) -> None:
             if spec is None or spec.lifetime != "input":
                 raise BundleError(f"network {network.id} reads {input.tensor!r}, which is no input of the manifest")
             _check_preprocessing(network, spec)
-    if manifest.model.macs <= 0:
-        raise BundleError(f"the model has {manifest.model.macs} multiply-accumulates; expected more than 0")
+    for network in manifest.networks:
+        _check_work("the model", network.model.macs, least=1)
+        _check_work("the model", network.model.parameters, least=0)
     if len(manifest.networks) > 1 and SAVERS not in manifest.requires:
         raise BundleError(f"the bundle has several networks; expected {SAVERS!r} in what it requires")
     if any(spec.lifetime == "carried" for spec in manifest.tensors) and CARRIED not in manifest.requires:

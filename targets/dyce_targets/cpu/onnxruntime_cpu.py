@@ -143,4 +143,10 @@ def _open(piece: PieceSpec, options: onnxruntime.SessionOptions) -> onnxruntime.
         raise BundleError(f"{piece.path} does not load in onnxruntime {ort.__version__}: {error}") from error
     if session.get_providers() != [PROVIDER]:
         raise TargetError(f"onnxruntime gave {session.get_providers()}; expected [{PROVIDER!r}]")
+    for specs, found in ((piece.inputs, session.get_inputs()), (piece.outputs, session.get_outputs())):
+        if [spec.name for spec in specs] != [own.name for own in found]:
+            raise BundleError(
+                f"{piece.path} reads or writes {[own.name for own in found]}; the manifest says "
+                f"{[spec.name for spec in specs]}"
+            )
     return session

@@ -60,6 +60,12 @@ class _Model:
         self._lock = Lock()
         self._any: openvino.CompiledModel | None = None
         one = self._read()
+        for specs, ports in ((piece.inputs, one.inputs), (piece.outputs, one.outputs)):
+            if [spec.name for spec in specs] != [port.any_name for port in ports]:
+                raise BundleError(
+                    f"{piece.path} reads or writes {[port.any_name for port in ports]}; the manifest says "
+                    f"{[spec.name for spec in specs]}"
+                )
         one.reshape({tensor.name: [1, *map(int, tensor.shape[1:])] for tensor in piece.inputs})
         self._one = self._compile(one)
 

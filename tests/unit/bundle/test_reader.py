@@ -297,6 +297,10 @@ def no_work(manifest: Any) -> None:
     manifest["networks"][0]["model"]["macs"] = 0
 
 
+def too_much_work(manifest: Any) -> None:
+    piece(manifest, "segment_01")["macs"] = 10**19
+
+
 def never_ends(manifest: Any) -> None:
     manifest["program"][-1]["always"] = False
 
@@ -348,6 +352,7 @@ def unknown_operation(manifest: Any) -> None:
         (other_classes, r"tensor logits is .*; expected float32 of shape \['batch', 6\]"),
         (other_crop, r"tensor image has the shape .*; its preprocessing makes \['batch', 3, 5, 5\]"),
         (no_work, "the model has 0 multiply-accumulates"),
+        (too_much_work, "piece segment_01 has 1000.* multiply-accumulates or parameters; expected 0 to 1e[+]15"),
         (never_ends, "lets all samples leave at exit final; expected that of the last alone"),
         (ends_early, "lets all samples leave at exit 3; expected that of the last alone"),
         (leave_before_the_head, "leave at exit '3' with head 'linear', which did not run right before"),
