@@ -243,10 +243,18 @@ def may_change(name: str) -> bool:
 
 
 def _check_file(folder: Path, name: str, expected: str | None) -> None:
+    if len(name) > _LONGEST_PATH or not name.isprintable():
+        raise BundleError(
+            f"the manifest names the file {shown(name)}; expected at most {_LONGEST_PATH} characters of text"
+        )
     if name != str(PurePosixPath(name)) or PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
         raise BundleError(f"the manifest names {name!r}, which leaves the bundle; expected a path inside {folder}")
     path = folder / name
-    if not path.is_file():
+    try:
+        there = path.is_file()
+    except OSError:  # a part of the path is too long for the file system
+        there = False
+    if not there:
         raise BundleError(f"{path} is missing", hint="Copy the whole folder, or export again.")
     if not path.resolve().is_relative_to(folder.resolve()):
         raise BundleError(f"{path} is a link that leaves the bundle; expected a file inside {folder}")

@@ -301,7 +301,11 @@ class HostContext:
         if bound is None:
             bound = self._bound[piece, some] = self._bind(self._pieces[piece], self._buffers.capacity)
         if bound.rows != rows:
-            bound.bind(tensors, rows)
+            try:
+                bound.bind(tensors, rows)
+            except Exception as error:  # as above: a graph may write something else than the manifest says
+                bound.rows = 0
+                raise self._failed(piece, error) from error
         return bound
 
     def _record(self, steps: Sequence[Step]) -> _Recording:

@@ -96,6 +96,13 @@ def test_a_path_that_leaves_the_bundle_is_refused(bundle_copy: Path, tmp_path: P
         open_bundle(bundle_copy)
 
 
+@pytest.mark.parametrize("name", ["a/" * 200 + "b", "b" * 280, "a\0b", "segments/a\nb", "\ud800x"], ids=range(5))
+def test_a_path_that_no_file_has_is_refused(bundle_copy: Path, name: str):
+    edit(bundle_copy / MANIFEST, lambda manifest: manifest["files"].update({name: "0" * 64}))
+    with pytest.raises(BundleError, match="expected at most 300 characters|is missing|cannot be read"):
+        open_bundle(bundle_copy)
+
+
 @pytest.mark.parametrize("name", [SEGMENT, "segments"])
 def test_a_link_that_leaves_the_bundle_is_refused(bundle_copy: Path, tmp_path: Path, name):
     shutil.move(bundle_copy / name, tmp_path / "outside")
