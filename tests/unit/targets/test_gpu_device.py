@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from itertools import combinations
 from pathlib import Path
 from random import Random
+from types import SimpleNamespace
 from typing import Any
 from unittest.mock import Mock
 
@@ -16,8 +17,13 @@ from dyce_runtime import Configuration, Session
 from dyce_runtime.bundle.reader import open_bundle
 from dyce_runtime.errors import PieceError, TargetError
 from dyce_runtime.execution.contracts import TargetSpec
+from dyce_runtime.execution.trace import head_answers
+from dyce_runtime.measure import batching, piece_costs
+from dyce_runtime.measure.batching import measure_best_batch, measure_compaction
+from dyce_runtime.measure.contenders import make_contenders
+from dyce_runtime.measure.piece_costs import measure_times
 from dyce_targets.nvidia.device import GpuDevice, bucket, buckets
-from tests.bundles import CLASSES, NAMED, all_heads, expected, make_images, on
+from tests.bundles import CLASSES, NAMED, Clock, all_heads, expected, make_images, on
 from tests.gpu_double import GpuDouble, HostExecutor
 
 # Where a sample of the tiny bundle leaves to what was launched for it, with every exit on.
@@ -199,3 +205,89 @@ def test_memory_is_freed_where_opening_fails(tiny_bundle: Path):
     with pytest.raises(TargetError, match="out of memory"):
         GpuDevice("double", pieces, bundle.tensor_lives(()), executor, 4)
     assert executor.closed == 1
+
+
+# --- time passes when somebody waits ---------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def clock(gpu: HostExecutor, monkeypatch: pytest.MonkeyPatch) -> Clock:
+    """Of all that measures; the GPU turns it when it computes, which is when the host waits, never at a launch."""
+    made = Clock()
+    gpu.before = made.run
+    fake = SimpleNamespace(perf_counter=lambda: made.now)
+    for module in (piece_costs, batching):
+        monkeypatch.setattr(module, "time", fake)
+    return made
+
+
+def test_a_piece_costs_what_the_gpu_takes_not_what_a_launch_takes(session: Session, clock: Clock):
+    clock |= {"segment_00": 0.004, "segment_01": 0.003, "segment_02": 0.002, "full": 0.008, "exit_03_linear": 0.0002}
+    found = measure_times(session, [make_images(4)])
+    assert found.segments == pytest.approx({"3": 4.0, "7": 3.0, "final": 2.0})
+    assert found.heads["3", "linear"] == pytest.approx(0.2)
+    assert found.uncut == pytest.approx(8.0)
+
+
+def test_samples_are_moved_where_the_next_graph_takes_less(session: Session, gpu: HostExecutor, clock: Clock):
+    class Counting(list[tuple[str, int]]):
+        def append(self, one: tuple[str, int]) -> None:
+            clock.pass_by(0.001 * one[1])
+            super().append(one)
+
+    gpu.ran = Counting()
+    assert measure_compaction(session, make_images(6)) == {"3": 1, "7": 1}, "moving takes no time here"
+
+
+def test_a_stream_fetches_no_more_than_calls_do(session: Session, gpu: HostExecutor):
+    """What waits for others stays on the device."""
+    session.use(Configuration("half", on(exit3=0.6, exit7=0.6)))
+    images = make_images(48)
+    gpu.fetched = 0
+    alone = [session(images[start : start + 6]) for start in range(0, 48, 6)]
+    by_calls, gpu.fetched = gpu.fetched, 0
+    streamed = list(session.stream(iter(images), batch=6, in_flight=24))
+    assert [int(one.exit[0]) for one in streamed] == np.concatenate([one.exit for one in alone]).tolist()
+    assert gpu.fetched < 1.2 * by_calls
+
+
+def test_more_samples_than_the_device_takes_run_in_parts_wherever_the_whole_program_runs(
+    session: Session, gpu: HostExecutor
+):
+    assert session.device.max_rows == 6
+    images = make_images(20)
+    said = head_answers(session.device, session.manifest, {"image": images})
+    logits, scores = all_heads(images)
+    for column, head in enumerate(said):
+        np.testing.assert_allclose(said[head].logits, logits[:, column], rtol=1e-5, atol=1e-5)
+        np.testing.assert_allclose(said[head].score, scores[:, column], rtol=1e-5)
+    assert max(rows for _, rows in gpu.ran) == 6
+    assert list(session.stream(iter(images), batch=16)), "a stream, too"
+    assert measure_best_batch(session, images) <= 6
+    assert len(make_contenders(session, [], chain=True)[1].run(images)[0]) == 20
+
+
+def test_moving_that_changes_no_graph_is_left_out(session: Session, gpu: HostExecutor):
+    """Of six samples one leaves: five run in the graph of six."""
+    images = make_images(6)
+    confidence = np.sort(all_heads(images)[1][:, 0])
+    session.use(Configuration("one leaves", on(exit3=float(confidence[4] + confidence[5]) / 2)))
+    moved = []
+    copy = gpu.copy
+    gpu.copy = lambda *arguments: (moved.append(arguments), copy(*arguments))[1]  # type: ignore[method-assign]
+    result = session(images)
+    assert (result.exit == 0).sum() == 1
+    assert moved == []
+    assert [rows for _, rows in gpu.ran] == [6, 6, 6, 6]
+
+
+@pytest.mark.parametrize("most", [12, 32])
+def test_a_device_may_take_more_than_eight(double: GpuDouble, tiny_bundle: Path, most: int):
+    with Session(open_bundle(tiny_bundle), None, TargetSpec(max_batch=most)) as session:
+        session.use("fast")
+        images = make_images(3 * most + 1)
+        answer = expected(images, session.configuration)
+        np.testing.assert_array_equal(session(images).exit, answer.exit)
+        streamed = list(session.stream(iter(images), batch=most, in_flight=2 * most))
+        assert [int(one.exit[0]) for one in streamed] == answer.exit.tolist()
+        assert max(rows for _, rows in double.executor.ran) == most
