@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import os
-import tempfile
 import time
 from importlib import import_module, resources
 from pathlib import Path
@@ -17,6 +15,7 @@ from dyce_calibration.report.kept import marked_outdated, with_kept_pictures
 from dyce_calibration.report.measured import headline_section, measured_section, with_measured
 from dyce_calibration.report.reliability import EDGES
 from dyce_calibration.report.views import UNITS, exit_name, front_views, named_views, percent, spent_in, timed_where
+from dyce_runtime.atomic_write import write_atomically
 from dyce_runtime.bundle.configuration import FULL, Configurations
 from dyce_runtime.bundle.manifest import FINAL
 from dyce_runtime.bundle.measured import MeasuredHere
@@ -64,19 +63,9 @@ def renew_measured(path: Path, configurations: Configurations, measured: Measure
 def _write(path: Path, text: str) -> None:
     """Readers see the old file or the new one, never a part."""
     try:
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        write_atomically(path, text.encode("utf-8", "backslashreplace"))
     except OSError as error:
         raise DestinationError(f"{path} cannot be written: {error.strerror}") from error
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(text.encode("utf-8", "backslashreplace"))
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException as error:
-        os.unlink(temporary)
-        if isinstance(error, OSError):
-            raise DestinationError(f"{path} cannot be written: {error.strerror}") from error
-        raise
 
 
 def check_drawable() -> None:
