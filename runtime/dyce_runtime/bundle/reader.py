@@ -171,7 +171,7 @@ def undisturbed(folder: Path, action: Callable[[], _Result], undo: Callable[[_Re
         before = _identity(folder)
         try:
             found = action()
-        except Exception:
+        except Exception:  # whatever it is, it may come of reading two bundles
             if _identity(folder) == before:
                 raise
             continue
