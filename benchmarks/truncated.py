@@ -9,9 +9,9 @@ from onnx import compose
 
 from dyce_runtime.bundle.configuration import Configuration
 from dyce_runtime.bundle.manifest import ANSWER
-from dyce_runtime.bundle.program import Run
 from dyce_runtime.bundle.reader import Bundle
 from dyce_runtime.execution.plan import LeaveAt, make_plan
+from dyce_runtime.program.operations import Run
 
 
 def write_truncated(bundle: Bundle, configuration: Configuration, folder: Path) -> dict[int, Path]:

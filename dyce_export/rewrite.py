@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from contextlib import closing
 from pathlib import Path
 
 import msgspec
-import numpy as np
 
 from dyce_export.bundle_writer import copy_files, seal
 from dyce_export.graph.spans import write_spans
@@ -16,8 +14,7 @@ from dyce_export.precision.trials import Limits
 from dyce_export.progress import Progress
 from dyce_export.staging import staged
 from dyce_runtime.bundle.configuration import Configurations
-from dyce_runtime.bundle.manifest import LOGITS, UNCUT, Manifest, Piece
-from dyce_runtime.bundle.program import Feed, Run
+from dyce_runtime.bundle.manifest import UNCUT, Manifest, Piece
 from dyce_runtime.bundle.reader import (
     CONFIGURATIONS,
     MANIFEST,
@@ -26,12 +23,11 @@ from dyce_runtime.bundle.reader import (
     may_change,
     open_bundle,
 )
-from dyce_runtime.bundle.structure import ends_of, segments_of
-from dyce_runtime.bundle.test_vectors import read_vectors, relative_error
+from dyce_runtime.bundle.test_vectors import read_vectors, span_errors
 from dyce_runtime.errors import DestinationError, VerificationError
 from dyce_runtime.execution import targets
 from dyce_runtime.execution.contracts import TargetSpec
-from dyce_runtime.execution.trace import trace
+from dyce_runtime.execution.session import Session
 from dyce_runtime.inputs.datasets import Dataset
 
 
@@ -107,32 +103,9 @@ def check_spans(bundle: Bundle, spans: tuple[Piece, ...], old: Collection[str] =
     Raises:
         VerificationError: a span does not compute what its segments compute.
     """
-    return noted(bundle.manifest, _span_errors(bundle, spans), "its segments", old)
-
-
-def _span_errors(bundle: Bundle, spans: tuple[Piece, ...]) -> dict[str, float]:
-    """The relative error of every span against the chain of its segments."""
-    inputs, manifest = read_vectors(bundle).inputs, bundle.manifest
-    ids = [piece.id for piece in manifest.pieces if piece.role in ("segment", "span")]
-
-    def outputs(span: Piece, *instead: str) -> list[np.ndarray]:
-        """What the span writes, by these pieces in its place."""
-        network = next(net for net in manifest.networks if ends_of(manifest, span)[1] in net.exits)
-        segments = [piece.id for piece in segments_of(manifest, network.id)]
-        runs = [Run(id) for id in (*segments[: segments.index(span.covers[0])], *instead)]
-        feeds = [Feed(input.tensor) for input in network.inputs]
-        wanted = [LOGITS] if span.answers else span.writes
-        found = trace(device, manifest, [*feeds, *runs], inputs, wanted)
-        return [found[instead[-1], name] for name in wanted]
-
-    with closing(targets.reference().open(bundle.piece_specs(ids), bundle.tensor_lives(ids), TargetSpec())) as device:
-        return {
-            span.id: max(
-                relative_error(expected, found, expected)
-                for expected, found in zip(outputs(span, *span.covers), outputs(span, span.id), strict=True)
-            )
-            for span in spans
-        }
+    with Session(bundle, targets.reference().name, TargetSpec(), allow_untrained=True) as session:
+        errors = span_errors(read_vectors(bundle), session)
+    return noted(bundle.manifest, {span.id: errors[span.id] for span in spans}, "its segments", old)
 
 
 def noted(manifest: Manifest, errors: dict[str, float], against: str, old: Collection[str] = ()) -> Manifest:

@@ -35,11 +35,11 @@ from dyce_runtime.bundle.manifest import (
     Preprocessing,
     TensorSpec,
 )
-from dyce_runtime.bundle.program import Feed, Leave, Operation, Run
 from dyce_runtime.execution.contracts import PieceSpec, TargetSpec
 from dyce_runtime.execution.memory import TensorLife
 from dyce_runtime.execution.plan import LeaveAt, Step
 from dyce_runtime.execution.routing import run_step
+from dyce_runtime.program.operations import Feed, Leave, Operation, Run
 from dyce_targets.cpu.onnxruntime_cpu import OnnxRuntimeCpu
 
 CHANNELS, EDGE, CLASSES, WIDTH = 3, 4, 5, 4

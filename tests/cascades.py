@@ -33,9 +33,9 @@ from dyce_runtime.bundle.manifest import (
     Preprocessing,
     TensorSpec,
 )
-from dyce_runtime.bundle.program import Feed, Leave, Operation, Run
 from dyce_runtime.bundle.reader import open_bundle
 from dyce_runtime.bundle.test_vectors import Vectors, write_vectors
+from dyce_runtime.program.operations import Feed, Leave, Operation, Run
 from tests import bundles
 from tests.bundles import (
     ANSWERS,

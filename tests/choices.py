@@ -33,7 +33,7 @@ from dyce_runtime.bundle.manifest import (
     Preprocessing,
     TensorSpec,
 )
-from dyce_runtime.bundle.program import Case, Choose, Feed, Leave, Run
+from dyce_runtime.program.operations import Case, Choose, Feed, Leave, Run
 from tests import bundles
 from tests.bundles import ANSWERS, CHANNELS, CLASSES, EDGE, HEAD, WIDTH, Answer
 

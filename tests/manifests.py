@@ -21,8 +21,8 @@ from dyce_runtime.bundle.manifest import (
     Preprocessing,
     TensorSpec,
 )
-from dyce_runtime.bundle.program import Run
 from dyce_runtime.execution.plan import LeaveAt, Plan
+from dyce_runtime.program.operations import Run
 
 
 def chain(macs: Sequence[int], heads: Sequence[Mapping[str, int]], spans: Sequence[tuple[int, int]] = ()) -> Manifest:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from dyce_calibration.records import Records
 from dyce_calibration.search.costs import CostTable
 from dyce_runtime.bundle.manifest import BUILTIN, FINAL
-from dyce_runtime.bundle.rule import leaves
+from dyce_runtime.program.rule import leaves
 
 # Thresholds that are tried, from 1 down.
 STEPS = 100

@@ -9,8 +9,8 @@ import onnx_ir as ir
 
 from dyce_export.graph.onnx_graphs import IR_VERSION, OPSET
 from dyce_runtime.bundle.manifest import Manifest
-from dyce_runtime.bundle.program import Run
 from dyce_runtime.bundle.reader import Bundle
+from dyce_runtime.program.operations import Run
 
 
 @dataclass(frozen=True)

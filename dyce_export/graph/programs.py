@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 
 from dyce_runtime.bundle.manifest import CARRIED, CHOOSE, FINAL, SAVERS, Exit, Network, TensorSpec
-from dyce_runtime.bundle.program import Case, Choose, Feed, Leave, Operation, Run
+from dyce_runtime.program.operations import Case, Choose, Feed, Leave, Operation, Run
 
 
 def network_program(inputs: Iterable[str], segments: Sequence[str], exits: Sequence[Exit]) -> tuple[Operation, ...]:

@@ -11,8 +11,8 @@ from dyce_export.graph import onnx_graphs
 from dyce_export.graph.joining import join
 from dyce_runtime.bundle.configuration import Configurations
 from dyce_runtime.bundle.manifest import FINAL, UNCUT, Manifest, Piece
-from dyce_runtime.bundle.structure import segments_of
 from dyce_runtime.execution.plan import stretches
+from dyce_runtime.program.structure import segments_of
 
 _SEGMENT = "segment_"
 

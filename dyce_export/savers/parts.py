@@ -13,8 +13,8 @@ from dyce_export.graph import onnx_graphs
 from dyce_export.graph.programs import as_saver
 from dyce_export.savers.exposed_features import expose_features
 from dyce_runtime.bundle.manifest import ANSWER, LOGITS, Exit, Input, Network, Piece, TensorSpec
-from dyce_runtime.bundle.program import Operation
 from dyce_runtime.bundle.reader import Bundle
+from dyce_runtime.program.operations import Operation
 
 
 class Part(msgspec.Struct, frozen=True):

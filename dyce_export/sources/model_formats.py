@@ -160,7 +160,7 @@ def _kind_of_archive(path: Path) -> Kind:
     try:
         with zipfile.ZipFile(path) as archive:
             names = archive.namelist()
-    except (OSError, zipfile.BadZipFile, ValueError, NotImplementedError) as error:
+    except (OSError, zipfile.BadZipFile, ValueError, NotImplementedError) as error:  # the last: an unknown compression
         raise ModelError(f"{path} is damaged: {error}", hint="Copy or download it again.") from error
     members = {name.partition("/")[2] for name in names}
     found: _Other | None = None

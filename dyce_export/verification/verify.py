@@ -30,15 +30,15 @@ from dyce_export.verification.probe_thresholds import NONE_LEAVE, all_leave, dou
 from dyce_export.verification.verdict import control_of, failure, inconclusive
 from dyce_runtime.bundle.configuration import Configuration, ExitSetting
 from dyce_runtime.bundle.manifest import FINAL, LOGITS, Manifest, Piece, Verification
-from dyce_runtime.bundle.program import Feed, Run
 from dyce_runtime.bundle.reader import Bundle
-from dyce_runtime.bundle.structure import bodies, ends_of, segments_of
 from dyce_runtime.bundle.test_vectors import relative_error
 from dyce_runtime.errors import BundleError, CaptureError, ExitPointError
 from dyce_runtime.execution import targets
 from dyce_runtime.execution.contracts import Device, Target, TargetSpec
 from dyce_runtime.execution.session import Session
 from dyce_runtime.execution.trace import trace, whole_program
+from dyce_runtime.program.operations import Feed, Run
+from dyce_runtime.program.structure import bodies, ends_of, segments_of
 
 Floats = NDArray[np.float32]
 

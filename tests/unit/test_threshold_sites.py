@@ -12,7 +12,7 @@ RULE = "leaves"
 
 # File and function, with why it does not call the rule.
 SPELLED_OUT = {
-    ("runtime/dyce_runtime/bundle/rule.py", "leaves"): "the rule",
+    ("runtime/dyce_runtime/program/rule.py", "leaves"): "the rule",
     ("runtime/dyce_runtime/execution/routing.py", "_run_one"): "one sample: as a branch of its hot path",
     ("targets/dyce_targets/cpu/host_context.py", "run_until_exit"): "one sample: as a branch of its hot path",
     ("targets/dyce_targets/nvidia/device.py", "run_until_exit"): "one sample: as a branch of its hot path",

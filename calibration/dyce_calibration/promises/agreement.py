@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from dyce_calibration.records import Records
 from dyce_runtime.bundle.configuration import Configuration
-from dyce_runtime.bundle.rule import leaves
+from dyce_runtime.program.rule import leaves
 
 
 def exits_taken(records: Records, configuration: Configuration) -> NDArray[np.int64]:

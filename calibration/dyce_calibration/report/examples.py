@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 from dyce_calibration.records import Records
 from dyce_runtime.bundle.configuration import Configuration
 from dyce_runtime.bundle.manifest import FINAL, Preprocessing
-from dyce_runtime.bundle.rule import leaves
 from dyce_runtime.errors import DataError
 from dyce_runtime.inputs.decoding import decode, is_array_file, read_array
+from dyce_runtime.program.rule import leaves
 
 if TYPE_CHECKING:
     from PIL import Image

@@ -12,12 +12,12 @@ from typing import Literal
 import msgspec
 
 from dyce_runtime.bundle.configuration import Configurations
-from dyce_runtime.bundle.liveness import head_macs
 from dyce_runtime.bundle.manifest import FINAL, Manifest
-from dyce_runtime.bundle.structure import bodies, needed_heads
 from dyce_runtime.errors import DataError, DestinationError
 from dyce_runtime.json_files import read_json
 from dyce_runtime.measure.piece_costs import IMAGE, PieceCosts
+from dyce_runtime.program.liveness import head_macs
+from dyce_runtime.program.structure import bodies, needed_heads
 
 log = logging.getLogger("dyce_calibration")
 

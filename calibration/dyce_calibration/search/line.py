@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dyce_calibration.search.problem import On, Position, Problem, Setting
-from dyce_runtime.bundle.rule import leaves
+from dyce_runtime.program.rule import leaves
 
 
 class Line(NamedTuple):

@@ -13,11 +13,11 @@ from dyce_calibration.records import Records
 from dyce_calibration.search.costs import CostTable
 from dyce_runtime.bundle.configuration import ExitSetting, Figures
 from dyce_runtime.bundle.manifest import FINAL
-from dyce_runtime.bundle.rule import leaves
 from dyce_runtime.errors import DataError
 from dyce_runtime.execution.plan import cover
 from dyce_runtime.measure.bench_loss import paired_error
 from dyce_runtime.measure.piece_costs import IMAGE
+from dyce_runtime.program.rule import leaves
 
 # A search looks along that many ways through the backbone.
 _MOST_CHAINS = 8

@@ -44,7 +44,7 @@ def command(
 
 
 def _show(bundle: Any) -> None:
-    from dyce_runtime.bundle.structure import bodies
+    from dyce_runtime.program.structure import bodies
 
     manifest = bundle.manifest
     model, verification = manifest.model, manifest.verification

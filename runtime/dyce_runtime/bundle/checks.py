@@ -7,7 +7,6 @@ from collections.abc import Iterable, Sequence
 
 from dyce_runtime.arguments import shown
 from dyce_runtime.bundle.configuration import ascending
-from dyce_runtime.bundle.liveness import effect_of
 from dyce_runtime.bundle.manifest import (
     ANSWER,
     CARRIED,
@@ -22,8 +21,9 @@ from dyce_runtime.bundle.manifest import (
     Network,
     TensorSpec,
 )
-from dyce_runtime.bundle.program import Choose, Feed, Leave, Run
 from dyce_runtime.errors import BundleError
+from dyce_runtime.program.liveness import effect_of
+from dyce_runtime.program.operations import Choose, Feed, Leave, Run
 
 # Ids and types become names of files and labels of counters.
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")

@@ -9,8 +9,8 @@ import numpy as np
 
 from dyce_runtime.arguments import is_real, number, shown
 from dyce_runtime.bundle.manifest import SCHEMA_VERSION, Manifest
-from dyce_runtime.bundle.program import Choose
 from dyce_runtime.errors import ConfigurationError
+from dyce_runtime.program.operations import Choose
 
 FULL = "full"
 # Names become labels of counters and lines of a log.
@@ -98,7 +98,7 @@ class Configuration(msgspec.Struct, frozen=True):
 
 
 def ascending(points: Sequence[object], count: int) -> bool:
-    """Whether these are so many cut points of a gate: finite numbers, as float32 each above the one before."""
+    """Whether these are ``count`` cut points of a gate: finite numbers, as float32 each above the one before."""
     if len(points) != count or not all(is_real(point) for point in points):
         return False
     exact = np.array(points, np.float32)

@@ -1,8 +1,8 @@
 """The types of ``manifest.json``: what a bundle holds, what can run, and where it came from.
 
 Pieces compute named tensors from named tensors. The program says which of them can run, in which order, and where a
-sample can leave (see :mod:`dyce_runtime.bundle.program`). ``exits`` lists the exits in execution order, the final one
-last; an index into that list is what ``Result.exit`` holds. Fields that a newer minor version added are ignored;
+sample can leave (see :mod:`dyce_runtime.program.operations`). ``exits`` lists the exits in execution order, the final
+one last; an index into that list is what ``Result.exit`` holds. Fields that a newer minor version added are ignored;
 what a reader must know to run a bundle is listed in ``requires``, and an unknown entry there is refused.
 """
 
@@ -13,7 +13,7 @@ from typing import Literal, TypeVar
 
 import msgspec
 
-from dyce_runtime.bundle.program import Operation
+from dyce_runtime.program.operations import Operation
 
 SCHEMA_VERSION = "2.0"
 # What a bundle may require of its reader: models that run before the base; tensors that are kept for later pieces; and

@@ -13,12 +13,12 @@ from dyce_runtime.bundle.checks import check_manifest
 from dyce_runtime.bundle.configuration import FULL, Configuration, Configurations
 from dyce_runtime.bundle.documents import read_document, write_document
 from dyce_runtime.bundle.manifest import UNCUT, Manifest, Piece
-from dyce_runtime.bundle.program import Choose
 from dyce_runtime.bundle.weights import check_weights
 from dyce_runtime.errors import BundleError, ConfigurationError, DestinationError
 from dyce_runtime.execution.contracts import PieceSpec
 from dyce_runtime.execution.memory import TensorLife, lives
 from dyce_runtime.names import is_text
+from dyce_runtime.program.operations import Choose
 
 MANIFEST = "manifest.json"
 CONFIGURATIONS = "configurations.json"

@@ -9,12 +9,12 @@ import numpy.typing as npt
 
 from dyce_runtime.bundle.arrays import read_arrays
 from dyce_runtime.bundle.manifest import Manifest
-from dyce_runtime.bundle.program import Feed, Run
 from dyce_runtime.bundle.reader import TEST_VECTORS, Bundle
-from dyce_runtime.bundle.structure import ends_of, segments_of
 from dyce_runtime.errors import BundleError
 from dyce_runtime.execution.session import Session
 from dyce_runtime.execution.trace import head_answers, trace, whole_program
+from dyce_runtime.program.operations import Feed, Run
+from dyce_runtime.program.structure import ends_of, segments_of
 
 Floats = npt.NDArray[np.float32]
 

@@ -8,9 +8,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from dyce_runtime.bundle.liveness import effect_of
 from dyce_runtime.bundle.manifest import Manifest, Piece, TensorSpec
-from dyce_runtime.bundle.program import Run
+from dyce_runtime.program.liveness import effect_of
+from dyce_runtime.program.operations import Run
 
 
 class TensorLife(NamedTuple):

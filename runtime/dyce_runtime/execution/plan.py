@@ -11,9 +11,9 @@ import numpy as np
 import numpy.typing as npt
 
 from dyce_runtime.bundle.configuration import Configuration
-from dyce_runtime.bundle.liveness import Choosing, Copy, Leaving, Needed, live_after, needed
 from dyce_runtime.bundle.manifest import Manifest, Piece
-from dyce_runtime.bundle.program import Feed, Run
+from dyce_runtime.program.liveness import Choosing, Copy, Leaving, Needed, live_after, needed
+from dyce_runtime.program.operations import Feed, Run
 
 
 class Bring(msgspec.Struct, frozen=True, eq=False):
@@ -100,7 +100,7 @@ def make_plan(
         available: ids of the pieces that may run, all but spans among them; None are all.
         min_exited_to_compact: exit id to how many samples have to have left for the rest to be moved together; 1 if
             missing.
-        last, heads: see :func:`dyce_runtime.bundle.liveness.needed`.
+        last, heads: see :func:`dyce_runtime.program.liveness.needed`.
 
     Raises:
         ConfigurationError: it does not fit the bundle.

@@ -10,14 +10,14 @@ import numpy as np
 import numpy.typing as npt
 
 from dyce_runtime.bundle.configuration import Configuration
-from dyce_runtime.bundle.liveness import Choosing, Copy
 from dyce_runtime.bundle.manifest import CONFIDENCE, LABEL, LOGITS
-from dyce_runtime.bundle.program import Case, Run
-from dyce_runtime.bundle.rule import leaves
 from dyce_runtime.errors import PieceError
 from dyce_runtime.execution.contracts import ExecutionContext, Rows
 from dyce_runtime.execution.plan import LeaveAt, Plan
 from dyce_runtime.inputs.images import Inputs, some_of
+from dyce_runtime.program.liveness import Choosing, Copy
+from dyce_runtime.program.operations import Case, Run
+from dyce_runtime.program.rule import leaves
 
 # What computes tensors, and leaves the samples where they are.
 Computing: TypeAlias = Run | Copy | Choosing

@@ -11,11 +11,11 @@ from typing import TypeAlias
 import numpy as np
 
 from dyce_runtime.bundle.manifest import CONFIDENCE, LABEL, LOGITS
-from dyce_runtime.bundle.rule import leaves
 from dyce_runtime.execution.contracts import Device, ExecutionContext, Parked
 from dyce_runtime.execution.plan import Bring, LeaveAt, Plan, Stage, Step
 from dyce_runtime.execution.routing import Result, compacting, invalid_scores, run_step
 from dyce_runtime.inputs.images import Images, Inputs
+from dyce_runtime.program.rule import leaves
 
 Admit: TypeAlias = Callable[[Images], "tuple[Plan, Inputs]"]
 Done: TypeAlias = Callable[[Result, float], None]
@@ -69,7 +69,7 @@ class _Waiting:
         return numbers[start]
 
     def fill(self, context: ExecutionContext, free: int) -> list[int]:
-        """Move samples into a context; returns whose they are."""
+        """Move samples into a context; returns their numbers."""
         moved: list[int] = []
         while self._parked and len(moved) < free:
             numbers, parked, start = self._parked.popleft()
@@ -175,7 +175,7 @@ class Stream:
             numbers = self._fill(waiting, context, numbers)
 
     def _fill(self, waiting: _Waiting, context: ExecutionContext, numbers: list[int]) -> list[int]:
-        """Fill a context up with samples that wait, after those that are in it; returns whose they all are."""
+        """Fill a context up with samples that wait, after those that are in it; returns the numbers of all."""
         numbers = numbers + waiting.fill(context, self._batch - len(numbers))
         self._bring(context, waiting.stretch, numbers)
         if not len(waiting):

@@ -8,12 +8,12 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from dyce_runtime.bundle.liveness import Choosing
 from dyce_runtime.bundle.manifest import ANSWER, Manifest
-from dyce_runtime.bundle.program import Choose, Feed, Leave, Run
 from dyce_runtime.execution.contracts import Device
 from dyce_runtime.execution.routing import Computing, run_step
 from dyce_runtime.inputs.images import Inputs, count_of, rows_of
+from dyce_runtime.program.liveness import Choosing
+from dyce_runtime.program.operations import Choose, Feed, Leave, Run
 
 # Samples that run at once where the device takes more.
 _BATCH = 64

@@ -9,12 +9,12 @@ from itertools import pairwise
 import numpy as np
 
 from dyce_runtime.bundle.manifest import Manifest, Network
-from dyce_runtime.bundle.structure import bodies
 from dyce_runtime.execution.contracts import Device, ExecutionContext
 from dyce_runtime.execution.routing import route
 from dyce_runtime.execution.session import Session
 from dyce_runtime.execution.trace import chunks
 from dyce_runtime.inputs.images import Images, Inputs, count_of, rows_of
+from dyce_runtime.program.structure import bodies
 
 _ROUNDS = 15
 

@@ -10,10 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dyce_runtime.bundle.configuration import Configuration
-from dyce_runtime.bundle.rule import leaves
 from dyce_runtime.execution.session import Session
 from dyce_runtime.execution.trace import HeadAnswer, head_answers
 from dyce_runtime.inputs.datasets import Dataset
+from dyce_runtime.program.rule import leaves
 
 _BATCH = 32
 # A difference counts from two standard errors on.

@@ -14,15 +14,15 @@ import numpy as np
 
 from dyce_runtime.bundle.configuration import Configuration, ExitSetting
 from dyce_runtime.bundle.manifest import CONFIDENCE, FINAL, UNCUT, Piece
-from dyce_runtime.bundle.program import Feed
-from dyce_runtime.bundle.program import Run as RunPiece
-from dyce_runtime.bundle.structure import bodies, ends_of, needed_heads
 from dyce_runtime.execution.contracts import ExecutionContext
 from dyce_runtime.execution.routing import run_step
 from dyce_runtime.execution.session import Session
 from dyce_runtime.execution.trace import whole_program
 from dyce_runtime.inputs.images import Images, count_of, rows_of
 from dyce_runtime.measure.energy import Meter
+from dyce_runtime.program.operations import Feed
+from dyce_runtime.program.operations import Run as RunPiece
+from dyce_runtime.program.structure import bodies, ends_of, needed_heads
 
 # Where the first segment starts.
 IMAGE = "image"
@@ -49,7 +49,7 @@ class PieceCosts:
         spans: (exit id behind which it starts or ``image``, exit id at its end) to the cost of a span; behind savers
             the uncut model is one.
         savers: exit ids at which a saver ends.
-        needs: see :func:`dyce_runtime.bundle.structure.needed_heads`.
+        needs: see :func:`dyce_runtime.program.structure.needed_heads`.
     """
 
     segments: dict[str, float]

@@ -14,8 +14,8 @@ import numpy.typing as npt
 from dyce_runtime.bundle.arrays import read_arrays
 from dyce_runtime.bundle.configuration import Configuration
 from dyce_runtime.bundle.manifest import FINAL, Manifest
-from dyce_runtime.bundle.rule import leaves
 from dyce_runtime.errors import BundleError
+from dyce_runtime.program.rule import leaves
 
 # Splits that no threshold was chosen on: what leaves where, and how sure, is there as it is on new samples. On the
 # search split the thresholds were fitted to just these samples. Two splits, as few samples mean much chance.

@@ -13,14 +13,14 @@ from weakref import ref
 import numpy as np
 import numpy.typing as npt
 
-from dyce_runtime.bundle.liveness import Choosing, Copy
 from dyce_runtime.bundle.manifest import CONFIDENCE
-from dyce_runtime.bundle.program import Run
 from dyce_runtime.errors import PieceError
 from dyce_runtime.execution.contracts import Array, PieceSpec, Rows
 from dyce_runtime.execution.memory import TensorLife
 from dyce_runtime.execution.plan import LeaveAt, Step
 from dyce_runtime.execution.routing import cases_of
+from dyce_runtime.program.liveness import Choosing, Copy
+from dyce_runtime.program.operations import Run
 from dyce_targets.cpu.host_buffers import HostBuffers
 
 # Plans that a context keeps ready; an application turns between a few.
@@ -68,7 +68,7 @@ class HostBinding(ABC):
             self.write(index, tensors[spec.name][:rows])
 
 
-# A new binding of a piece, for a context of so many samples at most.
+# Makes a new binding of a piece, for a context that holds at most that number of samples.
 _Bind: TypeAlias = Callable[[PieceSpec, int], HostBinding]
 
 
@@ -259,7 +259,7 @@ class HostContext:
                 self._tensors[name][before : self.rows] = array[start:stop]
 
     def wait(self) -> None:
-        """Nothing runs behind a caller's back."""
+        """Return at once: a run has ended when :meth:`run` returns."""
 
     def __enter__(self) -> HostContext:
         return self

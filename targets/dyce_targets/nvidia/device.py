@@ -151,7 +151,7 @@ def _lives_of(pieces: Sequence[PieceSpec]) -> list[TensorLife]:
 
 
 class GpuParked:
-    """Samples outside of the context, in device memory of their own, which goes back for others when nobody has them.
+    """Samples outside of the context, in separate device memory, which is used again once they are dropped.
 
     Attributes:
         rows: how many there are.

@@ -11,12 +11,12 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from dyce_runtime import Configuration, Session, load
-from dyce_runtime.bundle.structure import bodies
 from dyce_runtime.control.work_cap import WorkCap, exit_shares
 from dyce_runtime.errors import ConfigurationError, RuntimeInputError
 from dyce_runtime.execution.plan import path_macs
 from dyce_runtime.inputs.pictures import Pictures
 from dyce_runtime.inputs.preprocessing import preprocess
+from dyce_runtime.program.structure import bodies
 from tests.bundles import Spy
 from tests.cascades import EXITS, expected, make_inputs, near_threshold, on
 from tests.manifests import seen

@@ -23,11 +23,11 @@ from dyce_runtime import Configuration, Session, load, open_bundle
 from dyce_runtime.bundle.configuration import ExitSetting
 from dyce_runtime.bundle.manifest import BUILTIN
 from dyce_runtime.bundle.reader import MANIFEST, Bundle
-from dyce_runtime.bundle.structure import needed_heads
 from dyce_runtime.control.work_cap import WorkCap, exit_shares
 from dyce_runtime.errors import BundleError, UsageError
 from dyce_runtime.execution.plan import make_plan, path_macs
 from dyce_runtime.measure.piece_costs import measure_times
+from dyce_runtime.program.structure import needed_heads
 from tests.bundles import HEAD
 from tests.cascades import make_inputs
 from tests.manifests import seen

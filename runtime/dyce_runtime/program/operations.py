@@ -1,7 +1,7 @@
 """The program of a bundle: everything that can run, in order, for each sample.
 
 The program is maximal: all networks, all exits, all heads, all branches. A configuration runs the part of it that it
-needs, which :mod:`dyce_runtime.bundle.liveness` finds.
+needs, which :mod:`dyce_runtime.program.liveness` finds.
 """
 
 from __future__ import annotations

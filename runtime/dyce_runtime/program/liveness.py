@@ -15,7 +15,7 @@ import numpy as np
 
 from dyce_runtime.bundle.configuration import Configuration
 from dyce_runtime.bundle.manifest import ANSWER, Exit, Head, Manifest, Piece
-from dyce_runtime.bundle.program import Case, Choose, Feed, Leave, Run
+from dyce_runtime.program.operations import Case, Choose, Feed, Leave, Run
 
 _NO_HEADS: Mapping[str, str] = MappingProxyType({})
 

@@ -12,9 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dyce_runtime import Configuration
-from dyce_runtime.bundle.liveness import Choosing, Copy, Leaving, Needed, effect_of, live_after, needed
 from dyce_runtime.bundle.manifest import Manifest
-from dyce_runtime.bundle.program import Feed, Leave, Run
+from dyce_runtime.program.liveness import Choosing, Copy, Leaving, Needed, effect_of, live_after, needed
+from dyce_runtime.program.operations import Feed, Leave, Run
 from tests import choices, golden, sequences
 from tests.manifests import chain
 

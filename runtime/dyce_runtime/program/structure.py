@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from dyce_runtime.bundle.configuration import Configuration
-from dyce_runtime.bundle.liveness import needed
 from dyce_runtime.bundle.manifest import Manifest, Piece
-from dyce_runtime.bundle.program import Leave, Run
+from dyce_runtime.program.liveness import needed
+from dyce_runtime.program.operations import Leave, Run
 
 
 def bodies(manifest: Manifest) -> dict[str, tuple[Piece, ...]]:
