@@ -7,8 +7,9 @@ DEMO := build/demo
 PARALLEL := -n 2 --dist loadfile --no-loadscope-reorder
 DEBIAN := dataset-fashion-mnist chromium debootstrap qemu-user-static
 # fashion_savers --train makes the networks that some of the others read; readme comes last.
-FIGURES := 'fashion_savers --train' fashion_savers fashion_mnist brute_force search guarantee recipes savings overhead governor \
-	serving targets precision coverage earlyon lite_savers readme
+FIGURES := 'examples.fashion_savers --train' examples.fashion_savers examples.fashion_mnist searching.brute_force \
+	searching.search searching.guarantee searching.recipes savings overhead governor serving targets precision coverage \
+	examples.earlyon examples.lite_savers readme
 DIGITS := --model benchmarks.digits:digits_net --input-size 1,16,16 --mean 0.5 --std 0.5 --crop-pct 1 --interpolation bilinear
 
 .PHONY: demo test nightly lint pythons aarch64 real-inputs wheel docs figures clean

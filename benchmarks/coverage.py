@@ -100,10 +100,10 @@ def build_engines(path: Path) -> dict[str, Any]:
     """Build the TensorRT-RTX engine of every piece of a bundle: how many, in how long, and why not if one fails."""
     from dyce_runtime.bundle.reader import open_bundle
     from dyce_runtime.errors import DyceError
-    from dyce_runtime.execution import targets
     from dyce_runtime.execution.contracts import TargetSpec
+    from dyce_runtime.targets import registry
 
-    bundle, rtx, spec = open_bundle(path), targets.get("rtx"), TargetSpec(devices=GPUS)
+    bundle, rtx, spec = open_bundle(path), registry.get("rtx"), TargetSpec(devices=GPUS)
     start, built = time.perf_counter(), 0
     try:
         for piece in bundle.piece_specs([piece.id for piece in bundle.runnable(spans=rtx.spans)]):

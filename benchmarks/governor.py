@@ -1,6 +1,6 @@
 """A session with and without a governor, while another program takes the processor away and gives it back.
 
-``python -m benchmarks.governor`` takes the bundle of ``python -m benchmarks.fashion_nine`` and classifies the Fashion-MNIST
+``python -m benchmarks.governor`` takes the bundle of ``python -m benchmarks.examples.fashion_nine`` and classifies the Fashion-MNIST
 test pictures, ``--batch`` per call, one call after the other, with one thread. It does so three times for ``--seconds`` each: on an
 idle machine, next to ``--busy`` processes that do nothing but compute, and idle again; first with the most accurate
 configuration throughout, then with a governor. The limit is a share of what the former takes while the machine is idle. It
@@ -22,7 +22,8 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks import fashion_mnist, fashion_nine, machine
+from benchmarks import machine
+from benchmarks.examples import fashion_mnist, fashion_nine
 from dyce_runtime import Session, load
 from dyce_runtime.control.governor import LatencyGovernor
 from dyce_runtime.inputs.datasets import open_dataset

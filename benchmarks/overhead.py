@@ -6,7 +6,7 @@ of its own, everything that is compared runs in turn on the same inputs; ratios 
 writes ``results/overhead.json`` and ``docs/overhead.md``.
 
 What it compares with runs in plain ``onnxruntime.InferenceSession.run`` and shares the pool of threads: the uncut model,
-and the model truncated at an exit as one graph with the heads that a sample passes (``benchmarks/truncated.py``).
+and the model truncated at an exit as one graph with the heads that a sample passes (``benchmarks/examples/truncated.py``).
 """
 
 from __future__ import annotations
@@ -24,8 +24,9 @@ import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
-from benchmarks import fashion_mnist, fashion_nine, machine
-from benchmarks.truncated import write_truncated
+from benchmarks import machine
+from benchmarks.examples import fashion_mnist, fashion_nine
+from benchmarks.examples.truncated import write_truncated
 from dyce_runtime import Session, load
 from dyce_runtime.bundle.configuration import Configuration, ExitSetting, float32_midpoint
 from dyce_runtime.bundle.manifest import FINAL, UNCUT

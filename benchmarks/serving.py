@@ -15,7 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks import fashion_mnist, fashion_nine, machine
+from benchmarks import machine
+from benchmarks.examples import fashion_mnist, fashion_nine
 from dyce_runtime import load
 from dyce_runtime.inputs.datasets import open_dataset
 

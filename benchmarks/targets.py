@@ -17,7 +17,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks import fashion_mnist, fashion_nine, machine
+from benchmarks import machine
+from benchmarks.examples import fashion_mnist, fashion_nine
 from benchmarks.overhead import MODELS, Images, export, in_turn, never, picture, ratio, timed
 from dyce_runtime import Session
 from dyce_runtime.bundle.configuration import FULL, Configuration

@@ -25,10 +25,10 @@ from dyce_runtime.bundle.reader import (
 )
 from dyce_runtime.bundle.test_vectors import read_vectors, span_errors
 from dyce_runtime.errors import DestinationError, VerificationError
-from dyce_runtime.execution import targets
 from dyce_runtime.execution.contracts import TargetSpec
 from dyce_runtime.execution.session import Session
 from dyce_runtime.inputs.datasets import Dataset
+from dyce_runtime.targets import registry
 
 
 def rewrite(bundle: Bundle, configurations: Configurations, output: Path, *, force: bool = False) -> Bundle:
@@ -103,7 +103,7 @@ def check_spans(bundle: Bundle, spans: tuple[Piece, ...], old: Collection[str] =
     Raises:
         VerificationError: a span does not compute what its segments compute.
     """
-    with Session(bundle, targets.reference().name, TargetSpec(), allow_untrained=True) as session:
+    with Session(bundle, registry.reference().name, TargetSpec(), allow_untrained=True) as session:
         errors = span_errors(read_vectors(bundle), session)
     return noted(bundle.manifest, {span.id: errors[span.id] for span in spans}, "its segments", old)
 

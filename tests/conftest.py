@@ -21,8 +21,8 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 from dyce_runtime import DyceError, Session, load, open_bundle
-from dyce_runtime.execution import targets
 from dyce_runtime.measure import bench, piece_costs
+from dyce_runtime.targets import registry
 from tests.bundles import Clock, Spy, make_bundle
 
 # The machines that run the tests are shared: how long an example takes says nothing.
@@ -38,11 +38,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     """Say so if that target does not work here. Where no test says which, it is onnxruntime: nothing is measured."""
-    os.environ.setdefault(targets.VARIABLE, "onnxruntime")
+    os.environ.setdefault(registry.VARIABLE, "onnxruntime")
     named = config.getoption("--target")
     try:
         if named:
-            targets.find(named)
+            registry.find(named)
     except DyceError as error:
         raise pytest.UsageError(f"--target {named}: {error}") from error
 
@@ -120,7 +120,7 @@ def bundle_copy(tiny_bundle: Path, tmp_path: Path) -> Path:
 def spy(monkeypatch: pytest.MonkeyPatch) -> Spy:
     """The target that every session of this test gets."""
     spy = Spy()
-    monkeypatch.setattr(targets, "find", lambda name=None: spy)
+    monkeypatch.setattr(registry, "find", lambda name=None: spy)
     return spy
 
 

@@ -34,12 +34,12 @@ from dyce_runtime.bundle.reader import (
 )
 from dyce_runtime.bundle.test_vectors import answered, read_vectors, relative_error, write_vectors
 from dyce_runtime.errors import BundleError, DataError, PieceError, TargetError, UsageError
-from dyce_runtime.execution import targets
 from dyce_runtime.execution.contracts import TargetSpec
 from dyce_runtime.execution.session import Session
 from dyce_runtime.inputs.datasets import Dataset
 from dyce_runtime.inputs.preprocessing import preprocess
 from dyce_runtime.measure.bench import spread_rows
+from dyce_runtime.targets import registry
 
 log = logging.getLogger("dyce_export")
 
@@ -174,8 +174,8 @@ def _elsewhere(bundle: Bundle, records: Records, pictures: Dataset, recorded_in:
     expected, shown = records.take(rows), pictures.take(rows)
     named = [bundle.configuration(name) for name in bundle.configurations.named]
     found = {}
-    for name in targets.working():
-        if name == recorded_in or targets.get(name).engines:
+    for name in registry.working():
+        if name == recorded_in or registry.get(name).engines:
             continue
         # It may not compute in that precision, refuse a piece or fail in one: nothing but this comparison needs it.
         with suppress(TargetError, BundleError, PieceError), Session(bundle, name, TargetSpec()) as session:

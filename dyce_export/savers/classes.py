@@ -14,12 +14,12 @@ from dyce_export.pipeline import Captured, Prepared, prepare, with_pictures
 from dyce_export.savers.joint_verification import Mapped, Member, Ready, class_order
 from dyce_runtime.bundle.reader import Bundle
 from dyce_runtime.errors import SuspiciousDataError
-from dyce_runtime.execution import targets
 from dyce_runtime.execution.contracts import TargetSpec
 from dyce_runtime.execution.session import Session
 from dyce_runtime.inputs.class_order import Comparison, Doubt, doubt_of
 from dyce_runtime.inputs.datasets import Dataset
 from dyce_runtime.inputs.labelled import ModelFacts, Pictures, answer_of, open_labelled
+from dyce_runtime.targets import registry
 
 _HINT = "Say which class of the saver is which of the base with --saver-classes: `names`, or a file."
 
@@ -33,7 +33,7 @@ def open_for(
         DataError: the data cannot be opened, or its labels do not go together with the answers of the base.
     """
     model, way = base.manifest.model, base.manifest.preprocessing
-    with Session(base, targets.find().name, TargetSpec(), allow_untrained=True) as session:
+    with Session(base, registry.find().name, TargetSpec(), allow_untrained=True) as session:
         facts = ModelFacts(model.num_classes, way, model.class_names, options.classes_file)
         opened, doubts = open_labelled(places, facts, answer_of(session))
     return tuple(opened), accept(doubts, allowed=options.allow_suspicious)

@@ -34,11 +34,11 @@ from dyce_runtime.bundle.reader import (
     open_bundle,
 )
 from dyce_runtime.bundle.test_vectors import Vectors, answered, write_vectors
-from dyce_runtime.execution import targets
 from dyce_runtime.execution.contracts import TargetSpec
 from dyce_runtime.execution.session import Session
 from dyce_runtime.inputs.class_order import Doubt
 from dyce_runtime.inputs.datasets import Dataset
+from dyce_runtime.targets import registry
 
 # From the bundle that is being written, its records and its test vectors to a manifest and records with further heads.
 AddSequence: TypeAlias = Callable[[Bundle, "Records | None", Vectors], "tuple[Manifest, Records | None]"]
@@ -124,7 +124,7 @@ def _with_further_heads(vectors: Vectors, made: Bundle) -> Vectors:
     heads = {(exit.id, head.type) for exit in made.manifest.exits for head in exit.heads}
     if heads == vectors.scores.keys():
         return vectors
-    with Session(made, targets.reference().name, TargetSpec(), allow_untrained=True) as session:
+    with Session(made, registry.reference().name, TargetSpec(), allow_untrained=True) as session:
         return vectors._replace(scores={**answered(vectors, session).scores, **vectors.scores})
 
 

@@ -14,11 +14,11 @@ from dyce_runtime.bundle.manifest import Manifest
 from dyce_runtime.bundle.reader import Bundle
 from dyce_runtime.bundle.test_vectors import Vectors
 from dyce_runtime.errors import VerificationError
-from dyce_runtime.execution import targets
 from dyce_runtime.execution.contracts import TargetSpec
 from dyce_runtime.execution.session import Session
 from dyce_runtime.execution.trace import head_answers
 from dyce_runtime.inputs.images import Inputs, rows_of
+from dyce_runtime.targets import registry
 
 # The order of the classes may change the last bits of a softmax.
 _SOFTMAX = 1e-6
@@ -49,7 +49,7 @@ def check_parts(
     Raises:
         VerificationError: a number differs.
     """
-    target, spec = targets.reference().name, TargetSpec()
+    target, spec = registry.reference().name, TargetSpec()
     manifest, probe = made.manifest, probe_of(made.manifest, vectors)
     samples = [rows_of(vectors.inputs, slice(row, row + 1)) for row in range(len(vectors.logits))]
     by_hand: list[list[list[_Decision]]] = [[] for _ in samples]

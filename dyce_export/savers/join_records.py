@@ -18,11 +18,11 @@ from dyce_runtime.bundle.manifest import BUILTIN, Network
 from dyce_runtime.bundle.reader import RECORDS, Bundle
 from dyce_runtime.bundle.test_vectors import Vectors, read_vectors
 from dyce_runtime.errors import DataError
-from dyce_runtime.execution import targets
 from dyce_runtime.execution.contracts import TargetSpec
 from dyce_runtime.execution.session import Session
 from dyce_runtime.execution.trace import head_answers
 from dyce_runtime.inputs.datasets import Dataset
+from dyce_runtime.targets import registry
 
 log = logging.getLogger("dyce_export")
 
@@ -59,7 +59,7 @@ def recorded_like(like: Records, saver: Bundle, val: Dataset | None, progress: P
             f"saver {saver.manifest.model.name} was not recorded on the pictures from which configurations are chosen",
             hint="Give --val, the pictures that the base was exported with.",
         )
-    with Session(saver, targets.reference().name, TargetSpec(), allow_untrained=True) as session:
+    with Session(saver, registry.reference().name, TargetSpec(), allow_untrained=True) as session:
         pictures = recorded_pictures(val, like)
         return record(
             session, pictures, like.split, lambda starts: progress.track(starts, f"running {saver.path.name}")
@@ -127,7 +127,7 @@ def join_vectors(base: Bundle, savers: Sequence[Bundle], networks: Sequence[Netw
         own = read_vectors(saver).inputs[manifest.input.name]
         # Pictures may repeat: another export may have kept fewer.
         images = inputs.setdefault(network.inputs[0].tensor, own[np.arange(count) % len(own)])
-        with Session(saver, targets.reference().name, TargetSpec(), allow_untrained=True) as session:
+        with Session(saver, registry.reference().name, TargetSpec(), allow_untrained=True) as session:
             said = head_answers(session.device, manifest, {manifest.input.name: images})
         for exit, id in zip(manifest.exits, network.exits, strict=True):
             scores |= {(id, head.type): said[exit.id, head.type].score for head in exit.heads}

@@ -22,9 +22,9 @@ from dyce_runtime.bundle.configuration import Figures
 from dyce_runtime.bundle.reader import RECORDS, Bundle
 from dyce_runtime.bundle.test_vectors import read_vectors
 from dyce_runtime.errors import DyceError, UsageError
-from dyce_runtime.execution import targets
 from dyce_runtime.execution.contracts import TargetSpec
 from dyce_runtime.execution.session import Session
+from dyce_runtime.targets import registry
 
 log = logging.getLogger("dyce_export")
 
@@ -139,7 +139,7 @@ def judge(base: Bundle, names: Sequence[str], pool: Pool, how: Question) -> Judg
 
 def milliseconds(bundles: Sequence[Bundle], target: str | None, threads: int | None) -> list[float]:
     """The median of a call with one sample of every model whole, in turns, so that a busy machine slows all alike."""
-    target = targets.find(target or targets.named()).name
+    target = registry.find(target or registry.named()).name
     sessions = [Session(bundle, target, TargetSpec(threads=threads), allow_untrained=True) for bundle in bundles]
     samples = [read_vectors(bundle).inputs for bundle in bundles]
     seconds: list[list[float]] = [[] for _ in bundles]

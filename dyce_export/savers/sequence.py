@@ -30,11 +30,11 @@ from dyce_runtime.bundle.manifest import ANSWER, Head, Manifest, Piece
 from dyce_runtime.bundle.reader import Bundle
 from dyce_runtime.bundle.test_vectors import Vectors, relative_error
 from dyce_runtime.errors import DataError, UsageError
-from dyce_runtime.execution import targets
 from dyce_runtime.execution.contracts import TargetSpec
 from dyce_runtime.execution.session import Session
 from dyce_runtime.execution.trace import head_answers
 from dyce_runtime.inputs.datasets import Dataset
+from dyce_runtime.targets import registry
 
 #: One layer over tokens of 64 numbers.
 DEFAULT_TYPE = "esn1x64"
@@ -92,7 +92,7 @@ def add_sequence(
     assert records is not None
     fitted_on, recorded_on = _fitted(parts[-1], how.data), recorded_pictures(how.val, records)
     key = [how.type, how.recipe, how.seed, *(part.fingerprint for part in parts)]
-    with Session(made, targets.reference().name, TargetSpec(), allow_untrained=True) as session:
+    with Session(made, registry.reference().name, TargetSpec(), allow_untrained=True) as session:
         seen = Seen(session)
 
         def features(part: Dataset, name: str) -> Features:
@@ -214,7 +214,7 @@ def write_steps(
 def _checked(made: Bundle, network: ExitSequence, type: str, vectors: Vectors) -> Manifest:
     """The manifest with the errors of the steps against torch. Raises VerificationError if one is too large."""
     manifest = made.manifest
-    with Session(made, targets.reference().name, TargetSpec(), allow_untrained=True) as session:
+    with Session(made, registry.reference().name, TargetSpec(), allow_untrained=True) as session:
         seen = Seen(session)
         said = head_answers(session.device, manifest, vectors.inputs)
         found = {

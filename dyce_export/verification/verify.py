@@ -33,12 +33,12 @@ from dyce_runtime.bundle.manifest import FINAL, LOGITS, Manifest, Piece, Verific
 from dyce_runtime.bundle.reader import Bundle
 from dyce_runtime.bundle.test_vectors import relative_error
 from dyce_runtime.errors import BundleError, CaptureError, ExitPointError
-from dyce_runtime.execution import targets
 from dyce_runtime.execution.contracts import Device, Target, TargetSpec
 from dyce_runtime.execution.session import Session
 from dyce_runtime.execution.trace import trace, whole_program
 from dyce_runtime.program.operations import Feed, Run
 from dyce_runtime.program.structure import bodies, ends_of, segments_of
+from dyce_runtime.targets import registry
 
 Floats = NDArray[np.float32]
 
@@ -132,7 +132,7 @@ def verify(bundle: Bundle, reference: Reference, probe: Configuration, tolerance
     Args:
         probe: see :func:`probe_configuration`. An exit where nothing leaves is tried by itself, with all samples.
     """
-    target, spec = targets.reference(), TargetSpec()
+    target, spec = registry.reference(), TargetSpec()
     errors: dict[str, float] = {}
     with closing(_opened(target, bundle, spec)) as device:
         for batch in _BATCHES:

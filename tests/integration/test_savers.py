@@ -406,8 +406,9 @@ def plain_share(saver: Records, base: Records) -> float:
 
 
 def test_a_pool_that_was_recorded_is_not_recorded_again(digits: Digits, tmp_path: Path):
+    nets = "benchmarks.examples.fashion_savers"
     arguments = (
-        "select-saver", digits.path, "--pool", "benchmarks.fashion_savers:nets.slim8,benchmarks.fashion_savers:nothing",
+        "select-saver", digits.path, "--pool", f"{nets}:nets.slim8,{nets}:nothing",
         "--data", "digits#train", "--val", "digits#test", "--cache", tmp_path, "--allow-suspicious",  # it is untrained
     )  # fmt: skip
     status, first = dyce(*arguments)

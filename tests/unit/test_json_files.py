@@ -12,8 +12,8 @@ from dyce_calibration.search.costs import read_costs
 from dyce_calibration.search.released import read_released_costs
 from dyce_runtime import open_bundle
 from dyce_runtime.errors import DyceError
-from dyce_runtime.execution import fastest
 from dyce_runtime.inputs.class_lists import read_classes
+from dyce_runtime.targets import fastest
 from dyce_targets.nvidia import engines
 
 CONTENTS = {

@@ -17,7 +17,7 @@ SPELLED_OUT = {
     ("targets/dyce_targets/cpu/host_context.py", "run_until_exit"): "one sample: as a branch of its hot path",
     ("targets/dyce_targets/nvidia/device.py", "run_until_exit"): "one sample: as a branch of its hot path",
     (
-        "runtime/dyce_runtime/execution/trial.py",
+        "runtime/dyce_runtime/targets/trial.py",
         "_elsewhere",
     ): "test vectors: the side of a probe",
     ("dyce_export/verification/verify.py", "_route"): "verification finds a wrong rule only with one of its own",

@@ -65,14 +65,14 @@ def command(
     import dyce_runtime
     from dyce_runtime.bundle.cache import cache_folder
     from dyce_runtime.bundle.reader import ENGINES
-    from dyce_runtime.execution import targets
+    from dyce_runtime.targets import registry
 
     if output is None and (strip or force):
         raise UsageError("--strip and --force are about the copy that -o names", hint="Give -o DEVICE.dyce.")
     name, spec = parse_target(target)
     if max_batch is not None:
         spec = replace(spec, max_batch=max_batch)
-    wanted = targets.get(name)
+    wanted = registry.get(name)
     if reason := wanted.compiles():
         raise TargetError(f"{name}: {reason}")
     opened = dyce_runtime.open_bundle(bundle)

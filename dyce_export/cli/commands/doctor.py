@@ -55,14 +55,14 @@ def _machine() -> dict[str, Any]:
 
 def _states() -> list[dict[str, Any]]:
     """Of every target: its version, why it does not run bundles here if it does not, and whether it builds engines."""
-    from dyce_runtime.execution import targets
+    from dyce_runtime.targets import registry
 
     found = []
-    for name in targets.names():
-        reason = targets.unavailable(name)
+    for name in registry.names():
+        reason = registry.unavailable(name)
         state = {"name": name, "available": reason is None, "reason": reason, "version": None, "builds": False}
-        if targets.unable_to_compile(name) is None:
-            target = targets.get(name)
+        if registry.unable_to_compile(name) is None:
+            target = registry.get(name)
             state |= {"version": target.version(), "builds": target.engines}
         found.append(state)
     return found

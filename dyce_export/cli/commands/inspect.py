@@ -161,11 +161,11 @@ def _changes(bundle: Any) -> tuple[str, ...]:
 def _show_engines(bundle: Any) -> None:
     """What ``dyce compile`` has built, for which GPUs, and where it lies."""
     from dyce_runtime.bundle.cache import engine_folders
-    from dyce_runtime.execution import targets
+    from dyce_runtime.targets import registry
     from dyce_targets.nvidia import engines
 
     rows = []
-    for target in targets.names():
+    for target in registry.names():
         for folder in engine_folders(bundle, target):
             builds: dict[tuple[str, ...], list[str]] = {}
             for piece, note in engines.notes(folder).items():

@@ -63,12 +63,12 @@ def command(
     from dyce_export.rewrite import with_precisions
     from dyce_runtime.bundle.reader import open_bundle
     from dyce_runtime.errors import UsageError
-    from dyce_runtime.execution import targets
     from dyce_runtime.inputs.datasets import open_dataset
+    from dyce_runtime.targets import registry
 
     names = tuple(precision.split(","))
     check_precisions(names)
-    if targets.find(target).engines:
+    if registry.find(target).engines:
         raise UsageError(
             f"--target {target} runs engines that are built from a finished bundle; expected one that reads ONNX",
             hint="onnxruntime, or openvino.",

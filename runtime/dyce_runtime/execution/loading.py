@@ -6,11 +6,11 @@ import os
 
 from dyce_runtime.arguments import text
 from dyce_runtime.bundle.reader import folder_of, open_bundle, undisturbed
-from dyce_runtime.execution import targets
 from dyce_runtime.execution.contracts import Mode, Pool, TargetSpec
-from dyce_runtime.execution.fastest import fastest
 from dyce_runtime.execution.session import Session
-from dyce_runtime.execution.trial import Candidate, check_once
+from dyce_runtime.targets import registry
+from dyce_runtime.targets.fastest import fastest
+from dyce_runtime.targets.trial import Candidate, check_once
 
 # Stands for the fastest precision.
 AUTO = "auto"
@@ -35,7 +35,7 @@ def load(
         path: the bundle's folder.
         target: ``onnxruntime``, for example. None takes the one that the environment names (``DYCE_TARGET``), or
             measures, once per machine and in processes of their own, which installed one is fastest on the bundle's
-            own test vectors: see :func:`dyce_runtime.execution.fastest.fastest`.
+            own test vectors: see :func:`dyce_runtime.targets.fastest.fastest`.
         precision: one that the bundle holds, such as ``uint8``; ``auto`` takes the fastest of them, each with its own
             thresholds, so that answers may differ between machines. None takes the bundle's own.
         threads: per call; None lets the engine decide (one per physical core).
@@ -67,8 +67,8 @@ def load(
             bundles = [bundle, *map(bundle.precision, bundle.manifest.precisions)]
         else:
             bundles = [bundle if precision in (None, bundle.manifest.precision) else bundle.precision(precision)]
-        wanted = targets.named() if target is None else target
-        names = targets.candidates() if wanted is None else [wanted]
+        wanted = registry.named() if target is None else target
+        names = registry.candidates() if wanted is None else [wanted]
         session = fastest(bundle, [Candidate(name, one) for one in bundles for name in names], spec, options)
         if not check:
             session.unchecked = True

@@ -17,7 +17,6 @@ from dyce_runtime.bundle.manifest import CONFIDENCE, LABEL, Manifest
 from dyce_runtime.bundle.measured import tuning_of
 from dyce_runtime.bundle.reader import Bundle
 from dyce_runtime.errors import ConfigurationError, DyceError, PieceError, RuntimeInputError, TargetError
-from dyce_runtime.execution import targets
 from dyce_runtime.execution.contracts import Device, TargetSpec
 from dyce_runtime.execution.plan import Plan
 from dyce_runtime.execution.plan_cache import PlanCache
@@ -29,6 +28,7 @@ from dyce_runtime.inputs.images import Images, Inputs, as_inputs, count_of, rows
 from dyce_runtime.inputs.pictures import Pictures
 from dyce_runtime.inputs.preprocessing import listed, preprocess
 from dyce_runtime.process_bound import EngineOwner
+from dyce_runtime.targets import registry
 
 # Called with what a call returned and the seconds that it took.
 Observer: TypeAlias = Callable[[Result, float], None]
@@ -73,7 +73,7 @@ class Session(EngineOwner):
         if max_memory is not None:
             max_memory = number("max_memory", max_memory, 0)
         self.bundle = bundle
-        self.target = targets.find(target)
+        self.target = registry.find(target)
         if bundle.manifest.precision == "bfloat16":
             spec = replace(spec, precision="bfloat16")
         if self.target.engines:

@@ -9,11 +9,11 @@ import numpy as np
 
 from dyce_runtime.bundle.reader import open_bundle
 from dyce_runtime.errors import TargetError
-from dyce_runtime.execution import targets
 from dyce_runtime.execution.contracts import TargetSpec
 from dyce_runtime.execution.session import Session
-from dyce_runtime.execution.subprocess_call import ask
 from dyce_runtime.measure.machine_state import resident_bytes
+from dyce_runtime.targets import registry
+from dyce_runtime.targets.subprocess_call import ask
 
 _KINDS = ("segment", "head", "span")
 
@@ -42,7 +42,7 @@ def footprint(session: Session) -> dict[str, int | None]:
 def answer(question: dict[str, Any]) -> dict[str, int | None]:
     """What the new process says."""
     bundle = open_bundle(question["path"], check_hashes=False)
-    targets.find(question["target"])  # imports the engine, which is there for any bundle
+    registry.find(question["target"])  # imports the engine, which is there for any bundle
     before = resident_bytes()
     with Session(bundle, question["target"], TargetSpec(**question["spec"])) as session:
         inputs = bundle.manifest.specs(bundle.manifest.inputs)

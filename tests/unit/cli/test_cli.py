@@ -177,7 +177,7 @@ def test_a_taken_default_name_is_refused_before_anything_is_loaded(
 
 
 def test_our_own_bug_is_told_apart(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setattr("dyce_runtime.execution.targets.names", lambda: 1 / 0)
+    monkeypatch.setattr("dyce_runtime.targets.registry.names", lambda: 1 / 0)
     assert console.run(app, "dyce", ["inspect", "--json"]) == 70
     assert json.loads(capsys.readouterr().out)["error"]["code"] == "bug"
 
@@ -186,7 +186,7 @@ def test_interruption_ends_quietly(monkeypatch: pytest.MonkeyPatch, capsys: pyte
     def interrupt() -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("dyce_runtime.execution.targets.names", interrupt)
+    monkeypatch.setattr("dyce_runtime.targets.registry.names", interrupt)
     assert console.run(app, "dyce", ["inspect"]) == 130
     assert "Traceback" not in capsys.readouterr().err
 

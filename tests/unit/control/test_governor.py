@@ -18,10 +18,10 @@ from dyce_runtime import Configuration, Session, load
 from dyce_runtime.bundle.configuration import Configurations, Entry, Figures
 from dyce_runtime.control.governor import LatencyGovernor
 from dyce_runtime.errors import ConfigurationError, UsageError
-from dyce_runtime.execution import targets
 from dyce_runtime.execution.plan import LeaveAt
 from dyce_runtime.execution.routing import Result
-from dyce_runtime.execution.targets import find
+from dyce_runtime.targets import registry
+from dyce_runtime.targets.registry import find
 from tests.bundles import CLASSES, NAMED, expected, make_images
 
 IMAGE = make_images(1)
@@ -107,7 +107,7 @@ def machine() -> Iterator[Machine]:
     """The target of every session of this module, and the clock that its calls are timed by."""
     machine = Machine()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(targets, "find", lambda name=None: machine)
+        patch.setattr(registry, "find", lambda name=None: machine)
         patch.setattr(dyce_runtime.execution.session, "time", SimpleNamespace(perf_counter=machine.look))
         yield machine
 
@@ -441,7 +441,7 @@ def test_calls_are_timed_only_while_it_lives(simulation):
 
 def test_several_threads_may_call_a_session_that_is_governed(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch):
     """With a real engine and clock: whatever it decides, answers are right and the knob comes back."""
-    monkeypatch.setattr(targets, "find", find)
+    monkeypatch.setattr(registry, "find", find)
     monkeypatch.setattr(dyce_runtime.execution.session, "time", time)
     batches = [make_images(3, seed) for seed in range(400)]
     with load(tiny_bundle, threads=1) as session:

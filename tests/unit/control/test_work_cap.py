@@ -21,8 +21,8 @@ from dyce_runtime.bundle.manifest import FINAL, UNCUT, Manifest
 from dyce_runtime.control.governor import LatencyGovernor
 from dyce_runtime.control.work_cap import WorkCap, capped, usual_heads
 from dyce_runtime.errors import ConfigurationError, PieceError, UsageError
-from dyce_runtime.execution import targets
 from dyce_runtime.execution.plan import LeaveAt, Plan, make_plan, pieces_of
+from dyce_runtime.targets import registry
 from tests.bundles import HEAD, NAMED, Spy, all_heads, expected, finish, make_images, on
 from tests.manifests import chain, seen
 
@@ -36,7 +36,7 @@ AT_3, AT_7, WHOLE = (192 + 20) / 724, (192 + 256 + 2 * 20) / 724, (724 + 2 * 20)
 def session(tiny_bundle: Path) -> Iterator[Session]:
     """A session on ``tiny_bundle`` whose device is a spy; whoever uses it turns the knob first."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(targets, "find", lambda name=None: Spy())
+        patch.setattr(registry, "find", lambda name=None: Spy())
         session = load(tiny_bundle, threads=1)
     with session:
         yield session

@@ -12,7 +12,7 @@ from onnx import numpy_helper
 
 from dyce_runtime import load, open_bundle
 from dyce_runtime.errors import BundleError, TargetError
-from dyce_runtime.execution import trial
+from dyce_runtime.targets import trial
 from tests.bundles import finish, make_images, with_vectors
 
 

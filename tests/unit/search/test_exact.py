@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from benchmarks.small_problems import every_setting, make_small, objective
+from benchmarks.searching.small_problems import every_setting, make_small, objective
 from dyce_calibration.search import exact
 from dyce_calibration.search.line import Lines
 from dyce_calibration.search.problem import On, Setting

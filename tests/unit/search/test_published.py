@@ -3,7 +3,7 @@ import sys
 import numpy as np
 import pytest
 
-from benchmarks.small_problems import make_small, objective
+from benchmarks.searching.small_problems import make_small, objective
 from dyce_calibration.search import exact, published
 from dyce_runtime.errors import UsageError
 

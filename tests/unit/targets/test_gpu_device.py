@@ -37,7 +37,7 @@ PATHS = [
 @pytest.fixture
 def double(monkeypatch: pytest.MonkeyPatch) -> GpuDouble:
     made = GpuDouble()
-    monkeypatch.setattr("dyce_runtime.execution.targets.find", lambda name=None: made)
+    monkeypatch.setattr("dyce_runtime.targets.registry.find", lambda name=None: made)
     return made
 
 

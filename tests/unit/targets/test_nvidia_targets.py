@@ -13,8 +13,8 @@ from dyce_export.cli.commands.compile import parse_target
 from dyce_runtime import load, open_bundle
 from dyce_runtime.bundle.cache import cache_folder
 from dyce_runtime.errors import TargetError
-from dyce_runtime.execution import targets
 from dyce_runtime.execution.contracts import PieceSpec, TargetSpec
+from dyce_runtime.targets import registry
 from dyce_targets.nvidia import builder, cuda
 from dyce_targets.nvidia.products import RTX
 from dyce_targets.nvidia.targets import TensorRtRtx
@@ -99,7 +99,7 @@ def test_what_was_compiled_for_a_device_is_what_loading_takes(
 ):
     target, spec = parse_target(device)
     for piece in open_bundle(bundle_copy).piece_specs(sorted(PIECES)):
-        targets.get(target).compile(piece, spec, bundle_copy / "engines/rtx")
+        registry.get(target).compile(piece, spec, bundle_copy / "engines/rtx")
     finish(bundle_copy)
     gpu.built.clear()
     gpu.capability = capability
@@ -124,7 +124,7 @@ def test_without_a_gpu_the_target_says_what_is_missing(bundle_copy: Path):
     reason = cuda.missing()
     if reason is None:
         pytest.skip("there is a GPU here")
-    assert targets.get("rtx").compiles() is None
+    assert registry.get("rtx").compiles() is None
     with pytest.raises(TargetError, match="rtx: "):
         load(bundle_copy, "rtx")
 

@@ -14,9 +14,9 @@ import pytest
 
 from dyce_runtime import load, open_bundle
 from dyce_runtime.errors import BundleError, TargetError
-from dyce_runtime.execution import targets
 from dyce_runtime.execution.contracts import PieceSpec
 from dyce_runtime.execution.memory import TensorLife
+from dyce_runtime.targets import registry
 from dyce_targets.nvidia import cuda
 from dyce_targets.nvidia.device import GpuDevice
 from dyce_targets.nvidia.onnxruntime_executor import OnnxRuntimeExecutor, Provider
@@ -48,13 +48,13 @@ def tensors(tiny_bundle: Path) -> Lives:
 @pytest.fixture
 def doubled(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every target is the double."""
-    monkeypatch.setattr(targets, "get", lambda name: ProviderDouble())
+    monkeypatch.setattr(registry, "get", lambda name: ProviderDouble())
 
 
 @pytest.mark.parametrize("make", TARGETS)
 def test_where_onnxruntime_lacks_the_provider_it_says_so(make: type, tiny_bundle: Path) -> None:
     target = make()
-    assert target.name in targets.names()
+    assert target.name in registry.names()
     if target.provider.name in onnxruntime.get_available_providers():
         pytest.skip("this onnxruntime has it")
     assert target.provider.name in target.available()
@@ -108,7 +108,7 @@ def test_the_driver_is_looked_for_once(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_closed_it_leaves_nothing_on_the_device(
     driver: Driver, tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(targets, "get", lambda name: ProviderDouble())
+    monkeypatch.setattr(registry, "get", lambda name: ProviderDouble())
     with load(tiny_bundle, "provider double") as session:
         images = make_images(11)
         session.use("fast")
@@ -141,6 +141,6 @@ def test_a_piece_that_cannot_be_read_is_named(driver: Driver, bundle_copy: Path)
 def test_a_batch_beyond_the_buffers_is_cut_into_chunks(
     driver: Driver, tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(targets, "get", lambda name: ProviderDouble())
+    monkeypatch.setattr(registry, "get", lambda name: ProviderDouble())
     with load(tiny_bundle, "provider double", max_batch=3) as session:
         assert len(session(make_images(10)).label) == 10

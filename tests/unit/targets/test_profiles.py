@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from dyce_export.precision.lower import LOWER
-from dyce_runtime.execution import targets
+from dyce_runtime.targets import registry
 from dyce_targets.profiles import board, detect, here, profiles
 
 BOARDS = {
@@ -40,7 +40,7 @@ def test_another_processor_is_none_of_them() -> None:
 
 def test_every_profile_names_what_there_is() -> None:
     for name, profile in profiles().items():
-        assert profile.target in targets.names(), name
+        assert profile.target in registry.names(), name
         assert set(profile.precisions) <= set(LOWER), name
         assert profile.install, name
         # TensorRT takes no unsigned integers.

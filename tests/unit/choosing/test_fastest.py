@@ -20,9 +20,9 @@ from dyce_runtime import DyceError, load, open_bundle
 from dyce_runtime.bundle.manifest import Lowering
 from dyce_runtime.bundle.reader import CONFIGURATIONS, PRECISIONS
 from dyce_runtime.errors import TargetError
-from dyce_runtime.execution import targets, trial
 from dyce_runtime.execution.contracts import PieceSpec, TargetSpec
 from dyce_runtime.execution.memory import TensorLife
+from dyce_runtime.targets import registry, trial
 from dyce_targets.cpu.host_context import HostDevice
 from dyce_targets.cpu.onnxruntime_cpu import OnnxRuntimeCpu
 from tests.bundles import finish, make_bundle, with_vectors
@@ -75,12 +75,12 @@ class Broken(Engine):
 @pytest.fixture
 def installed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> dict[str, Engine]:
     """Targets by name, all that there are; and a cache of one's own."""
-    monkeypatch.delenv(targets.VARIABLE, raising=False)
+    monkeypatch.delenv(registry.VARIABLE, raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr(trial, "time", SimpleNamespace(perf_counter=lambda: Engine.now, sleep=lambda _: None))
     known: dict[str, Engine] = {}
-    monkeypatch.setattr(targets, "names", lambda: sorted(known))
-    monkeypatch.setattr(targets, "get", known.__getitem__)
+    monkeypatch.setattr(registry, "names", lambda: sorted(known))
+    monkeypatch.setattr(registry, "get", known.__getitem__)
     return known
 
 
@@ -154,7 +154,7 @@ def test_a_named_target_is_taken_unmeasured(
     installed |= {"a": Engine("a", 0.005), "b": Engine("b")}
     with load(bundle, "a") as session:
         assert session.target.name == "a"
-    monkeypatch.setenv(targets.VARIABLE, "a")
+    monkeypatch.setenv(registry.VARIABLE, "a")
     with load(bundle) as session:
         assert session.target.name == "a"
     assert installed["b"].opened == 0

@@ -1,6 +1,6 @@
 """Whether certificates keep what they promise: 1,000 draws of calibration samples from a population that is known.
 
-``python -m benchmarks.guarantee`` takes the records of ``python -m benchmarks.fashion_nine``. The front comes from the
+``python -m benchmarks.searching.guarantee`` takes the records of ``python -m benchmarks.examples.fashion_nine``. The front comes from the
 search split; all other unseen pictures and the test pictures are the population, whose losses are therefore known exactly.
 Samples are drawn from it with replacement, the front is certified on each draw, and the promised loss is compared with
 what the cheapest certified configuration loses on the population. It writes ``results/guarantee.json`` and
@@ -15,13 +15,14 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks import fashion_nine, machine
+from benchmarks import machine
+from benchmarks.examples import fashion_nine
 from dyce_calibration.promises.certify import certified
 from dyce_calibration.promises.choose import thin
 from dyce_calibration.search.problem import make_problem
 from dyce_calibration.search.run import Search, run
 
-HERE = Path(__file__).parent
+HERE = Path(__file__).parents[1]
 RESULTS = HERE / "results" / "guarantee.json"
 PAGE = HERE.parent / "docs" / "guarantee.md"
 DRAWS = 1000
@@ -67,7 +68,7 @@ def page(results: dict[str, Any]) -> str:
         f"{DRAWS} draws with replacement from {results['population']} recorded Fashion-MNIST samples (a base of 124 MMACs, "
         "9 positions, 5 head types). *broken*: share of the draws in which any certified configuration loses more than "
         "promised on the whole population; *allowed*: delta plus three standard errors. *saving*: cost saved by the "
-        "cheapest certified configuration, nothing where none is certified. Made by `python -m benchmarks.guarantee`; "
+        "cheapest certified configuration, nothing where none is certified. Made by `python -m benchmarks.searching.guarantee`; "
         f"{facts}.",
         "",
         "| samples | epsilon | delta | broken | allowed | nothing certified | mean saving | median saving |",

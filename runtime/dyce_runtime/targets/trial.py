@@ -23,9 +23,9 @@ from dyce_runtime.bundle.test_vectors import Vectors, answered, read_vectors, re
 from dyce_runtime.errors import BundleError, PieceError, TargetError
 from dyce_runtime.execution.contracts import TargetSpec
 from dyce_runtime.execution.session import Session
-from dyce_runtime.execution.subprocess_call import ask
 from dyce_runtime.inputs.images import rows_of
 from dyce_runtime.json_files import read_json
+from dyce_runtime.targets.subprocess_call import ask
 
 # Largest error of logits that another engine may make in float32, relative to what depends on the input.
 TOLERANCE = 1e-3

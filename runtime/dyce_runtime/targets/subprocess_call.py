@@ -15,7 +15,7 @@ _LONGEST = 1800
 # Python in isolated mode, so that nothing in the working directory is imported, with the modules of this process.
 _START = (
     "import sys; module, sys.path[:] = sys.argv[1], sys.argv[2:]; "
-    "from dyce_runtime.execution.subprocess_call import main; main(module)"
+    "from dyce_runtime.targets.subprocess_call import main; main(module)"
 )
 
 

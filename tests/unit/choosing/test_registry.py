@@ -12,7 +12,7 @@ import pytest
 
 from dyce_runtime.bundle.reader import TEST_VECTORS
 from dyce_runtime.errors import TargetError
-from dyce_runtime.execution import targets
+from dyce_runtime.targets import registry
 from tests.bundles import make_bundle, with_vectors
 
 # What a package may do when it is imported.
@@ -53,7 +53,7 @@ class World:
         self.packages = folder / "packages"
         paths = os.pathsep.join([str(self.packages), *filter(None, sys.path), str(Path.cwd())])
         self.env = {**os.environ, "PYTHONPATH": paths, "XDG_CACHE_HOME": str(folder / "cache"), "OMP_NUM_THREADS": "1"}
-        self.env.pop(targets.VARIABLE, None)
+        self.env.pop(registry.VARIABLE, None)
 
     def put(self, package: str, content: str) -> None:
         (self.packages / package).mkdir(parents=True)
@@ -143,7 +143,7 @@ def test_without_a_way_to_start_a_process_it_is_measured_here(world: World, bund
 def test_without_test_vectors_the_first_that_opens_runs_a_bundle(world: World, tiny_bundle: Path) -> None:
     assert not (tiny_bundle / TEST_VECTORS).exists()
     world.put("onnxruntime", BREAKAGES["OSError"])
-    if targets.unavailable("openvino") is not None:
+    if registry.unavailable("openvino") is not None:
         pytest.skip("there is no other engine here")
     assert world.load(tiny_bundle)["target"] == "openvino"
 
@@ -152,16 +152,16 @@ def test_without_test_vectors_the_first_that_opens_runs_a_bundle(world: World, t
 def test_a_named_target_that_is_not_available_is_named_with_those_that_are(
     monkeypatch: pytest.MonkeyPatch, origin: str
 ) -> None:
-    if targets.unavailable("tensorrt") is None:
+    if registry.unavailable("tensorrt") is None:
         pytest.skip("TensorRT runs here")
-    monkeypatch.setenv(targets.VARIABLE, "tensorrt")
+    monkeypatch.setenv(registry.VARIABLE, "tensorrt")
     with pytest.raises(TargetError, match="this machine does not run the target tensorrt: ") as caught:
-        targets.find("tensorrt" if origin == "argument" else None)
-    assert (targets.VARIABLE in caught.value.message) == (origin == "environment")
+        registry.find("tensorrt" if origin == "argument" else None)
+    assert (registry.VARIABLE in caught.value.message) == (origin == "environment")
     assert "onnxruntime" in caught.value.hint
 
 
 def test_exports_are_checked_in_onnxruntime_whatever_the_environment_names(monkeypatch: pytest.MonkeyPatch) -> None:
     for named in ("tensorrt", "openvino", "no such target"):
-        monkeypatch.setenv(targets.VARIABLE, named)
-        assert targets.reference().name == "onnxruntime"
+        monkeypatch.setenv(registry.VARIABLE, named)
+        assert registry.reference().name == "onnxruntime"

@@ -1,6 +1,6 @@
 """Fashion-MNIST, the whole way: train a small network, export it with exits, measure it next to the uncut model.
 
-``python -m benchmarks.fashion_mnist`` (with Debian's ``dataset-fashion-mnist``, or ``--data FOLDER`` with the four
+``python -m benchmarks.examples.fashion_mnist`` (with Debian's ``dataset-fashion-mnist``, or ``--data FOLDER`` with the four
 IDX files) trains on 50,000 of the training pictures (about ten minutes on two cores; the weights are kept in
 ``benchmarks/.cache``), exports through the command line with the other 10,000 as ``--val``, which the network has
 never seen, and measures on the 10,000 test pictures. It writes ``results/fashion_mnist.json`` and
@@ -25,7 +25,7 @@ from dyce_runtime.bundle.manifest import Preprocessing
 from dyce_runtime.inputs.datasets import open_dataset
 from dyce_runtime.inputs.preprocessing import preprocess
 
-HERE = Path(__file__).parent
+HERE = Path(__file__).parents[1]
 # Relative, as every command runs in the repository: results name no folder of a machine.
 CACHE = Path("benchmarks/.cache/fashion_mnist")
 RESULTS = HERE / "results" / "fashion_mnist.json"
@@ -113,7 +113,7 @@ def page(results: dict[str, Any]) -> str:
         f"A residual network of {results['mmacs']:.0f} MMACs with exits behind blocks {EXITS}. Heads are fitted on the "
         "50,000 pictures that trained the network; configurations are chosen on pictures that it has never seen; all "
         "figures below are for the 10,000 test pictures, one per call, uncut model and configurations in turn in one "
-        "run. Made by `python -m benchmarks.fashion_mnist`; " + machine.sentence(results["environment"]) + ".",
+        "run. Made by `python -m benchmarks.examples.fashion_mnist`; " + machine.sentence(results["environment"]) + ".",
     ]
     for name, document in results["bench"].items():
         exits = list(document["configurations"][0]["share_per_exit"])
@@ -154,7 +154,11 @@ def main() -> None:
     if arguments.prepare:
         return
     exported = export(
-        "benchmarks.fashion_mnist:make_model", CACHE / "model.pt", EXITS, divide(arguments.data), CACHE / "model.dyce"
+        "benchmarks.examples.fashion_mnist:make_model",
+        CACHE / "model.pt",
+        EXITS,
+        divide(arguments.data),
+        CACHE / "model.dyce",
     )
     manifest = json.loads((CACHE / "model.dyce" / "manifest.json").read_text())
     results = {

@@ -1,7 +1,7 @@
 """Next to ``earlyon`` 0.3.0 from PyPI: the same weights, heads, thresholds and pictures in its eager wrapper.
 
-``python -m benchmarks.earlyon`` needs ``pip install --no-deps earlyon==0.3.0`` (its ``fvcore`` is optional: it only
-estimates FLOPs, once, before the first answer) and the bundle of ``python -m benchmarks.fashion_nine``. Two
+``python -m benchmarks.examples.earlyon`` needs ``pip install --no-deps earlyon==0.3.0`` (its ``fvcore`` is optional: it only
+estimates FLOPs, once, before the first answer) and the bundle of ``python -m benchmarks.examples.fashion_nine``. Two
 configurations are compared: the bundle's ``balanced``, nine exits on, and three exits with linear heads, thresholds
 searched for the same loss; both in a bundle with spans for them, as ``dyce search -o`` writes. It writes
 ``results/earlyon.json`` and ``docs/earlyon.md``.
@@ -40,7 +40,8 @@ from numpy.typing import NDArray
 from onnx import numpy_helper
 from torch import Tensor, nn
 
-from benchmarks import fashion_mnist, fashion_nine, machine
+from benchmarks import machine
+from benchmarks.examples import fashion_mnist, fashion_nine
 from dyce_calibration.search.problem import make_problem
 from dyce_calibration.search.run import Search, run
 from dyce_export.rewrite import rewrite
@@ -50,7 +51,7 @@ from dyce_runtime.bundle.manifest import FINAL
 from dyce_runtime.bundle.reader import Bundle
 from dyce_runtime.inputs.datasets import open_dataset
 
-HERE = Path(__file__).parent
+HERE = Path(__file__).parents[1]
 RESULTS = HERE / "results" / "earlyon.json"
 PAGE = HERE.parent / "docs" / "earlyon.md"
 BUNDLE = fashion_nine.CACHE / "earlyon.dyce"
@@ -91,7 +92,7 @@ class Answers:
 
 
 def make_bundle() -> None:
-    """The bundle of :mod:`benchmarks.fashion_nine` with the two configurations and their spans."""
+    """The bundle of :mod:`benchmarks.examples.fashion_nine` with the two configurations and their spans."""
     source = open_bundle(fashion_nine.BUNDLE)
     exits = {"full": {}, BALANCED: source.configuration(BALANCED).exits, THREE: three_exits().exits}
     rewrite(source, Configurations(named={name: Entry(on) for name, on in exits.items()}), BUNDLE, force=True)
@@ -335,13 +336,13 @@ def page(results: dict[str, Any]) -> str:
         f"**{results['ratio']:.2f}** of the mean latency of `earlyon` 0.3.0 in its eager wrapper (promised: at most "
         f"{PROMISED}; {verdict}), the less favourable of all ratios below.",
         "",
-        f"The base of {results['mmacs']:.0f} MMACs and the heads of `python -m benchmarks.fashion_nine`: the same torch "
+        f"The base of {results['mmacs']:.0f} MMACs and the heads of `python -m benchmarks.examples.fashion_nine`: the same torch "
         "weights, temperatures, thresholds and pictures on both sides, the heads' weights read from the bundle, "
         f"{results['samples']} Fashion-MNIST test pictures, one per call, {THREADS} threads. A ratio is the median over "
         f"blocks of {_BLOCK} pictures, which go to one contender after the other, in rotating order. Torch's threads spin "
         "for a while after a call and ours sleep, so it was measured both with all contenders in one process and with a "
         "process for each; the larger ratio counts. Only the call is timed: `earlyon` gets a tensor that is ready and "
-        f"returns logits, we return label and confidence as well. Made by `python -m benchmarks.earlyon`; {facts}.",
+        f"returns logits, we return label and confidence as well. Made by `python -m benchmarks.examples.earlyon`; {facts}.",
     ]
     for name, ways in results["configurations"].items():
         shares = ways[WAYS[0]]["share_per_exit"].items()

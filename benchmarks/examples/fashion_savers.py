@@ -1,6 +1,6 @@
 """Fashion-MNIST with savers: a base of 495 MMACs, a pool of six small networks, and what each way of combining them saves.
 
-``python -m benchmarks.fashion_savers --train`` trains them on 50,000 of the training pictures (about two hours on two
+``python -m benchmarks.examples.fashion_savers --train`` trains them on 50,000 of the training pictures (about two hours on two
 cores; weights stay in ``benchmarks/.cache``, and what is interrupted goes on). Without ``--train`` it selects a saver through the
 command line, exports the base with exits, with the saver, with both, with an exit sequence network behind the saver and
 with two savers, chooses thresholds on pictures that nothing was trained on, and reports and times them on the 10,000 test pictures next to the uncut model, in turn, one
@@ -20,8 +20,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks import fashion_mnist, machine, savings
+from benchmarks import machine, savings
 from benchmarks.digits import ResidualNet
+from benchmarks.examples import fashion_mnist
 from dyce_calibration.recorder import record
 from dyce_calibration.records import Records
 from dyce_calibration.search.costs import CostTable, macs_of
@@ -33,7 +34,7 @@ from dyce_runtime.bundle.manifest import BUILTIN, FINAL
 from dyce_runtime.bundle.reader import RECORDS
 from dyce_runtime.inputs.datasets import open_dataset
 
-HERE = Path(__file__).parent
+HERE = Path(__file__).parents[1]
 RESULTS = HERE / "results" / "fashion_savers.json"
 PAGE = HERE.parent / "docs" / "savers.md"
 CACHE = Path("benchmarks/.cache/fashion_savers")
@@ -61,12 +62,12 @@ SHAPES = {
     "slim24": ((24, 24, 48, 48, 96, 96), (2, 1, 2, 1, 2, 1)),
     "slim32": ((32, 32, 64, 64, 128, 128), (2, 1, 2, 1, 2, 1)),
 }
-#: What makes them, for the command line: ``benchmarks.fashion_savers:nets.slim8``.
+#: What makes them, for the command line: ``benchmarks.examples.fashion_savers:nets.slim8``.
 nets = SimpleNamespace(**{name: partial(ResidualNet, *shape) for name, shape in SHAPES.items()})
 
 
 def make_base() -> torch.nn.Module:
-    """The untrained base: that of :mod:`benchmarks.fashion_nine` at twice the width, about 495 MMACs."""
+    """The untrained base: that of :mod:`benchmarks.examples.fashion_nine` at twice the width, about 495 MMACs."""
     return ResidualNet(widths=(64,) * 3 + (128,) * 3 + (256,) * 3, strides=(1, 1, 1, 2, 1, 1, 2, 1, 1))
 
 
@@ -82,13 +83,13 @@ def prepare(data: Path) -> None:
 
 def pool_of() -> dict[str, str]:
     """The pool as the command line names it, by short names."""
-    return {name: f"benchmarks.fashion_savers:nets.{name}={CACHE / name}.pt" for name in SHAPES}
+    return {name: f"benchmarks.examples.fashion_savers:nets.{name}={CACHE / name}.pt" for name in SHAPES}
 
 
 def select(files: dict[str, Path]) -> dict[str, Any]:
     """The judgement of the pool, through the command line; the best by milliseconds goes into a bundle with the base."""
     data = ["--data", str(files["fit"]), "--val", str(files["val"]), *_INPUT]
-    base = [str(CACHE / "base.pt"), "--model", "benchmarks.fashion_savers:make_base", *data]
+    base = [str(CACHE / "base.pt"), "--model", "benchmarks.examples.fashion_savers:make_base", *data]
     how = ["--pool", ",".join(pool_of().values()), "--cache", str(CACHE / "pool"), "--threads", "1"]
     return fashion_mnist.dyce("select-saver", *base, *how, "-o", str(CACHE / "saver.dyce"), "--force")
 
@@ -138,7 +139,7 @@ def _recorded(name: str) -> Records:
 def export_all(files: dict[str, Path], judged: dict[str, Any]) -> None:
     """Export what is compared; what is in the cache is kept."""
     best = judged["candidates"][0]["name"]
-    weights, model = CACHE / "base.pt", "benchmarks.fashion_savers:make_base"
+    weights, model = CACHE / "base.pt", "benchmarks.examples.fashion_savers:make_base"
     if not PATHS["exits alone"].is_dir():
         fashion_mnist.export(model, weights, EXITS, files, PATHS["exits alone"], "--epochs", "12")
     data = ["--data", str(files["fit"]), "--val", str(files["val"])]
@@ -179,7 +180,7 @@ def page(results: dict[str, Any]) -> str:
         f"A base of {base['macs'] / 1e6:.0f} MMACs that is right on {uncut['accuracy']:.2%} of the 10,000 test pictures and takes "
         f"{uncut['mean_ms']:.2f} ms for one, on one thread; and six smaller networks. All were trained on 50,000 pictures; on the "
         "other 10,000 training pictures the saver is selected and thresholds are chosen. Made by "
-        "`python -m benchmarks.fashion_savers`; " + machine.sentence(results["environment"]) + ".",
+        "`python -m benchmarks.examples.fashion_savers`; " + machine.sentence(results["environment"]) + ".",
         "",
         "## Which saver",
         "",

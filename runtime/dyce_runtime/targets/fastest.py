@@ -14,11 +14,11 @@ from dyce_runtime.atomic_write import write_atomically
 from dyce_runtime.bundle.cache import cache_of
 from dyce_runtime.bundle.reader import TEST_VECTORS, Bundle
 from dyce_runtime.errors import BundleError, PieceError, TargetError
-from dyce_runtime.execution import targets
 from dyce_runtime.execution.contracts import TargetSpec
 from dyce_runtime.execution.session import Session
-from dyce_runtime.execution.trial import Candidate, milliseconds_apart, milliseconds_here
 from dyce_runtime.json_files import read_json
+from dyce_runtime.targets import registry
+from dyce_runtime.targets.trial import Candidate, milliseconds_apart, milliseconds_here
 
 log = logging.getLogger("dyce_runtime")
 
@@ -43,7 +43,7 @@ def fastest(bundle: Bundle, candidates: Sequence[Candidate], spec: TargetSpec, o
     if len(candidates) == 1:
         return opened(candidates[0])
     if not candidates:
-        targets.find()  # says why for each
+        registry.find()  # says why for each
     if not bundle.file(TEST_VECTORS).is_file():
         own = [candidate for candidate in candidates if candidate.bundle is bundle] or candidates
         return _first_that_opens(own, opened, [])
@@ -71,7 +71,7 @@ def _ranked(
     for candidate in candidates:
         try:
             # What only this process knows, another one cannot open.
-            found = milliseconds_apart(candidate, spec, options) if targets.is_installed(candidate.target) else None
+            found = milliseconds_apart(candidate, spec, options) if registry.is_installed(candidate.target) else None
             times[candidate] = milliseconds_here(lambda one=candidate: opened(one)) if found is None else found  # type: ignore[misc]
         except (BundleError, PieceError, TargetError) as error:
             refused.append(f"{candidate.name}: {error.message}")
@@ -100,7 +100,7 @@ def _first_that_opens(
 
 def _key(candidates: Sequence[Candidate], spec: TargetSpec) -> str:
     """What a choice depends on: the machine, how it will run, and what there is to choose from."""
-    versions = {name: targets.get(name).version() for name in dict.fromkeys(one.target for one in candidates)}
+    versions = {name: registry.get(name).version() for name in dict.fromkeys(one.target for one in candidates)}
     chosen_from = ", ".join(f"{one.name} ({versions[one.target]})" for one in candidates)
     return f"{platform.node()}, threads {spec.threads}, {spec.pool}, {spec.mode}: {chosen_from}"
 

@@ -1,6 +1,6 @@
-"""Recipes of head training next to each other, on the network of ``python -m benchmarks.fashion_mnist``.
+"""Recipes of head training next to each other, on the network of ``python -m benchmarks.examples.fashion_mnist``.
 
-``python -m benchmarks.recipes`` trains heads of two types behind all six blocks with every recipe and every seed, on the
+``python -m benchmarks.searching.recipes`` trains heads of two types behind all six blocks with every recipe and every seed, on the
 same features, searches on one part of the 20,000 pictures that nothing was trained on, and compares the fronts on
 another. What is done stays in ``benchmarks/.cache/recipes``. It writes ``results/recipes.json`` and ``docs/recipes.md``.
 """
@@ -16,8 +16,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks import fashion_mnist, machine
-from benchmarks.fronts import cheapest_on_test, hypervolume
+from benchmarks import machine
+from benchmarks.examples import fashion_mnist
+from benchmarks.searching.fronts import cheapest_on_test, hypervolume
 from dyce_calibration.heads.training import PUBLISHED, Recipe
 from dyce_calibration.search.problem import Problem, make_problem
 from dyce_calibration.search.run import Outcome, Search, run
@@ -28,7 +29,7 @@ from dyce_export.graph.exit_points import find_exit_points
 from dyce_export.progress import Progress
 from dyce_runtime.inputs.datasets import Dataset, open_dataset
 
-HERE = Path(__file__).parent
+HERE = Path(__file__).parents[1]
 RESULTS = HERE / "results" / "recipes.json"
 PAGE = HERE.parent / "docs" / "recipes.md"
 WORK = Path("benchmarks/.cache/recipes")
@@ -92,7 +93,7 @@ def page(results: dict[str, Any]) -> str:
         "[Fashion-MNIST](fashion-mnist.md), fitted on the pictures that trained it. The front is searched on 8,000 pictures "
         "that nothing was trained on; all figures are means over the seeds, on 10,000 others. *saved*: "
         "multiply-accumulates that the cheapest point of the front saves at that loss. Made by "
-        f"`python -m benchmarks.recipes`; {facts}.",
+        f"`python -m benchmarks.searching.recipes`; {facts}.",
         "",
         "| recipe | saved at 0.5 points | saved at 1 point | hypervolume | seeds' hypervolumes |",
         "|---|---|---|---|---|",

@@ -1,7 +1,7 @@
 """The exact search next to the published ones: fronts on the same records and costs, and the time of whole commands.
 
-``python -m benchmarks.search`` needs the records of ``python -m benchmarks.fashion_nine`` (9 positions x 5 head types);
-records of ImageNet's size are made up (``benchmarks.synthetic_records``). One core. It writes ``results/search.json``
+``python -m benchmarks.searching.search`` needs the records of ``python -m benchmarks.examples.fashion_nine`` (9 positions x 5 head types);
+records of ImageNet's size are made up (``benchmarks.searching.synthetic_records``). One core. It writes ``results/search.json``
 and ``docs/search.md``.
 """
 
@@ -16,14 +16,16 @@ import time
 from pathlib import Path
 from typing import Any
 
-from benchmarks import fashion_nine, machine, synthetic_records
-from benchmarks.fronts import hypervolume, shortfall
+from benchmarks import machine
+from benchmarks.examples import fashion_nine
+from benchmarks.searching import synthetic_records
+from benchmarks.searching.fronts import hypervolume, shortfall
 from dyce_calibration.search.problem import Problem, make_problem
 from dyce_calibration.search.released import read_released_costs, read_released_records, write_released
 from dyce_calibration.search.run import Outcome, Search, run
 from dyce_calibration.search.select import restrict_costs, restrict_records
 
-HERE = Path(__file__).parent
+HERE = Path(__file__).parents[1]
 RESULTS = HERE / "results" / "search.json"
 PAGE = HERE.parent / "docs" / "search.md"
 CACHE = Path("benchmarks/.cache/search")
@@ -115,7 +117,7 @@ def page(results: dict[str, Any]) -> str:
         "The last column is the most that any point of a front saves against the exact front at the same accuracy or "
         "better on the search samples: 0 or less says that the exact front dominates or equals all of them. *Exact, searched "
         "on test* is no result: it has seen the test samples, and bounds what any search could reach there. Made by "
-        f"`python -m benchmarks.search`; {facts}.",
+        f"`python -m benchmarks.searching.search`; {facts}.",
     ]
     for name, rows in results["fronts"].items():
         lines += [

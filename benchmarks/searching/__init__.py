@@ -1,0 +1,1 @@
+"""The search and its promises: next to brute force, to published searches, and on unseen samples."""
