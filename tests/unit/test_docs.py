@@ -80,7 +80,7 @@ def test_the_results_in_the_readme_are_those_that_benchmarks_stored() -> None:
     found, text = readme.rows(), (ROOT / "README.md").read_text()
     assert text == readme.renewed(text, readme.table(found))
     assert readme.PICTURE.read_text() == readme.picture(found)
-    assert all((ROOT / "benchmarks" / f"{row.script}.py").is_file() for row in found)
+    assert all((ROOT / "benchmarks" / f"{row.script.replace('.', '/')}.py").is_file() for row in found)
 
 
 def test_the_limits_that_the_runtime_misses_are_named() -> None:
