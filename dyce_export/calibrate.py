@@ -186,13 +186,13 @@ def _record(
     parts = divide(hashes, VAL_SHARES, seed)
     rows = parts["temperature"]
     calibrated: list[list[TrainedHead]] = []
-    names, predictions, confidences = [], [], []
+    names, predictions, scores = [], [], []
 
     def record(own: NDArray[np.float32]) -> float:
         logits = processes.gather(own)
         temperature = fit_temperature(logits[rows], labels[rows])
         predictions.append(logits.argmax(axis=1))
-        confidences.append(softmax(logits, temperature).max(axis=1))
+        scores.append(softmax(logits, temperature).max(axis=1))
         return temperature
 
     for point, of_exit, store in zip(backbone.points, heads, features.exits, strict=True):
@@ -203,13 +203,13 @@ def _record(
     split = np.empty(len(labels), dtype="<U16")
     for name, members in parts.items():
         split[members] = name
-    records = Records(
-        heads=tuple(names),
-        predictions=np.stack(predictions, axis=1).astype(np.int64),
-        confidences=np.stack(confidences, axis=1),
-        labels=labels,
-        hashes=hashes,
-        split=split,
+    records = Records.of_single_label(
+        tuple(names),
+        np.stack(predictions, axis=1).astype(np.int64),
+        np.stack(scores, axis=1),
+        labels,
+        hashes,
+        split,
     )
     return calibrated, final_temperature, records
 

@@ -107,7 +107,7 @@ def three_exits() -> Configuration:
         records,
         heads=heads,
         predictions=records.predictions[:, columns],
-        confidences=records.confidences[:, columns],
+        confidences=records.scores[:, columns],
     )
     problem = make_problem(part, fashion_nine.costs())
     setting = run(problem, None, Search()).cheapest(LOSS)

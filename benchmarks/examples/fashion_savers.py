@@ -114,10 +114,10 @@ def best_pair(judged: dict[str, Any]) -> tuple[str, str]:
     costs: dict[tuple[str, str], float] = {}
     for pair in combinations(sorted(found, key=lambda name: found[name][1]), 2):
         (first, a), (second, b) = (found[name] for name in pair)
-        records = Records(
+        records = Records.of_single_label(
             (("saver0", BUILTIN), ("saver1", BUILTIN)),
             np.stack([first.predictions[:, -1], second.predictions[:, -1], whole.predictions[:, -1]], axis=1),
-            np.stack([first.confidences[:, -1], second.confidences[:, -1], whole.confidences[:, -1]], axis=1),
+            np.stack([first.scores[:, -1], second.scores[:, -1], whole.scores[:, -1]], axis=1),
             whole.labels,
             whole.hashes,
             whole.split,

@@ -18,9 +18,9 @@ import numpy as np
 from benchmarks import machine
 from benchmarks.examples import fashion_nine
 from dyce_calibration.promises.certify import certified
-from dyce_calibration.promises.choose import thin
+from dyce_calibration.promises.choose import MOST_KEPT
 from dyce_calibration.search.problem import make_problem
-from dyce_calibration.search.run import Search, run
+from dyce_calibration.search.run import Search, run, thinned
 
 HERE = Path(__file__).parents[1]
 RESULTS = HERE / "results" / "guarantee.json"
@@ -85,12 +85,10 @@ def page(results: dict[str, Any]) -> str:
 def main() -> None:
     unseen, costs = fashion_nine.unseen(), fashion_nine.costs()
     found = run(make_problem(unseen.of_split("search"), costs), None, Search())
-    settings = [setting for setting in thin(found.settings)[::-1] if any(setting)]
+    settings = [setting for setting in thinned(found.settings, MOST_KEPT)[::-1] if any(setting)]
     rest = unseen.take(np.isin(unseen.split, ["certification", "test"]))
     population = [make_problem(records, costs) for records in (rest, fashion_nine.tested())]
-    losses = np.stack(
-        [np.concatenate([part.correct - part.outcomes(setting) for part in population]) for setting in settings]
-    )
+    losses = np.stack([np.concatenate([part.lost(setting) for part in population]) for setting in settings])
     sizes = [len(part) for part in population]
     paid = np.array(
         [np.average([part.evaluate(setting).cost for part in population], weights=sizes) for setting in settings]

@@ -42,12 +42,12 @@ def record(
     for start in track(range(0, len(data), _BATCH)):
         images = session.preprocess(data.images(range(start, min(start + _BATCH, len(data)))))
         found.append(_answers(session, session.inputs(images)))
-    confidences, predictions = (np.concatenate(parts) for parts in zip(*found, strict=True))
-    return Records(tuple(heads), predictions, confidences, data.labels, data.hashes, split)
+    scores, predictions = (np.concatenate(parts) for parts in zip(*found, strict=True))
+    return Records.of_single_label(tuple(heads), predictions, scores, data.labels, data.hashes, split)
 
 
 def _answers(session: Session, inputs: Inputs) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-    """Confidences and labels (N, heads + 1), the final one last."""
+    """Scores and predictions (N, heads + 1), those of the model's own classifier last."""
     said = head_answers(session.device, session.manifest, inputs)
     found = [said[exit.id, head.type] for exit in session.manifest.exits for head in exit.heads]
     return np.stack([one.score for one in found], 1), np.stack([one.label for one in found], 1)

@@ -21,7 +21,7 @@ from dyce_runtime.program.rule import leaves
 STEPS = 100
 
 
-class Taken(NamedTuple):
+class TakeoverPoint(NamedTuple):
     """How much a saver can take over.
 
     Attributes:
@@ -34,21 +34,21 @@ class Taken(NamedTuple):
 
 
 def take_over(
-    confidence: NDArray[np.float32], right: NDArray[np.bool_], base_right: NDArray[np.bool_], steps: int = STEPS
-) -> Taken:
+    score: NDArray[np.float32], loss: NDArray[np.float32], base_loss: NDArray[np.float32], steps: int = STEPS
+) -> TakeoverPoint:
     """What a saver takes at the first threshold, from 1 down, at which the base would do better on what it takes.
 
     Args:
-        confidence: (N,) of the saver.
-        right, base_right: (N,) whether the saver and the base are right, on the same samples.
+        score: (N,) of the saver.
+        loss, base_loss: (N,) of the saver and of the base, on the same samples.
         steps: thresholds 1 - k / steps are tried; at 0 it takes everything.
     """
     for k in range(steps + 1):
         threshold = np.float32(1 - k / steps)
-        taken = leaves(confidence, threshold)
-        if right[taken].sum() < base_right[taken].sum():
+        taken = leaves(score, threshold)
+        if loss[taken].sum() > base_loss[taken].sum():
             break
-    return Taken(float(threshold), float(taken.mean()))
+    return TakeoverPoint(float(threshold), float(taken.mean()))
 
 
 def saver_costs(saver: float, base: float) -> CostTable:
@@ -59,11 +59,5 @@ def saver_costs(saver: float, base: float) -> CostTable:
 
 def pair(saver: Records, base: Records) -> Records:
     """The classifiers of a saver and of a base on the same samples, as records of a bundle with that saver alone."""
-    return Records(
-        (("saver0", BUILTIN),),
-        np.stack([saver.predictions[:, -1], base.predictions[:, -1]], axis=1),
-        np.stack([saver.confidences[:, -1], base.confidences[:, -1]], axis=1),
-        base.labels,
-        base.hashes,
-        base.split,
-    )
+    own = saver.with_columns([])
+    return base.with_columns([]).insert(0, (("saver0", BUILTIN),), own.predictions, own.scores, own.cost)

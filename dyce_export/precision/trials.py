@@ -64,7 +64,7 @@ class Change:
     @staticmethod
     def between(before: Records, now: Records, configurations: Sequence[Configuration]) -> Change:
         """Compare records of the same samples."""
-        right = [float((part.predictions[:, -1] == part.labels).mean()) for part in (before, now)]
+        right = [part.accuracy() for part in (before, now)]
         return Change(exit_agreement(before, now, configurations), *right)
 
     def within(self, limits: Limits) -> bool:

@@ -41,7 +41,7 @@ def own_records(like: Records, saver: Bundle) -> Records | None:
     if not all(hash in rows for hash in like.hashes.tolist()):
         return None
     found = own.take(np.array([rows[hash] for hash in like.hashes.tolist()]))
-    return replace(found, labels=like.labels, hashes=like.hashes, split=like.split)
+    return replace(found.with_classes(labels=like.labels), hashes=like.hashes, split=like.split)
 
 
 def recorded_like(like: Records, saver: Bundle, val: Dataset | None, progress: Progress) -> Records:
@@ -76,17 +76,12 @@ def join_records(
         savers: of the same samples as the base's records, each with a last column for its own classifier.
         orders: for every class of the base its index among those of the saver; None if they are the same.
     """
-    heads: list[tuple[str, str]] = []
-    predictions = []
-    for id, records, order in zip(ids, savers, orders, strict=True):
-        heads += [*((f"{id}.{exit}", type) for exit, type in records.heads), (id, BUILTIN)]
-        predictions.append(records.predictions if order is None else np.argsort(order)[records.predictions])
-    return replace(
-        base,
-        heads=(*heads, *base.heads),
-        predictions=np.concatenate([*predictions, base.predictions], axis=1),
-        confidences=np.concatenate([*(records.confidences for records in savers), base.confidences], axis=1),
-    )
+    joined = base
+    for id, records, order in reversed(list(zip(ids, savers, orders, strict=True))):
+        heads = (*((f"{id}.{exit}", type) for exit, type in records.heads), (id, BUILTIN))
+        predictions = records.predictions if order is None else np.argsort(order)[records.predictions]
+        joined = joined.insert(0, heads, predictions, records.scores, records.cost)
+    return joined
 
 
 def unseen_by(savers: Sequence[Bundle], records: Records) -> Records:

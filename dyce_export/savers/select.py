@@ -5,12 +5,12 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
 from dyce_calibration.records import Records
-from dyce_calibration.savers import Taken, pair, saver_costs, take_over
+from dyce_calibration.savers import TakeoverPoint, pair, saver_costs, take_over
 from dyce_calibration.search.problem import make_problem
 from dyce_calibration.search.run import Search, run
 from dyce_export.doubts import accept
@@ -40,7 +40,7 @@ class Judged:
     Attributes:
         name: as the user named it.
         accuracy: on the search split.
-        taken: what it can take over there.
+        takeover: what it can take over there.
         macs, ms: of one sample; the latter the median of a call.
         delta_macs, delta_ms: dC, its cost relative to the base less the share that it takes.
         search, test: what the exact search finds for it and the base alone, at the loss asked for, in
@@ -50,7 +50,7 @@ class Judged:
     name: str
     bundle: Bundle
     accuracy: float
-    taken: Taken
+    takeover: TakeoverPoint
     macs: int
     ms: float
     delta_macs: float
@@ -129,12 +129,10 @@ def judge(base: Bundle, names: Sequence[str], pool: Pool, how: Question) -> Judg
     for (name, (bundle, records)), ms in zip(found.items(), times, strict=True):
         order = class_order(bundle.manifest.model, base.manifest.model, how.mapping)
         if order is not None:
-            records = replace(records, predictions=np.argsort(order)[records.predictions])
+            records = records.with_classes(np.argsort(order)[records.predictions])
         candidates.append(_judged(name, bundle, records, like, (ms, base_ms), base.manifest.model.macs, how.max_loss))
     best = sorted(candidates, key=lambda one: one.delta_ms if how.by == "ms" else one.delta_macs)
-    of_search = like.of_split("search")
-    accuracy = float((of_search.predictions[:, -1] == of_search.labels).mean())
-    return Judgement(tuple(best), skipped, base_ms, accuracy)
+    return Judgement(tuple(best), skipped, base_ms, like.of_split("search").accuracy())
 
 
 def milliseconds(bundles: Sequence[Bundle], target: str | None, threads: int | None) -> list[float]:
@@ -175,8 +173,8 @@ def _judged(
     """
     both, macs = pair(records, like), bundle.manifest.model.macs
     problems = {split: make_problem(both.of_split(split), saver_costs(macs, base_macs)) for split in ("search", "test")}
-    right, base_right = (both.of_split("search").predictions == both.of_split("search").labels[:, None]).T
-    taken = take_over(both.of_split("search").confidences[:, 0], right, base_right)
+    searched = both.of_split("search")
+    point = take_over(searched.scores[:, 0], *searched.loss.T)
     setting = run(problems["search"], None, Search()).cheapest(max_loss)
     of_search, of_test = (
         None if setting is None or not any(setting) else problems[s].evaluate(setting) for s in problems
@@ -184,12 +182,12 @@ def _judged(
     return Judged(
         name,
         bundle,
-        accuracy=float(right.mean()),
-        taken=taken,
+        accuracy=searched.accuracy(0),
+        takeover=point,
         macs=macs,
         ms=ms[0],
-        delta_macs=macs / base_macs - taken.share,
-        delta_ms=ms[0] / ms[1] - taken.share,
+        delta_macs=macs / base_macs - point.share,
+        delta_ms=ms[0] / ms[1] - point.share,
         search=of_search,
         test=of_test,
     )

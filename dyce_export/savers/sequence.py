@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
@@ -158,17 +158,10 @@ def _with_columns(
 ) -> Records:
     """Records with a further head behind the others of an exit."""
     last = {exit: column for column, (exit, _) in enumerate(records.heads)}
-    places = [last[exit] + 1 for exit in columns]
-    heads = list(records.heads)
-    for place, exit in reversed(list(zip(places, columns, strict=True))):
-        heads.insert(place, (exit, type))
-    labels, confidences = zip(*columns.values(), strict=True)
-    return replace(
-        records,
-        heads=tuple(heads),
-        predictions=np.insert(records.predictions, places, np.stack(labels, axis=1), axis=1),
-        confidences=np.insert(records.confidences, places, np.stack(confidences, axis=1), axis=1),
-    )
+    for exit in sorted(columns, key=lambda exit: -last[exit]):
+        predictions, scores = columns[exit]
+        records = records.insert(last[exit] + 1, ((exit, type),), predictions[:, None], scores[:, None])
+    return records
 
 
 def write_steps(

@@ -52,7 +52,7 @@ def test_a_refused_or_interrupted_export_computes_nothing_twice(tmp_path: Path, 
     export_source(tiny(), ["2"], output, data=data, options=OPTIONS)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["data.npz", "tiny.dyce", "whole.dyce"]
     whole, found = records_of(tmp_path / "whole.dyce"), records_of(output)
-    np.testing.assert_array_equal(whole.confidences, found.confidences)
+    np.testing.assert_array_equal(whole.scores, found.scores)
     np.testing.assert_array_equal(whole.split, found.split)
 
 
@@ -78,7 +78,7 @@ def test_another_model_is_other_work(tmp_path: Path, monkeypatch: pytest.MonkeyP
             export_source(tiny(), ["2"], output, data=data, options=OPTIONS)
     export_source(source, ["2"], output, data=data, options=OPTIONS)
     export_source(source, ["2"], tmp_path / "afresh.dyce", data=data, options=OPTIONS)
-    np.testing.assert_array_equal(records_of(output).confidences, records_of(tmp_path / "afresh.dyce").confidences)
+    np.testing.assert_array_equal(records_of(output).scores, records_of(tmp_path / "afresh.dyce").scores)
 
 
 def launched(verb: str, *words: str) -> subprocess.CompletedProcess[str]:
@@ -108,7 +108,7 @@ def test_two_processes_end_with_what_one_computes(tmp_path: Path):
     np.testing.assert_array_equal(one.hashes, two.hashes)
     np.testing.assert_array_equal(one.split, two.split)
     assert (one.predictions == two.predictions).mean() > 0.99
-    assert np.abs(one.confidences - two.confidences).mean() < 1e-3
+    assert np.abs(one.scores - two.scores).mean() < 1e-3
     with load(tmp_path / "two.dyce") as session:
         assert session.manifest.splits.samples["heads"] == 1347, "each sample was counted once"
     assert not (tmp_path / "two.dyce.work").exists()

@@ -165,10 +165,10 @@ def test_the_records_are_what_the_session_answers(digits: Digits, session: Sessi
         session.use(Configuration("one", {exit: ExitSetting(head, 0.0)}))
         result = session(test_pixels[rows])
         assert set(result.exit) == {column}
-        np.testing.assert_allclose(result.confidence, records.confidences[:, column], atol=1e-5)
+        np.testing.assert_allclose(result.confidence, records.scores[:, column], atol=1e-5)
         assert (result.label == records.predictions[:, column]).mean() > 0.995  # ties apart
     session.use("full")
-    np.testing.assert_allclose(session(test_pixels[rows]).confidence, records.confidences[:, -1], atol=1e-5)
+    np.testing.assert_allclose(session(test_pixels[rows]).confidence, records.scores[:, -1], atol=1e-5)
 
 
 def test_temperatures_are_those_that_fit_the_temperature_split(
@@ -226,7 +226,7 @@ def test_every_head_of_every_type_answers_as_its_records_say(automatic: Export):
         for column, (exit, head) in enumerate(records.heads):
             session.use(Configuration("one", {exit: ExitSetting(head, 0.0)}))
             result = session(pixels)
-            np.testing.assert_allclose(result.confidence, records.confidences[:200, column], rtol=1e-4, atol=1e-5)
+            np.testing.assert_allclose(result.confidence, records.scores[:200, column], rtol=1e-4, atol=1e-5)
             np.testing.assert_array_equal(result.label, records.predictions[:200, column])
 
 

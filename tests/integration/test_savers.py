@@ -110,7 +110,7 @@ def test_a_cascade_answers_as_torch_does_model_after_model(
     data = open_dataset("digits#test")
     pixels = torch.from_numpy(preprocess(data.images(range(100)), INPUT))
     with load(cascade, threads=1) as session:
-        thresholds = np.median(Records.load(cascade / RECORDS).confidences[:, :2], axis=0).tolist()
+        thresholds = np.median(Records.load(cascade / RECORDS).scores[:, :2], axis=0).tolist()
         session.use(
             Configuration(
                 "mine", {f"saver{n}": ExitSetting(BUILTIN, threshold) for n, threshold in enumerate(thresholds)}
@@ -154,8 +154,8 @@ def test_a_saver_with_exits_and_pictures_of_its_own_goes_before_a_finished_bundl
     own, base = (Records.load(path / RECORDS) for path in (saver.path, digits.path))
     records = Records.load(tmp_path / "all.dyce" / RECORDS)
     rows = [own.hashes.tolist().index(hash) for hash in records.hashes.tolist()]
-    np.testing.assert_array_equal(records.confidences[:, :2], own.confidences[rows])
-    np.testing.assert_array_equal(records.confidences[:, 2:], base.confidences)
+    np.testing.assert_array_equal(records.scores[:, :2], own.scores[rows])
+    np.testing.assert_array_equal(records.scores[:, 2:], base.scores)
     with load(tmp_path / "all.dyce", threads=1) as session:
         inputs = session.preprocess(open_dataset("digits#test").images(range(5)))
         assert {name: images.shape[2:] for name, images in inputs.items()} == {
@@ -249,7 +249,7 @@ def test_what_was_recorded_is_what_the_pieces_say(sequence: Path):
         found = record(session, recorded_pictures(open_dataset("digits#test"), known), known.split)
     assert found.heads == known.heads
     assert (found.predictions == known.predictions).mean() > 0.999
-    np.testing.assert_allclose(found.confidences, known.confidences, atol=1e-4)
+    np.testing.assert_allclose(found.scores, known.scores, atol=1e-4)
 
 
 def test_a_sequence_knows_more_than_the_saver(sequence: Path):
@@ -267,7 +267,7 @@ def test_a_sequence_is_lowered_with_the_rest(sequence: Path, tmp_path: Path):
         known = Records.load(session.bundle.file(RECORDS))
         found = record(session, recorded_pictures(open_dataset("digits#test"), known), known.split)
         assert ("4", "esn1x16") in found.heads
-        np.testing.assert_allclose(found.confidences, known.confidences, atol=1e-4)
+        np.testing.assert_allclose(found.scores, known.scores, atol=1e-4)
 
 
 def test_what_an_interrupted_sequence_has_seen_is_not_computed_again(
@@ -396,7 +396,7 @@ def plain_share(saver: Records, base: Records) -> float:
         taken = won = lost = 0
         for place, hash in enumerate(base.hashes.tolist()):
             row = rows[hash]
-            if saver.confidences[row, -1] > np.float32(1 - k / 100):
+            if saver.scores[row, -1] > np.float32(1 - k / 100):
                 taken += 1
                 won += int(saver.predictions[row, -1] == base.labels[place])
                 lost += int(base.predictions[place, -1] == base.labels[place])

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,12 +13,12 @@ HEADS = (("2", "mlp1x1000"), ("5", "mlp1x1000"), ("5", "mlp2x64"))
 
 
 def make_records(count: int = 40, seed: int = 0) -> Records:
-    """Confidences on a coarse grid, so that many are equal."""
+    """Scores on a coarse grid, so that many are equal."""
     random = np.random.default_rng(seed)
-    return Records(
+    return Records.of_single_label(
         heads=HEADS,
         predictions=random.integers(0, 3, (count, 4)),
-        confidences=(random.integers(0, 9, (count, 4)) / 8).astype(np.float32),
+        scores=(random.integers(0, 9, (count, 4)) / 8).astype(np.float32),
         labels=random.integers(0, 3, count),
         hashes=random.integers(0, 2**64, count, dtype=np.uint64),
         split=random.choice(["search", "test", "certification"], count),
@@ -25,7 +26,7 @@ def make_records(count: int = 40, seed: int = 0) -> Records:
 
 
 def same(a: Records, b: Records) -> bool:
-    arrays = ("predictions", "confidences", "labels", "hashes", "split")
+    arrays = ("predictions", "scores", "loss", "cost", "labels", "hashes", "split", "variant")
     return a.heads == b.heads and all(
         np.array_equal(getattr(a, n), getattr(b, n)) and getattr(a, n).dtype == getattr(b, n).dtype for n in arrays
     )
@@ -35,14 +36,15 @@ def same(a: Records, b: Records) -> bool:
 
 
 def test_records_come_back_as_they_were_saved(tmp_path: Path):
-    records = make_records()
+    random, records = np.random.default_rng(1), make_records()
+    loss, cost = random.random((2, 40, 4), np.float32)
+    records = replace(records, loss=loss, cost=cost, variant=random.choice(["", "half"], 40))
     records.save(tmp_path / "records.npz")
     assert same(Records.load(tmp_path / "records.npz"), records)
 
 
 def test_records_without_any_head_come_back(tmp_path: Path):
-    one = make_records()
-    bare = Records((), one.predictions[:, :1], one.confidences[:, :1], one.labels, one.hashes, one.split)
+    bare = make_records().with_columns([])
     bare.save(tmp_path / "records.npz")
     assert same(Records.load(tmp_path / "records.npz"), bare)
 
@@ -120,7 +122,7 @@ def test_a_split_holds_its_samples_in_their_order():
     rows = np.flatnonzero(records.split == "test")
     assert len(part) == len(rows) > 0
     np.testing.assert_array_equal(part.hashes, records.hashes[rows])
-    np.testing.assert_array_equal(part.confidences, records.confidences[rows])
+    np.testing.assert_array_equal(part.scores, records.scores[rows])
     assert set(part.split) == {"test"}
 
 
@@ -129,3 +131,38 @@ def test_a_column_is_found_by_exit_and_head():
     assert [records.column(*head) for head in HEADS] == [0, 1, 2]
     with pytest.raises(KeyError):
         records.column("2", "mlp2x64")
+
+
+def test_a_wrong_prediction_loses_one_and_every_sample_pays_for_the_whole_backbone():
+    records = make_records()
+    np.testing.assert_array_equal(records.loss, records.predictions != records.labels[:, None])
+    assert records.accuracy(1) == pytest.approx((records.predictions[:, 1] == records.labels).mean())
+    assert (records.cost == 1).all()
+    assert set(records.variant) == {""}
+
+
+def test_other_classes_bring_their_own_loss():
+    records = make_records()
+    found = records.with_classes(labels=records.predictions[:, 2])
+    assert found.accuracy(2) == 1
+    assert same(found.with_classes(labels=records.labels), records)
+
+
+def test_further_heads_stand_where_they_are_put():
+    records = make_records()
+    first, further = records.predictions[:, :2], records.scores[:, :2]
+    found = records.insert(1, (("3", "a"), ("3", "b")), first, further)
+    assert found.heads == (HEADS[0], ("3", "a"), ("3", "b"), *HEADS[1:])
+    np.testing.assert_array_equal(found.predictions[:, 1:3], first)
+    np.testing.assert_array_equal(found.scores[:, 1:3], further)
+    np.testing.assert_array_equal(found.loss[:, 1:3], first != records.labels[:, None])
+    assert same(found.with_columns([0, 3, 4]), records)
+
+
+@pytest.mark.parametrize("name", ["scores", "loss", "cost"])
+@pytest.mark.parametrize("value", [-0.5, 1.5, np.nan])
+def test_a_number_outside_0_to_1_is_refused(name: str, value: float):
+    records = make_records()
+    getattr(records, name)[3, 1] = value
+    with pytest.raises(DataError, match=f"records' {name} hold {value} for sample 3 in column 1"):
+        records.check()

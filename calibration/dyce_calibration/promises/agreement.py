@@ -19,7 +19,7 @@ def exits_taken(records: Records, configuration: Configuration) -> NDArray[np.in
     for column, (exit, head) in enumerate(records.heads):
         on = configuration.exits.get(exit)
         if on is not None and on.head == head:
-            leave = waiting & leaves(records.confidences[:, column], on.threshold)
+            leave = waiting & leaves(records.scores[:, column], on.threshold)
             taken[leave] = column
             waiting &= ~leave
     return taken

@@ -34,12 +34,13 @@ def check_promise(epsilon: float, delta: float) -> None:
             )
 
 
-def certified(losses: Iterable[NDArray[np.int8]], epsilon: float, delta: float) -> int:
+def certified(losses: Iterable[NDArray[np.float32]], epsilon: float, delta: float) -> int:
     """How many configurations, from the first on, lose at most epsilon with probability at least 1 - delta.
 
     Args:
-        losses: for each configuration, in a fixed order, (n,): 1 where the full model is right and the configuration
-            wrong, -1 where it is the other way round, 0 otherwise. The samples stand in a random order.
+        losses: for each configuration, in a fixed order, (n,) from -1 to 1: by how much it loses more on each sample
+            than the full model; with single labels, 1 where only the full model is right and -1 where only the
+            configuration is. The samples are in a random order.
     """
     check_promise(epsilon, delta)
     count = 0
@@ -50,7 +51,7 @@ def certified(losses: Iterable[NDArray[np.int8]], epsilon: float, delta: float) 
     return count
 
 
-def samples_needed(losses: NDArray[np.int8], epsilon: float, delta: float) -> int | None:
+def samples_needed(losses: NDArray[np.float32], epsilon: float, delta: float) -> int | None:
     """About how many samples would certify a configuration, if it loses as in this sample; None if none would.
 
     At the best fixed stake s the capital grows by E log(1 + s (epsilon - loss)) per sample.
@@ -61,7 +62,7 @@ def samples_needed(losses: NDArray[np.int8], epsilon: float, delta: float) -> in
     return math.ceil(math.log(1 / delta) / growth) if growth > 0 else None
 
 
-def _bet(losses: NDArray[np.int8], epsilon: float, delta: float) -> bool:
+def _bet(losses: NDArray[np.float32], epsilon: float, delta: float) -> bool:
     """Whether the capital reaches 1 / delta. Each stake depends on the samples before it only."""
     count = len(losses)
     if count == 0:

@@ -12,7 +12,7 @@ from dyce_calibration.promises.certify import certified, samples_needed
 from dyce_calibration.records import Records
 from dyce_calibration.search.costs import CostTable
 from dyce_calibration.search.problem import Problem, Setting, make_problem
-from dyce_calibration.search.run import Outcome, Search, run
+from dyce_calibration.search.run import Outcome, Search, run, thinned
 from dyce_runtime.bundle.configuration import FULL, Certificate, Configurations, Entry
 from dyce_runtime.errors import DataError, UsageError
 
@@ -53,7 +53,7 @@ def choose(records: Records, costs: CostTable, how: Search = Search()) -> Config
     _warn_about_luck(settings, parts["test"], len(parts["search"]))
     allowed = ALLOWED_LOSS | ({} if how.max_loss is None else {CHOSEN: how.max_loss})
     named = {name: entry(setting, allowed.get(name)) for name, setting in (settings | _chosen(found, how)).items()}
-    front = [entry(setting) for setting in thin(found.settings)]
+    front = [entry(setting) for setting in thinned(found.settings, MOST_KEPT)]
     certificates, note = _certify(parts["certification"], [*named.values(), *front], how)
     promised = [entry for entry in front if entry.exits and _key(entry) in certificates]
     if promised:
@@ -75,7 +75,7 @@ def _warn_about_luck(settings: Mapping[str, Setting], test: Problem, searched: i
     """Say when samples are few, and where the test samples show that they flattered what was chosen on them."""
     lucky = []
     for name, allowed in ALLOWED_LOSS.items():
-        lost = test.correct - test.outcomes(settings[name])
+        lost = test.lost(settings[name])
         if lost.mean() - allowed > _BEYOND_CHANCE * lost.std() / len(lost) ** 0.5:
             lucky.append(f"{name} loses {100 * lost.mean():.1f} points instead of {100 * allowed:g}")
     if lucky or searched < _FEW:
@@ -104,12 +104,6 @@ def _chosen(found: Outcome, how: Search) -> dict[str, Setting]:
     return {CHOSEN: setting}
 
 
-def thin(front: Sequence[Setting]) -> list[Setting]:
-    """At most :data:`MOST_KEPT` settings, evenly spread, with both ends."""
-    kept = np.unique(np.linspace(0, len(front) - 1, min(len(front), MOST_KEPT)).round().astype(int))
-    return [front[index] for index in kept]
-
-
 def _key(entry: Entry) -> tuple[object, ...]:
     return tuple(sorted((exit, on.head, on.threshold) for exit, on in entry.exits.items()))
 
@@ -124,7 +118,7 @@ def _certify(
 ) -> tuple[dict[tuple[object, ...], Certificate], str]:
     """Certificates by configuration, and what to say if there are none."""
     bold = sorted({_key(e): e for e in entries if e.exits}.values(), key=_dearest_first)
-    losses = [problem.correct - problem.outcomes(problem.setting(entry.exits)) for entry in bold]
+    losses = [problem.lost(problem.setting(entry.exits)) for entry in bold]
     count = certified(losses, how.epsilon, how.delta)
     certificate = Certificate(how.epsilon, how.delta, len(problem))
     found = {_key(entry): certificate for entry in bold[:count]}

@@ -19,14 +19,14 @@ def doubts_of(records: Records) -> tuple[Doubt, ...]:
     part = records.of_split("search")
     if len(part) < FEWEST_LABELS:
         return ()
-    right = part.predictions == part.labels[:, None]
+    right = 1 - part.loss
     better = (_better(exit, right[:, column], right[:, -1]) for column, (exit, _) in enumerate(part.heads))
     return tuple(filter(None, better))
 
 
 def _better(exit: str, these: np.ndarray, whole: np.ndarray) -> Doubt | None:
     """Doubt about an exit that is right (N,) where the whole model is not, far more often than the reverse."""
-    gain = these.astype(float) - whole
+    gain = these.astype(np.float64) - whole
     if not gain.mean() > max(_MOST_BETTER, _SURE * float(gain.std()) / sqrt(len(gain))):
         return None
     return Doubt(

@@ -72,7 +72,7 @@ def choose_examples(
     first = min(columns)  # columns stand in execution order
     left = _leaving_columns(records, configuration)
     test = np.flatnonzero(records.split == "test")
-    by_confidence = test[np.argsort(-records.confidences[test, first], kind="stable")]
+    by_confidence = test[np.argsort(-records.scores[test, first], kind="stable")]
     early = by_confidence[left[by_confidence] == first][:EACH]
     late = by_confidence[left[by_confidence] == len(records.heads)][::-1][:EACH]
     exits = (*(exit for exit, _ in records.heads), FINAL)
@@ -81,7 +81,7 @@ def choose_examples(
             png=_to_png(picture(row), row),
             label=int(records.labels[row]),
             exit=exits[left[row]],
-            confidence=float(records.confidences[row, left[row]]),
+            confidence=float(records.scores[row, left[row]]),
             predicted=int(records.predictions[row, left[row]]),
             configuration=configuration.name,
         )
@@ -94,7 +94,7 @@ def _leaving_columns(records: Records, configuration: Configuration) -> NDArray[
     left = np.full(len(records), len(records.heads))
     for exit, on in configuration.exits.items():
         column = records.column(exit, on.head)
-        leave = leaves(records.confidences[:, column], on.threshold)
+        leave = leaves(records.scores[:, column], on.threshold)
         left[leave] = np.minimum(left[leave], column)
     return left
 

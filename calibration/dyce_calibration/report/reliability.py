@@ -38,11 +38,11 @@ class Reliability:
 def reliability(records: Records) -> tuple[Reliability, ...]:
     """The reliability of every head on all the given records, the final head last."""
     names = (*records.heads, (FINAL, ""))
-    right = records.predictions == records.labels[:, None]
-    return tuple(_of_head(*name, records.confidences[:, i], right[:, i]) for i, name in enumerate(names))
+    right = 1 - records.loss
+    return tuple(_of_head(*name, records.scores[:, i], right[:, i]) for i, name in enumerate(names))
 
 
-def _of_head(exit: str, head: str, confidences: NDArray[np.float32], right: NDArray[np.bool_]) -> Reliability:
+def _of_head(exit: str, head: str, confidences: NDArray[np.float32], right: NDArray[np.float32]) -> Reliability:
     sure = confidences.astype(np.float64)
     bins = np.digitize(sure, EDGES[1:-1], right=True)
     counts = np.bincount(bins, minlength=BINS)

@@ -1,10 +1,12 @@
 """Exact search: along every coordinate the whole line of thresholds at once, until no single change helps.
 
-With all other positions fixed, let the k most confident of the samples that arrive at a position leave there. Right
-answers and cost are then prefix sums over the arriving samples in order of confidence: one pass gives every setting of
-that line, exactly. All of them are offered to one front, which is therefore far denser than one optimum per weight.
+With all other positions fixed, let those k arriving samples leave at a position whose scores are the highest. Gain
+(1 - loss, as a sum over the samples) and cost are then prefix sums over the arriving samples in order of their scores:
+one pass gives every setting of that line, exactly. All of them are offered to one front, which is therefore far denser
+than one optimum per weight.
 
-The objective is that of DyCE (arXiv 2403.01695): weight * (1 - accuracy / base accuracy) + (1 - weight) * cost.
+The objective is that of DyCE (arXiv 2403.01695): weight * (1 - accuracy / base accuracy) + (1 - weight) * cost, where
+accuracy is the mean gain.
 """
 
 from __future__ import annotations
@@ -18,9 +20,9 @@ from numpy.typing import NDArray
 
 from dyce_calibration.search.front import Front
 from dyce_calibration.search.line import Line, Lines, Walk
-from dyce_calibration.search.problem import Head, On, Problem, Setting
+from dyce_calibration.search.problem import ExitChoice, Head, Problem, Setting, total_gain
 
-# How many confidences a search looks at: one sweep looks at samples x heads of them. First the weights are solved.
+# How many scores a search looks at: one sweep looks at samples x heads of them. First the weights are solved.
 _MOST_FOR_WEIGHTS = 1_000_000_000
 # Then come restarts: many where they are cheap, and where there are many heads to choose from, as local optima multiply
 # with these.
@@ -45,30 +47,33 @@ class Found:
     solved: int
 
 
-def search(problem: Problem, weights: Sequence[float], seed: int = 0, *, around: bool = True) -> Found:
+def search(
+    problem: Problem, weights: Sequence[float], seed: int = 0, *, around: bool = True, share: float = 1.0
+) -> Found:
     """Search with every weight in turn, then around the front.
 
     Args:
         weights: of the accuracy, from 0 to 1.
         seed: of the restarts.
         around: False leaves out the second part.
+        share: of the most work that one search may take, a count of the scores that it looks at.
     """
     heads = max(1, sum(len(position.heads) for position in problem.positions))
     of_a_sweep = len(problem) * heads
     searcher = _Searcher(problem)
-    solved = searcher.solve(_coarse_to_fine(weights), _MOST_FOR_WEIGHTS // of_a_sweep)
+    solved = searcher.solve(_coarse_to_fine(weights), max(1, int(share * _MOST_FOR_WEIGHTS) // of_a_sweep))
     if around:
-        sweeps = _sweeps_around(heads, of_a_sweep)
+        sweeps = _sweeps_around(heads, of_a_sweep, share)
         for_neighbours = int(sweeps * _SHARE_OF_NEIGHBOURS)
         left = searcher.expand(for_neighbours)
         searcher.restart(weights, sweeps - for_neighbours + left, np.random.default_rng(seed))
     return Found(searcher.front, solved)
 
 
-def _sweeps_around(heads: int, of_a_sweep: int) -> int:
+def _sweeps_around(heads: int, of_a_sweep: int, share: float) -> int:
     """How many sweeps to spend around the front: by what one looks at, and by how many heads there are."""
     cheap = min(_CHEAP // of_a_sweep, _MOST_CHEAP_SWEEPS)
-    return min(max(cheap, int(heads**4 * _SWEEPS_PER_HEADS_4)), _MOST_FOR_RESTARTS // of_a_sweep)
+    return min(max(cheap, int(heads**4 * _SWEEPS_PER_HEADS_4)), int(share * _MOST_FOR_RESTARTS) // of_a_sweep)
 
 
 @dataclass
@@ -84,9 +89,9 @@ class _Best:
     weight: float | None
     score: float
     of_front: bool = False
-    choice: On | None = None
+    choice: ExitChoice | None = None
 
-    def offer(self, score: float, choice: On | None) -> None:
+    def offer(self, score: float, choice: ExitChoice | None) -> None:
         if score < self.score - _SAME_SCORE:
             self.score, self.choice = score, choice
 
@@ -94,16 +99,17 @@ class _Best:
 class _Searcher:
     def __init__(self, problem: Problem) -> None:
         self.problem = problem
-        self.front = Front(len(problem))
-        self._base = max(problem.right, 1)
+        self.front = Front(len(problem) * problem.steps)
+        self._base = max(problem.full_gain, 1)
+        self._all = np.ones(len(problem), np.bool_)
         self._lines = Lines(problem)
         # Positions of which all lines were offered to the front, and the setting without them.
         self._offered: set[tuple[int, Setting]] = set()
-        # For every number of right answers, the cost of the last setting whose neighbours were all offered.
-        self._closed = np.full(len(problem) + 1, np.inf)
-        full = Line(problem.off, 0, None)
+        # For every gain, the cost of the last setting whose neighbours were all offered.
+        self._closed = np.full_like(self.front.bound, np.inf)
+        full = np.array([problem.full_gain]), np.array([problem.full_cost / len(problem)])
         if problem.positions:
-            self.front.add(np.array([problem.right]), np.ones(1), np.zeros(1, np.float32), full)
+            self.front.add(*full, np.zeros(1, np.float32), Line(problem.off, 0, None))
 
     def solve(self, weights: Sequence[float], sweeps: int) -> int:
         """Sweep from the best setting of each weight until it stays the best; return how many were solved."""
@@ -177,13 +183,13 @@ class _Searcher:
             return
         self._offered.add(rest)
         around = self._lines.around(setting, index)
-        off = np.array([around.right]), np.array([around.cost / len(self.problem)])
+        off = np.array([around.gain]), np.array([around.cost / len(self.problem)])
         alone = not any(rest[1])  # the full model, which is there
         if not alone and len(self.front.improving(*off)):
             self.front.add(*off, np.zeros(1, np.float32), Line(setting, index, None))
         if best.weight is not None:
-            cost = len(self.problem) if alone else around.cost
-            best.offer(float(self._score(around.right, cost, best.weight)), None)
+            cost = self.problem.full_cost if alone else around.cost
+            best.offer(float(self._score(around.gain, cost, best.weight)), None)
         if around.arrived.count == 0:
             return
         for number, head in enumerate(self.problem.positions[index].heads):
@@ -195,38 +201,41 @@ class _Searcher:
     def _offer(self, walk: Walk, head: Head, line: Line) -> NDArray[np.int64]:
         """Add to the front what improves it; return the indices of that."""
         cost = walk.cost / len(self.problem)
-        improving = self.front.improving(walk.right, cost)
+        improving = self.front.improving(walk.gain, cost)
         if len(improving):
             improving, thresholds = _parted(head, walk.samples, improving)
-            self.front.add(walk.right[improving], cost[improving], thresholds, line)
+            self.front.add(walk.gain[improving], cost[improving], thresholds, line)
         return improving
 
     def _choose(self, number: int, head: Head, walk: Walk, among: NDArray[np.int64] | None, best: _Best) -> None:
         """Offer the lowest score of a line, or of some of its points, which can all be parted."""
         assert best.weight is not None
-        right, cost = (walk.right, walk.cost) if among is None else (walk.right[among], walk.cost[among])
-        if len(right) == 0:
+        gain, cost = (walk.gain, walk.cost) if among is None else (walk.gain[among], walk.cost[among])
+        if len(gain) == 0:
             return
-        scores = self._score(right, cost, best.weight)
+        scores = self._score(gain, cost, best.weight)
         lowest = int(np.argmin(scores))
         if scores[lowest] >= best.score:
             return
         at = lowest if among is None else int(among[lowest])
         parted, thresholds = _parted(head, walk.samples, np.array([at]))
         if len(parted):
-            best.offer(float(scores[lowest]), On(number, float(thresholds[0])))
+            best.offer(float(scores[lowest]), ExitChoice(number, float(thresholds[0])))
         else:
-            self._choose(number, head, walk, _parted(head, walk.samples, np.arange(len(right)))[0], best)
+            self._choose(number, head, walk, _parted(head, walk.samples, np.arange(len(gain)))[0], best)
 
-    def _score(self, right: Any, cost: Any, weight: float) -> Any:
-        """The objective, but for what is the same everywhere; of arrays or numbers. ``cost`` is summed over samples."""
-        return cost * ((1 - weight) / len(self.problem)) - right * (weight / self._base)
+    def _score(self, gain: Any, cost: Any, weight: float) -> Any:
+        """The objective without its constant, of arrays or numbers that are summed over the samples."""
+        return cost * ((1 - weight) / len(self.problem)) - gain * (weight / self._base)
 
     def _score_of(self, setting: Setting, weight: float) -> float:
         if not any(setting):
-            return float(self._score(self.problem.right, len(self.problem), weight))
-        found = self._lines.behind(setting)
-        return float(self._score(np.count_nonzero(found.right), found.cost.sum(), weight))
+            return float(self._score(self.problem.full_gain, self.problem.full_cost, weight))
+        found = self._lines.after(setting)
+        return float(self._score(self._total(found.gain), found.cost.sum(), weight))
+
+    def _total(self, gain: NDArray[np.int8]) -> int:
+        return total_gain(gain, self._all, self.problem.steps)
 
     def _best_point(self, weight: float) -> int:
         """The point of the front with the lowest objective."""
@@ -248,7 +257,7 @@ class _Searcher:
         for index in places:
             heads = self.problem.positions[index].heads
             number = int(random.integers(-1, len(heads)))
-            changed[index] = None if number < 0 else On(number, float(random.choice(heads[number].confidence)))
+            changed[index] = None if number < 0 else ExitChoice(number, float(random.choice(heads[number].score)))
         return tuple(changed)
 
 
@@ -262,14 +271,14 @@ def _coarse_to_fine(weights: Sequence[float]) -> list[float]:
 def _parted(
     head: Head, samples: NDArray[np.int64], indices: NDArray[np.int64]
 ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-    """Those of the indices behind which a threshold can part the samples, and that threshold.
+    """Return those of the indices after which a threshold can part the samples, and that threshold.
 
-    It is the float32 midpoint between the confidence there and the next one, which has to be lower. Behind the last
-    sample comes 0, which no threshold is below.
+    It is the float32 midpoint between the score there and the next one, which has to be lower. The last sample is
+    followed by 0, which no threshold is below.
     """
     last = len(samples) - 1
-    here = head.confidence[samples[indices]]
-    there = head.confidence[samples[np.minimum(indices + 1, last)]]
+    here = head.score[samples[indices]]
+    there = head.score[samples[np.minimum(indices + 1, last)]]
     there[indices == last] = 0
     apart = here > there
     here, there = here[apart], there[apart]

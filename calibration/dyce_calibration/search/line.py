@@ -1,4 +1,4 @@
-"""One coordinate of a search: what becomes of the samples before, at and behind one position."""
+"""One coordinate of a search: what becomes of the samples before, at and after one position."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from dyce_calibration.search.problem import On, Position, Problem, Setting
+from dyce_calibration.search.problem import ExitChoice, Position, Problem, Setting, part, total_cost, total_gain
 from dyce_runtime.program.rule import leaves
 
 
@@ -22,18 +22,18 @@ class Line(NamedTuple):
 
 @dataclass(frozen=True)
 class Arrived:
-    """The samples that arrive at a position, what it cost them, and what those that left before gave and cost.
+    """The samples that arrive at a position, what it cost them, and what those that left before gained and cost.
 
     Attributes:
         mask: (N,) which samples arrive; ``count`` of them.
         heads: the cost of the heads on the way.
-        right, cost: sums over the samples that left before.
+        gain, cost: sums over the samples that left before.
     """
 
     mask: NDArray[np.bool_]
     count: int
     heads: float = 0.0
-    right: int = 0
+    gain: int = 0
     cost: float = 0.0
 
     @staticmethod
@@ -41,14 +41,15 @@ class Arrived:
         """All samples, before the first position."""
         return Arrived(np.ones(len(problem), np.bool_), len(problem))
 
-    def behind(self, position: Position, on: On) -> Arrived:
-        """The same behind a position that is on."""
-        head = position.heads[on.head]
-        leave = leaves(head.confidence, on.threshold)
+    def after(self, position: Position, choice: ExitChoice, steps: int) -> Arrived:
+        """The same after a position that is on, in a problem with that many steps."""
+        head = position.heads[choice.head]
+        leave = leaves(head.score, choice.threshold)
         leave &= self.mask
         count, heads = int(np.count_nonzero(leave)), self.heads + head.cost
-        right = self.right + int(np.count_nonzero(head.correct & leave))
-        return Arrived(self.mask ^ leave, self.count - count, heads, right, self.cost + count * (position.cost + heads))
+        gain = self.gain + total_gain(head.gain, leave, steps)
+        cost = self.cost + total_cost(position.paid, leave, count) + count * heads
+        return Arrived(self.mask ^ leave, self.count - count, heads, gain, cost)
 
     def among(self, order: NDArray[np.int64]) -> NDArray[np.int64]:
         """Those of all samples that arrive, in the same order."""
@@ -60,27 +61,27 @@ class Later:
     """What becomes of every sample that passes a position.
 
     Attributes:
-        right: (N,) int8.
+        gain: (N,) int8.
         cost: (N,) of backbone and heads, without the heads up to that position.
     """
 
-    right: NDArray[np.int8]
+    gain: NDArray[np.int8]
     cost: NDArray[np.float64]
 
     @staticmethod
     def at_end(problem: Problem) -> Later:
-        """Behind the last position: the model's own classifier."""
-        return Later(problem.correct, np.full(len(problem), problem.cost))
+        """After the last position: the model's own classifier."""
+        return Later(problem.full.gain, np.full(len(problem), problem.final.paid))
 
-    def before(self, position: Position, on: On) -> Later:
+    def before(self, position: Position, choice: ExitChoice) -> Later:
         """The same for the samples that arrive at a position that is on."""
-        head = position.heads[on.head]
+        head = position.heads[choice.head]
         # By index: of a mask, every sample is a branch.
-        leave = np.flatnonzero(leaves(head.confidence, on.threshold))
-        right, cost = self.right.copy(), self.cost + head.cost
-        right[leave] = head.correct.take(leave)
-        cost[leave] = position.cost + head.cost
-        return Later(right, cost)
+        leave = np.flatnonzero(leaves(head.score, choice.threshold))
+        gain, cost = self.gain.copy(), self.cost + head.cost
+        gain[leave] = head.gain.take(leave)
+        cost[leave] = part(position.paid, leave) + head.cost
+        return Later(gain, cost)
 
 
 class Around(NamedTuple):
@@ -88,7 +89,7 @@ class Around(NamedTuple):
 
     arrived: Arrived
     later: Later
-    right: int
+    gain: int
     cost: float
 
 
@@ -96,21 +97,21 @@ class Walk(NamedTuple):
     """What one line reaches when one sample after the other leaves there.
 
     Attributes:
-        samples: (n,) those that arrive, the most confident first.
-        right, cost: (n,) sums over all samples when those up to this one leave.
+        samples: (n,) those that arrive, the highest score first.
+        gain, cost: (n,) sums over all samples when those up to this one leave.
     """
 
     samples: NDArray[np.int64]
-    right: NDArray[np.int64]
+    gain: NDArray[np.int64]
     cost: NDArray[np.float64]
 
 
 class _Queue(NamedTuple):
-    """Samples that arrive at a head, the most confident first, and for which of them it is right."""
+    """Samples that arrive at a head, the highest score first, and what each of them gains there."""
 
     arrived: Arrived
     samples: NDArray[np.int64]
-    correct: NDArray[np.int8]
+    gain: NDArray[np.int8]
 
 
 class Lines:
@@ -122,56 +123,57 @@ class Lines:
         self._queues: dict[tuple[int, int], _Queue] = {}
         # The last of each length, with what it was found for.
         self._before: dict[int, tuple[Setting, Arrived]] = {0: ((), Arrived.at_start(problem))}
-        self._behind: dict[int, tuple[Setting, Later]] = {0: ((), Later.at_end(problem))}
+        self._after: dict[int, tuple[Setting, Later]] = {0: ((), Later.at_end(problem))}
 
     def around(self, setting: Setting, position: int) -> Around:
         """Both sides of a position."""
-        arrived, later = self.before(setting[:position]), self.behind(setting[position + 1 :])
-        right = arrived.right + int(np.count_nonzero(later.right & arrived.mask))
-        waiting = later.cost.take(np.flatnonzero(arrived.mask))
-        return Around(arrived, later, right, arrived.cost + float(waiting.sum()) + arrived.count * arrived.heads)
+        arrived, later = self.before(setting[:position]), self.after(setting[position + 1 :])
+        waiting = np.flatnonzero(arrived.mask)
+        gain = arrived.gain + total_gain(later.gain, arrived.mask, self._problem.steps)
+        cost = arrived.cost + float(later.cost.take(waiting).sum()) + arrived.count * arrived.heads
+        return Around(arrived, later, gain, cost)
 
     def walk(self, around: Around, position: int, head: int) -> Walk:
         """One line of a position, without the setting where no sample leaves."""
-        _, samples, correct = self._queue(around.arrived, position, head)
-        right = np.cumsum(correct - around.later.right.take(samples), dtype=np.int64)
-        right += around.right
+        _, samples, gains = self._queue(around.arrived, position, head)
+        gain = np.cumsum(gains - around.later.gain.take(samples), dtype=np.int64)
+        gain += around.gain
         at = self._problem.positions[position]
-        cost = np.cumsum(at.cost - around.later.cost.take(samples))
+        cost = np.cumsum(part(at.paid, samples) - around.later.cost.take(samples))
         cost += around.cost + len(samples) * at.heads[head].cost
-        return Walk(samples, right, cost)
+        return Walk(samples, gain, cost)
 
     def before(self, first: Setting) -> Arrived:
         """The samples that pass the first positions, which are set like that."""
         if self._before.get(len(first), (None,))[0] != first:
-            arrived, on = self.before(first[:-1]), first[-1]
-            if on is not None:
-                arrived = arrived.behind(self._problem.positions[len(first) - 1], on)
+            arrived, choice = self.before(first[:-1]), first[-1]
+            if choice is not None:
+                arrived = arrived.after(self._problem.positions[len(first) - 1], choice, self._problem.steps)
             self._before[len(first)] = first, arrived
         return self._before[len(first)][1]
 
-    def behind(self, rest: Setting) -> Later:
+    def after(self, rest: Setting) -> Later:
         """What becomes of the samples when only the last positions are to come, which are set like that."""
-        if self._behind.get(len(rest), (None,))[0] != rest:
-            later, on = self.behind(rest[1:]), rest[0]
-            if on is not None:
-                later = later.before(self._problem.positions[-len(rest)], on)
-            self._behind[len(rest)] = rest, later
-        return self._behind[len(rest)][1]
+        if self._after.get(len(rest), (None,))[0] != rest:
+            later, choice = self.after(rest[1:]), rest[0]
+            if choice is not None:
+                later = later.before(self._problem.positions[-len(rest)], choice)
+            self._after[len(rest)] = rest, later
+        return self._after[len(rest)][1]
 
     def _queue(self, arrived: Arrived, position: int, head: int) -> _Queue:
         queue = self._queues.get((position, head))
         if queue is None or queue.arrived is not arrived:
             samples = arrived.among(self._falling(position, head))
-            correct = self._problem.positions[position].heads[head].correct.take(samples)
-            queue = self._queues[position, head] = _Queue(arrived, samples, correct)
+            gain = self._problem.positions[position].heads[head].gain.take(samples)
+            queue = self._queues[position, head] = _Queue(arrived, samples, gain)
         return queue
 
     def _falling(self, position: int, head: int) -> NDArray[np.int64]:
         if (position, head) not in self._order:
-            confidence = self._problem.positions[position].heads[head].confidence
+            score = self._problem.positions[position].heads[head].score
             # int64: numpy converts indices of any other type at every use.
-            self._order[position, head] = np.argsort(-confidence, kind="stable")
+            self._order[position, head] = np.argsort(-score, kind="stable")
         return self._order[position, head]
 
 
@@ -183,7 +185,7 @@ class Replay:
         self._lines = Lines(problem)
 
     def __call__(self, line: Line, thresholds: NDArray[np.float32]) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-        """Right answers and cost per sample.
+        """Gain, summed over the samples, and cost per sample.
 
         Args:
             thresholds: (n,); for a line that turns its position off they say nothing.
@@ -193,10 +195,10 @@ class Replay:
         """
         around = self._lines.around(line.setting, line.position)
         if line.head is None:
-            return np.full(len(thresholds), around.right), np.full(len(thresholds), around.cost / len(self._problem))
+            return np.full(len(thresholds), around.gain), np.full(len(thresholds), around.cost / len(self._problem))
         head = self._problem.positions[line.position].heads[line.head]
-        samples, right, cost = self._lines.walk(around, line.position, line.head)
-        leaving = np.searchsorted(-head.confidence[samples], -thresholds)
-        rights = np.concatenate([[around.right], right])[leaving]
+        samples, gain, cost = self._lines.walk(around, line.position, line.head)
+        leaving = np.searchsorted(-head.score[samples], -thresholds)
+        gains = np.concatenate([[around.gain], gain])[leaving]
         costs = np.concatenate([[around.cost + len(samples) * head.cost], cost])[leaving]
-        return rights, costs / len(self._problem)
+        return gains, costs / len(self._problem)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from itertools import product
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,27 +13,30 @@ from numpy.typing import NDArray
 from dyce_calibration.records import Records
 from dyce_calibration.search.costs import CostTable
 from dyce_runtime.bundle.configuration import ExitSetting, Figures
-from dyce_runtime.bundle.manifest import FINAL
+from dyce_runtime.bundle.manifest import BUILTIN, FINAL
 from dyce_runtime.errors import DataError
-from dyce_runtime.execution.plan import cover
+from dyce_runtime.execution.plan import minimal_cover
 from dyce_runtime.measure.bench_loss import paired_error
 from dyce_runtime.measure.piece_costs import IMAGE
 from dyce_runtime.program.rule import leaves
 
-# A search looks along that many ways through the backbone.
-_MOST_CHAINS = 8
+# Losses between 0 and 1 are counted in at most that many steps, and a front has at most about that many cells.
+_MOST_STEPS, _MOST_CELLS = 100, 1 << 19
+
+# What every sample pays, or what each of them pays, (N,).
+Cost: TypeAlias = "float | NDArray[np.float64]"
 
 
 @dataclass(frozen=True)
-class On:
-    """An exit that is on: the index of its head at that position, and its threshold (float32)."""
+class ExitChoice:
+    """How an exit that is on is set: the index of its head at that position, and its threshold (float32)."""
 
     head: int
     threshold: float
 
 
-# For every position in execution order, how its exit is set; None is off.
-Setting = tuple[On | None, ...]
+# For every position in execution order, how its exit is set; None turns it off.
+Setting: TypeAlias = "tuple[ExitChoice | None, ...]"
 
 
 @dataclass(frozen=True)
@@ -40,31 +44,51 @@ class Head:
     """One head at one position, on all samples.
 
     Attributes:
-        confidence: (N,) float32.
-        correct: (N,) int8, 1 where its prediction is the label.
+        score: (N,) float32.
+        loss: (N,) float32, from 0 to 1.
+        gain: (N,) int8, from 0 to the steps of the problem: 1 - loss, rounded to whole steps.
         cost: what evaluating it adds, relative to the full model.
         needs: positions and indices of the heads there that have to have run before it.
     """
 
     type: str
-    confidence: NDArray[np.float32]
-    correct: NDArray[np.int8]
+    score: NDArray[np.float32]
+    loss: NDArray[np.float32]
+    gain: NDArray[np.int8]
     cost: float
     needs: tuple[tuple[int, int], ...] = ()
 
 
 @dataclass(frozen=True)
 class Position:
-    """An exit point and its heads. ``cost`` is that of the backbone up to there, relative to the full model."""
+    """An exit point and its heads; all costs are relative to the full model.
+
+    Attributes:
+        cost: of the whole backbone up to there.
+        share: (N,) float64, the share of ``cost`` that each sample pays, since gates left out the rest; None where
+            every sample pays all of it.
+        fixed: the cost of heads that run on the way there whether or not samples may leave at them.
+    """
 
     exit: str
     cost: float
     heads: tuple[Head, ...]
+    share: NDArray[np.float64] | None = None
+    fixed: float = 0.0
+
+    @cached_property
+    def paid(self) -> Cost:
+        """What samples pay up to there, without the heads that are on."""
+        return self.pays(self.cost)
+
+    def pays(self, backbone: float, heads: float = 0.0) -> Cost:
+        """The same if the whole backbone cost ``backbone`` up to there, and heads that cost ``heads`` ran."""
+        return (backbone if self.share is None else backbone * self.share) + self.fixed + heads
 
 
 @dataclass(frozen=True)
-class Stretch:
-    """Segments that run as one, from ``first`` to ``last``. ``cost`` is relative to the full model."""
+class SegmentRange:
+    """Segments that run as one piece, from ``first`` to ``last``. ``cost`` is relative to the full model."""
 
     first: int
     last: int
@@ -77,226 +101,188 @@ class Problem:
 
     Attributes:
         positions: in execution order.
-        correct: (N,) int8, of the model's own classifier.
-        cost: of the whole chain of segments, savers included, relative to the uncut model.
+        final: the end of the chain of segments, savers included, with the model's own classifier as its only head.
         spans: what a setting may run instead of several segments, where all exits between them are off.
         savers: positions at which a saver ends.
+        steps: how many steps a loss of 1 has; gains are whole numbers of them.
     """
 
     positions: tuple[Position, ...]
-    correct: NDArray[np.int8]
-    cost: float
-    spans: tuple[Stretch, ...] = ()
+    final: Position
+    spans: tuple[SegmentRange, ...] = ()
     savers: tuple[int, ...] = ()
+    steps: int = 1
 
     def __len__(self) -> int:
         """Number of samples."""
-        return len(self.correct)
+        return len(self.full.loss)
+
+    @property
+    def full(self) -> Head:
+        """The model's own classifier."""
+        return self.final.heads[0]
 
     @property
     def off(self) -> Setting:
         """All exits off: the full model."""
         return (None,) * len(self.positions)
 
+    @cached_property
+    def full_gain(self) -> int:
+        """The gain of the full model, summed over the samples: with single labels, how many it labels right."""
+        return int(self.full.gain.sum(dtype=np.int64))
+
+    @cached_property
+    def full_cost(self) -> float:
+        """What the full model costs, summed over the samples: each pays 1, or what gates leave of it."""
+        return float(len(self)) if self.final.share is None else float(np.sum(self.final.paid))
+
     @property
-    def right(self) -> int:
-        """Samples that the full model labels right."""
-        return int(np.count_nonzero(self.correct))
+    def accuracy(self) -> float:
+        """1 - the mean loss of the full model."""
+        return (len(self) - float(self.full.loss.sum(dtype=np.float64))) / len(self)
 
     def exits(self, setting: Setting) -> dict[str, ExitSetting]:
         """A setting as a configuration holds it."""
         return {
-            position.exit: ExitSetting(position.heads[on.head].type, on.threshold)
-            for position, on in zip(self.positions, setting, strict=True)
-            if on is not None
+            position.exit: ExitSetting(position.heads[choice.head].type, choice.threshold)
+            for position, choice in zip(self.positions, setting, strict=True)
+            if choice is not None
         }
 
     def setting(self, exits: Mapping[str, ExitSetting]) -> Setting:
         """The inverse of :meth:`exits`. Raises KeyError if a head was not recorded."""
         known = {position.exit: [head.type for head in position.heads] for position in self.positions}
-        for exit, on in exits.items():
-            if on.head not in known.get(exit, []):
-                raise KeyError((exit, on.head))
+        for exit, chosen in exits.items():
+            if chosen.head not in known.get(exit, []):
+                raise KeyError((exit, chosen.head))
         return tuple(
-            On(known[p.exit].index(exits[p.exit].head), exits[p.exit].threshold) if p.exit in exits else None
+            ExitChoice(known[p.exit].index(exits[p.exit].head), exits[p.exit].threshold) if p.exit in exits else None
             for p in self.positions
         )
 
-    def counts(self, setting: Setting) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """How many samples leave at each position and at the end, and how many of these are labelled right.
+    def leaving(self, setting: Setting) -> list[NDArray[np.int64]]:
+        """The indices of the samples that leave at each position, and last of those that reach the end.
 
-        A sample leaves at the first exit that is on and whose confidence is strictly above its threshold (both
-        float32).
+        A sample leaves at the first exit that is on and whose score is strictly above its threshold (both float32).
         """
-        left = np.zeros(len(setting) + 1, np.int64)
-        right = np.zeros(len(setting) + 1, np.int64)
-        waiting = np.ones(len(self), np.bool_)
-        for index, (position, on) in enumerate(zip(self.positions, setting, strict=True)):
-            if on is not None:
-                head = position.heads[on.head]
-                leave = leaves(head.confidence, on.threshold)
-                leave &= waiting
-                waiting ^= leave
-                left[index], right[index] = np.count_nonzero(leave), np.count_nonzero(head.correct[leave])
-        left[-1], right[-1] = np.count_nonzero(waiting), np.count_nonzero(self.correct[waiting])
-        return left, right
+        found, waiting = [], np.arange(len(self))
+        for position, choice in zip(self.positions, setting, strict=True):
+            if choice is None:
+                found.append(waiting[:0])
+                continue
+            leave = leaves(position.heads[choice.head].score.take(waiting), choice.threshold)
+            found.append(waiting[leave])
+            waiting = waiting[~leave]
+        return [*found, waiting]
+
+    def counts(self, setting: Setting) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+        """How many samples leave at each position and at the end, and the sum of their 1 - loss."""
+        leaving, loss = self.leaving(setting), self.losses(setting)
+        left = np.array([len(rows) for rows in leaving])
+        return left, left - np.array([loss[rows].sum(dtype=np.float64) for rows in leaving])
+
+    def cost(self, setting: Setting) -> float:
+        """The mean over the samples, relative to the full model."""
+        groups = zip(self.costs(setting), self.leaving(setting), strict=True)
+        return sum(total_cost(cost, rows, len(rows)) for cost, rows in groups) / len(self)
 
     @property
     def simple(self) -> bool:
         """Whether costs add up from position to position, whatever is on."""
         return not (self.spans or self.savers or any(head.needs for p in self.positions for head in p.heads))
 
-    def paid(self, setting: Setting) -> NDArray[np.float64]:
-        """What a sample pays that leaves at each position or at the end: the backbone and every head on the way."""
+    def costs(self, setting: Setting) -> list[Cost]:
+        """What samples pay that leave at each position, or at the end: the backbone and every head on the way."""
         if not any(setting):
-            return np.ones(len(setting) + 1)
-        on = [(k, on.head) for k, on in enumerate(setting) if on is not None]
-        running = {*on, *(other for k, head in on for other in self.positions[k].heads[head].needs)}
-        heads = np.zeros(len(setting) + 1)
+            return [1.0] * len(setting) + [1.0 if self.final.share is None else self.final.paid]
+        chosen = [(k, choice.head) for k, choice in enumerate(setting) if choice is not None]
+        running = {*chosen, *(other for k, head in chosen for other in self.positions[k].heads[head].needs)}
+        of_heads = np.zeros(len(setting) + 1)
         for k, head in running:
-            heads[k] += self.positions[k].heads[head].cost
-        stops = {k for k, _ in running}
-        backbone = [*(p.cost for p in self.positions), self.cost] if self.simple else self._backbone(stops)
-        total: NDArray[np.float64] = np.array(backbone) + np.cumsum(heads)
-        return total
+            of_heads[k] += self.positions[k].heads[head].cost
+        places = (*self.positions, self.final)
+        backbone = [place.cost for place in places] if self.simple else self.backbone({k for k, _ in running})
+        heads = np.cumsum(of_heads).tolist()
+        return [place.pays(*both) for place, *both in zip(places, backbone, heads, strict=True)]
 
-    def _backbone(self, stops: Collection[int]) -> list[float]:
-        """What is paid for segments and spans up to each position at which a head runs and the end."""
-        chain = [*(position.cost for position in self.positions), self.cost]
-        segments = [Stretch(k, k, cost) for k, cost in enumerate(np.diff(chain, prepend=0.0).tolist())]
-        pieces = [*segments, *self.spans]
+    def backbone(self, stops: Collection[int], spans: tuple[SegmentRange, ...] | None = None) -> list[float]:
+        """What segments and spans cost up to each position at which a head runs, and up to the end.
+
+        Args:
+            stops: the positions at which a head runs.
+            spans: those that may run; None for all of the problem.
+        """
+        chain = [*(position.cost for position in self.positions), self.final.cost]
+        segments = [SegmentRange(k, k, cost) for k, cost in enumerate(np.diff(chain, prepend=0.0).tolist())]
+        pieces = [*segments, *(self.spans if spans is None else spans)]
         paid, total = list(chain), 0.0
-        for first, end in self._networks():
+        for first, end in self.networks():
             for last in (k for k in range(first, end + 1) if k == len(self.positions) or k in stops):
-                total += sum(piece.cost for piece in cover(pieces, first, last))
+                total += sum(piece.cost for piece in minimal_cover(pieces, first, last))
                 paid[last], first = total, last + 1
         return paid
 
-    def _networks(self) -> list[tuple[int, int]]:
+    def networks(self) -> list[tuple[int, int]]:
         """The first and the last position of every saver and of the base, whose last one is the end."""
         ends = [*self.savers, len(self.positions)]
         return list(zip([0, *(end + 1 for end in ends)], ends, strict=False))
 
-    def chains(self) -> list[Chain]:
-        """Every way in which savers can run, some not at all or in part; without spans, and with those of them that go
-        together as the only way; and without heads that need others, or with all that one of them needs.
+    def losses(self, setting: Setting) -> NDArray[np.float32]:
+        """(N,) float32, the loss of every sample under the setting."""
+        found = self.full.loss.copy()
+        for position, choice, rows in zip(self.positions, setting, self.leaving(setting), strict=False):
+            if choice is not None:
+                found[rows] = position.heads[choice.head].loss[rows]
+        return found
 
-        Along each of these, costs add up from position to position, as a search needs it.
-        """
-        families = ((), *_families(self.spans)[: _MOST_CHAINS - 1])
-        return [
-            self._chain(spans, closed, running)
-            for spans in families
-            for unused in self._unused()
-            for closed in [unused | {k for span in spans for k in range(span.first, span.last)}]
-            for running in self._sequences()
-            if closed.isdisjoint(k for k, _ in running)
-        ]
-
-    def _sequences(self) -> Iterator[frozenset[tuple[int, int]]]:
-        """Positions and indices of heads that run together whether or not samples leave there."""
-        yield frozenset()
-        for k, position in enumerate(self.positions):
-            for index, head in enumerate(position.heads):
-                if head.needs:
-                    yield frozenset((*head.needs, (k, index)))
-
-    def _unused(self) -> Iterator[set[int]]:
-        """The positions that a saver does not reach, for every choice of where each of them ends."""
-        ranges = [range(first, end + 1) for first, end in self._networks()[:-1]]
-        for kept in product(*(range(len(positions) + 1) for positions in ranges)):
-            yield {k for positions, count in zip(ranges, kept, strict=True) for k in positions[count:]}
-
-    def _chain(
-        self, spans: tuple[Stretch, ...], closed: Collection[int], running: Collection[tuple[int, int]]
-    ) -> Chain:
-        """Nothing leaves at the closed positions; the running heads are paid on the way and may be used."""
-        open_ = [k for k in range(len(self.positions)) if k not in closed]
-        on_the_way = np.zeros(len(self.positions) + 1)
-        for k, index in running:
-            on_the_way[k] += self.positions[k].heads[index].cost
-        costs = np.array(replace(self, spans=spans)._backbone(open_)) + np.cumsum(on_the_way)
-        kept, positions = [], []
-        for k in open_:
-            position = self.positions[k]
-            usable = {
-                i: replace(head, cost=0.0, needs=()) for i, head in enumerate(position.heads) if (k, i) in running
-            }
-            usable |= {i: head for i, head in enumerate(position.heads) if not head.needs and i not in usable}
-            if usable:
-                kept.append((k, tuple(usable)))
-                positions.append(replace(position, cost=float(costs[k]), heads=tuple(usable.values())))
-        return Chain(Problem(tuple(positions), self.correct, float(costs[-1])), tuple(kept), len(self.positions))
+    def lost(self, setting: Setting) -> NDArray[np.float32]:
+        """(N,) float32, from -1 to 1: by how much every sample loses more than under the full model."""
+        return self.losses(setting) - self.full.loss
 
     def evaluate(self, setting: Setting) -> Figures:
         """Accuracy, loss, cost and exit shares of a setting."""
-        left, right = self.counts(setting)
-        accuracy = int(right.sum()) / len(self)
+        count, lost = len(self), self.lost(setting)
+        loss = float(lost.sum(dtype=np.float64))
         return Figures(
-            accuracy=accuracy,
-            loss=(self.right - int(right.sum())) / len(self),
-            cost=float(left @ self.paid(setting)) / len(self),
-            samples=len(self),
-            share_per_exit=tuple((left / len(self)).tolist()),
-            loss_error=self._loss_error(setting),
+            accuracy=(count * self.accuracy - loss) / count,
+            loss=loss / count,
+            cost=self.cost(setting),
+            samples=count,
+            share_per_exit=tuple(len(rows) / count for rows in self.leaving(setting)),
+            # The full model loses nothing against itself.
+            loss_error=paired_error(lost) if any(setting) else 0.0,
         )
 
-    def _loss_error(self, setting: Setting) -> float:
-        """Paired standard error of the loss; the full model loses nothing against itself."""
-        if setting == self.off:
-            return 0.0
-        lost = self.correct - self.outcomes(setting)
-        return paired_error(int((lost == 1).sum()), int((lost == -1).sum()), len(self))
 
-    def outcomes(self, setting: Setting) -> NDArray[np.int8]:
-        """(N,) 1 where the setting labels a sample right."""
-        correct = self.correct
-        for position, on in zip(self.positions[::-1], setting[::-1], strict=True):
-            if on is not None:
-                head = position.heads[on.head]
-                correct = np.where(leaves(head.confidence, on.threshold), head.correct, correct)
-        return correct
+def part(cost: Cost, samples: NDArray[np.int64]) -> Cost:
+    """What some of the samples pay."""
+    return cost if isinstance(cost, float) else cost.take(samples)
 
 
-@dataclass(frozen=True)
-class Chain:
-    """A problem with some of the positions of another one, and some of the heads there.
-
-    Attributes:
-        kept: for every position of the problem that in the whole, and the index there of each of its heads.
-        count: positions of the whole.
-    """
-
-    problem: Problem
-    kept: tuple[tuple[int, tuple[int, ...]], ...]
-    count: int
-
-    def whole(self, setting: Setting) -> Setting:
-        """A setting of the part as one of the whole."""
-        places = {
-            k: None if on is None else On(heads[on.head], on.threshold)
-            for (k, heads), on in zip(self.kept, setting, strict=True)
-        }
-        return tuple(places.get(k) for k in range(self.count))
+def total_cost(cost: Cost, samples: NDArray[np.int64] | NDArray[np.bool_], count: int) -> float:
+    """What some of the samples, ``count`` of them by index or mask, pay together."""
+    return cost * count if isinstance(cost, float) else float(cost[samples].sum())
 
 
-def _families(spans: Sequence[Stretch]) -> list[tuple[Stretch, ...]]:
-    """Spans that do not overlap, those that cover the most segments first."""
-    found: list[tuple[Stretch, ...]] = [()]
-    for span in spans:
-        found += [(*f, span) for f in found if all(span.first > s.last or span.last < s.first for s in f)]
-    return sorted(found[1:], key=lambda family: -sum(span.last - span.first for span in family))
+def total_gain(gain: NDArray[np.int8], samples: NDArray[np.bool_], steps: int) -> int:
+    """What those samples gain together that are true in a mask (N,); gains of 0 and 1 are counted, which is faster."""
+    return int(np.count_nonzero(gain & samples)) if steps == 1 else int(gain[samples].sum(dtype=np.int64))
 
 
 def make_problem(records: Records, costs: CostTable) -> Problem:
     """Arrange records, all of them, for a search.
 
     Raises:
-        DataError: no samples, a head without a cost, or one that needs another which was not recorded.
+        DataError: no samples, several variants, a head without a cost, or one that needs another head which was not
+            recorded.
     """
     if len(records) == 0:
         raise DataError("there are no records to search in; expected at least one sample")
-    correct = (records.predictions == records.labels[:, None]).astype(np.int8)
+    if len(variants := np.unique(records.variant)) > 1:
+        names = ", ".join(map(repr, variants.tolist()))
+        raise DataError(f"the records hold the variants {names}; expected those of one to search in")
+    steps = _steps(records.loss)
     columns: dict[str, list[int]] = {}
     for column, (exit, type) in enumerate(records.heads):
         if exit not in costs.backbone or type not in costs.heads.get(exit, {}):
@@ -318,30 +304,43 @@ def make_problem(records: Records, costs: CostTable) -> Problem:
             raise DataError(f"head {type} at exit {exit} was not recorded, and others that were need it")
         return places[exit, type]
 
-    def head(column: int) -> Head:
-        exit, type = records.heads[column]
-        return Head(
-            type,
-            np.ascontiguousarray(records.confidences[:, column]),
-            np.ascontiguousarray(correct[:, column]),
-            costs.heads[exit][type] / costs.full,
-            tuple(place(*other) for other in costs.needs.get(exit, {}).get(type, ())),
+    def head(type: str, column: int, cost: float, needs: tuple[tuple[int, int], ...] = ()) -> Head:
+        score, loss = (np.ascontiguousarray(array[:, column]) for array in (records.scores, records.loss))
+        return Head(type, score, loss, np.rint(steps * (1 - loss)).astype(np.int8), cost / costs.full, needs)
+
+    def heads(exit: str) -> tuple[Head, ...]:
+        types = [(column, records.heads[column][1]) for column in columns.get(exit, [])]
+        needs = costs.needs.get(exit, {})
+        return tuple(
+            head(type, column, costs.heads[exit][type], tuple(place(*other) for other in needs.get(type, ())))
+            for column, type in types
         )
 
+    def position(exit: str, of_exit: tuple[Head, ...], column: int | None) -> Position:
+        share = np.ones(1) if column is None else records.cost[:, column].astype(np.float64)
+        return Position(exit, costs.backbone[exit] / costs.full, of_exit, None if (share == 1).all() else share)
+
     return Problem(
-        tuple(Position(e, costs.backbone[e] / costs.full, tuple(map(head, columns.get(e, [])))) for e in exits),
-        np.ascontiguousarray(correct[:, -1]),
-        costs.backbone[FINAL] / costs.full,
+        tuple(position(exit, heads(exit), columns.get(exit, [None])[0]) for exit in exits),
+        position(FINAL, (head(BUILTIN, -1, 0.0),), -1),
         _spans(costs),
         tuple(exits.index(exit) for exit in costs.savers),
+        steps,
     )
 
 
-def _spans(costs: CostTable) -> tuple[Stretch, ...]:
+def _steps(loss: NDArray[np.float32]) -> int:
+    """In how many steps losses are counted: 1 where each is 0 or 1."""
+    if ((loss == 0) | (loss == 1)).all():
+        return 1
+    return int(np.clip(_MOST_CELLS // len(loss), 1, _MOST_STEPS))
+
+
+def _spans(costs: CostTable) -> tuple[SegmentRange, ...]:
     ends = list(costs.backbone)
     starts = [IMAGE, *ends]
     return tuple(
-        Stretch(starts.index(start), ends.index(end), cost / costs.full)
+        SegmentRange(starts.index(start), ends.index(end), cost / costs.full)
         for start, by_end in costs.spans.items()
         for end, cost in by_end.items()
     )

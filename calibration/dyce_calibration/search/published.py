@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from dyce_calibration.search.problem import On, Problem, Setting
+from dyce_calibration.search.problem import ExitChoice, Problem, Setting
 from dyce_runtime.errors import UsageError
 
 _SAME_THRESHOLDS = 1000
@@ -63,9 +63,9 @@ def _descend_with_each(
 
 def samethres(problem: Problem) -> list[Setting]:
     """One threshold for all exits, every exit on with its first head: the baseline without a search."""
-    confidences = np.unique(np.concatenate([position.heads[0].confidence for position in problem.positions]))
-    chosen = np.unique(np.linspace(0, len(confidences) - 1, _SAME_THRESHOLDS).astype(int))
-    return [tuple(On(0, float(confidences[index])) for _ in problem.positions) for index in chosen]
+    scores = np.unique(np.concatenate([position.heads[0].score for position in problem.positions]))
+    chosen = np.unique(np.linspace(0, len(scores) - 1, _SAME_THRESHOLDS).astype(int))
+    return [tuple(ExitChoice(0, float(scores[index])) for _ in problem.positions) for index in chosen]
 
 
 def _best_at(problem: Problem, setting: Setting, index: int, score: Score, minimise: Any) -> tuple[float, Setting]:
@@ -77,21 +77,21 @@ def _best_at(problem: Problem, setting: Setting, index: int, score: Score, minim
 def _options(
     problem: Problem, setting: Setting, index: int, score: Score, minimise: Any
 ) -> Iterator[tuple[float, Setting]]:
-    def changed(on: On | None) -> Setting:
-        return (*setting[:index], on, *setting[index + 1 :])
+    def changed(choice: ExitChoice | None) -> Setting:
+        return (*setting[:index], choice, *setting[index + 1 :])
 
     yield score(changed(None)), changed(None)
     for number in range(len(problem.positions[index].heads)):
         best = minimise(partial(_at_threshold, score, changed, number))
-        yield float(best.fun), changed(On(number, float(np.float32(best.x))))
+        yield float(best.fun), changed(ExitChoice(number, float(np.float32(best.x))))
 
 
-def _at_threshold(score: Score, changed: Callable[[On], Setting], head: int, threshold: float) -> float:
-    return score(changed(On(head, float(np.float32(threshold)))))
+def _at_threshold(score: Score, changed: Callable[[ExitChoice], Setting], head: int, threshold: float) -> float:
+    return score(changed(ExitChoice(head, float(np.float32(threshold)))))
 
 
 def _objective(problem: Problem, weight: float) -> Score:
-    base = max(problem.right, 1) / len(problem)
+    base = max(problem.accuracy, 1 / len(problem))
 
     def score(setting: Setting) -> float:
         figures = problem.evaluate(setting)

@@ -85,7 +85,7 @@ def read_released_records(path: Path, costs: CostTable, split: str) -> Records:
             )
     top = [array.reshape(*array.shape[:2], -1)[:, :, 0].T for array in (predictions, confidences)]
     salt = np.uint64(int.from_bytes(split.encode()[:4], "little") << 32)
-    return Records(
+    return Records.of_single_label(
         heads,
         top[0].astype(np.int64),
         top[1].astype(np.float32),
@@ -112,7 +112,7 @@ def write_released(records: Records, costs: CostTable, records_path: Path, costs
         records_path,
         label=records.labels[:, None],
         preds=records.predictions.T[:, :, None],
-        confs=records.confidences.T[:, :, None],
+        confs=records.scores.T[:, :, None],
     )
     heads = [_HeadCosts(type, [costs.heads[exit][type] for exit in exits]) for type in types]
     backbone = _BackboneCosts(list(costs.backbone.values()), costs.full)

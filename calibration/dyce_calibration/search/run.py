@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,10 +13,14 @@ from dyce_calibration.search import exact, published
 from dyce_calibration.search.front import Front
 from dyce_calibration.search.line import Replay
 from dyce_calibration.search.problem import Problem, Setting
+from dyce_calibration.search.subproblems import SubProblem, subproblems
 from dyce_runtime.errors import UsageError
 
 METHODS = ("exact", "onepass", "circular", "samethres")
 _QUANTILE = 0.1
+# Of many parts of a problem, those are searched that contribute most to a first front.
+_MOST_PARTS = 16
+_FIRST_WEIGHTS = 8
 
 Counts = NDArray[np.int64]
 Floats = NDArray[np.float64]
@@ -96,8 +100,8 @@ def run(chosen_on: Problem, reported_on: Problem | None, how: Search) -> Outcome
     accuracy = _counted(how)
     base = accuracy(*chosen_on.counts(chosen_on.off))
     if how.method == "exact" and not chosen_on.simple:
-        found_along, solved = _along_chains(chosen_on, how)
-        return _rate({chosen_on.off, *found_along}, chosen_on, reported_on, accuracy, solved)
+        settings_of_parts, solved = _search_parts(chosen_on, how)
+        return _rate({chosen_on.off, *settings_of_parts}, chosen_on, reported_on, accuracy, solved)
     if how.method == "exact" and chosen_on.positions:
         found = exact.search(chosen_on, _weights(how), how.seed)
         if not how.conservative:
@@ -120,47 +124,69 @@ def _weights(how: Search) -> list[float]:
     return weights
 
 
-def _along_chains(problem: Problem, how: Search) -> tuple[list[Setting], int]:
-    """What is found along every chain, and how many weights were solved with all of them."""
-    settings: list[Setting] = []
+def _search_parts(problem: Problem, how: Search) -> tuple[list[Setting], int]:
+    """What is found in the parts of a problem, which share the work of one search, and for how many weights."""
+    parts, settings = subproblems(problem), list[Setting]()
+    if len(parts) > _MOST_PARTS:
+        parts, settings = _promising(problem, parts, how)
     solved = how.weights
-    for chain in (chain for chain in problem.chains() if chain.problem.positions):
-        found = exact.search(chain.problem, _weights(how), how.seed)
-        settings += map(chain.whole, found.front.settings())
+    for part in parts:
+        found = exact.search(part.problem, _weights(how), how.seed, share=1 / len(parts))
+        settings += map(part.whole, found.front.settings())
         solved = min(solved, found.solved)
     return settings, solved
 
 
+def _promising(problem: Problem, parts: list[SubProblem], how: Search) -> tuple[list[SubProblem], list[Setting]]:
+    """The parts that a short search of each finds most of a common front in, and the settings on that front."""
+    weights = _weights(how)[:: max(1, how.weights // _FIRST_WEIGHTS)]
+    found: dict[Setting, int] = {}
+    for number, part in enumerate(parts):
+        front = exact.search(part.problem, weights, how.seed, around=False, share=1 / len(parts)).front
+        for setting in thinned(front.settings(), _FIRST_WEIGHTS * 8):
+            found.setdefault(part.whole(setting), number)
+    accuracy = _counted(how)
+    best = _rate(found, problem, None, accuracy, 0).settings
+    counts = np.bincount([found[setting] for setting in best], minlength=len(parts))
+    chosen = np.argsort(-counts, kind="stable")[:_MOST_PARTS]
+    return [parts[number] for number in sorted(chosen) if counts[number]], list(best)
+
+
+def thinned(settings: Sequence[Setting], most: int) -> list[Setting]:
+    """At most ``most`` settings, evenly spread, with both ends."""
+    kept = np.unique(np.linspace(0, len(settings) - 1, min(len(settings), most)).round().astype(int))
+    return [settings[index] for index in kept]
+
+
 def _whole_front(front: Front, chosen_on: Problem, reported_on: Problem | None, base: float, solved: int) -> Outcome:
-    """The search knows cost and right answers; on other samples they are replayed line by line."""
+    """The search knows cost and gain; on other samples they are replayed line by line."""
     points = front.points()
-    accuracy, settings = points / len(chosen_on), tuple(front.settings())
+    accuracy, settings = points / (len(chosen_on) * chosen_on.steps), tuple(front.settings())
     outcome = Outcome(settings, front.bound[points], accuracy, accuracy, base, solved)
     if reported_on is None:
         return outcome
-    right, cost = np.empty(len(points), np.int64), np.empty(len(points))
+    gain, cost = np.empty(len(points), np.int64), np.empty(len(points))
     replay = Replay(reported_on)
     for line, group, thresholds in front.lines():
         at = np.searchsorted(points, group)
-        right[at], cost[at] = replay(line, thresholds)
+        gain[at], cost[at] = replay(line, thresholds)
     full = [index for index, setting in enumerate(settings) if not any(setting)]
-    cost[full] = 1.0
-    return _with_test(outcome, right / len(reported_on), cost)
+    cost[full] = reported_on.full_cost / len(reported_on)
+    return _with_test(outcome, gain / (len(reported_on) * reported_on.steps), cost)
 
 
 def _rate(
     settings: Iterable[Setting],
     chosen_on: Problem,
     reported_on: Problem | None,
-    accuracy: Callable[[Counts, Counts], float],
+    accuracy: Callable[[Counts, Floats], float],
     solved: int,
 ) -> Outcome:
     """Evaluate settings one by one and keep those that no other beats."""
     rated = []
     for setting in settings:
-        left, right = chosen_on.counts(setting)
-        cost = float(left @ chosen_on.paid(setting)) / len(chosen_on)
-        rated.append((cost, -accuracy(left, right), int(right.sum()) / len(chosen_on), setting))
+        left, gain = chosen_on.counts(setting)
+        rated.append((chosen_on.cost(setting), -accuracy(left, gain), float(gain.sum()) / len(chosen_on), setting))
     kept: list[tuple[float, float, float, Setting]] = []
     for item in sorted(rated, key=lambda item: item[:2]):
         if not kept or item[1] < kept[-1][1]:
@@ -187,10 +213,10 @@ def _with_test(outcome: Outcome, accuracy: Floats, cost: Floats) -> Outcome:
     )
 
 
-def _counted(how: Search) -> Callable[[Counts, Counts], float]:
-    """From the samples that leave at each exit, and those of them that are right, to the accuracy to count on."""
+def _counted(how: Search) -> Callable[[Counts, Floats], float]:
+    """From the samples that leave at each exit, and the sum of 1 - loss over them, to the accuracy to count on."""
     if not how.conservative:
-        return lambda left, right: int(right.sum()) / int(left.sum())
+        return lambda left, gain: float(gain.sum()) / int(left.sum())
     try:
         from scipy.stats import beta
     except ImportError:
@@ -199,9 +225,9 @@ def _counted(how: Search) -> Callable[[Counts, Counts], float]:
             hint="pip install scipy, or search without --conservative; certificates need nothing.",
         ) from None
 
-    def quantile(left: Counts, right: Counts) -> float:
+    def quantile(left: Counts, gain: Floats) -> float:
         some = left > 0
-        lower = beta.ppf(_QUANTILE, 1 + right[some], 1 + left[some] - right[some])
+        lower = beta.ppf(_QUANTILE, 1 + gain[some], 1 + left[some] - gain[some])
         return float(lower @ left[some] / left.sum())
 
     return quantile

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 
 import numpy as np
 
@@ -53,15 +54,7 @@ def used_heads(records: Records, costs: CostTable, exits: list[str]) -> set[tupl
 
 def restrict_records(records: Records, heads: set[tuple[str, str]]) -> Records:
     """The same samples with some of the heads, and the model's own classifier."""
-    columns = [index for index, head in enumerate(records.heads) if head in heads]
-    return Records(
-        tuple(records.heads[index] for index in columns),
-        records.predictions[:, [*columns, -1]],
-        records.confidences[:, [*columns, -1]],
-        records.labels,
-        records.hashes,
-        records.split,
-    )
+    return records.with_columns([index for index, head in enumerate(records.heads) if head in heads])
 
 
 def restrict_costs(costs: CostTable, heads: set[tuple[str, str]]) -> CostTable:
@@ -77,10 +70,11 @@ def restrict_costs(costs: CostTable, heads: set[tuple[str, str]]) -> CostTable:
 
 
 def _restricted(problem: Problem, positions: list[int]) -> Problem:
-    return Problem(tuple(problem.positions[index] for index in positions), problem.correct, problem.cost)
+    return replace(problem, positions=tuple(problem.positions[index] for index in positions))
 
 
 def _saved(problem: Problem) -> float:
     bound = exact.search(problem, _WEIGHTS, around=False).front.bound
-    least = max(0, problem.right - int(_LOSS * len(problem)))
-    return float(np.clip(1 - bound[least : problem.right + 1], 0, None).mean())
+    most = len(problem) * problem.steps
+    least = max(0, problem.full_gain - int(_LOSS * most))
+    return float(np.clip(1 - bound[least : problem.full_gain + 1], 0, None).mean())

@@ -213,9 +213,9 @@ def _search_records(path: Path, costs_path: Path, test: Path | None, how: Search
     start = time.perf_counter()
     outcome = run(chosen_on, reported_on, how)
     seconds = time.perf_counter() - start
-    base = {"search": {"accuracy": chosen_on.right / len(chosen_on), "samples": len(chosen_on)}}
+    base = {"search": {"accuracy": chosen_on.accuracy, "samples": len(chosen_on)}}
     if reported_on is not None:
-        base["test"] = {"accuracy": reported_on.right / len(reported_on), "samples": len(reported_on)}
+        base["test"] = {"accuracy": reported_on.accuracy, "samples": len(reported_on)}
     if json:
         front = _front(outcome, chosen_on, reported_on)
         facts = {"method": how.method, "points": outcome.solved, "seconds": seconds, "base": base}
@@ -226,8 +226,9 @@ def _search_records(path: Path, costs_path: Path, test: Path | None, how: Search
 
 def _warn_about_flattery(chosen_on: Problem, reported_on: Problem) -> None:
     """A model that was trained on the samples that choose does better there than it should."""
-    shares = [problem.right / len(problem) for problem in (chosen_on, reported_on)]
-    pooled = (chosen_on.right + reported_on.right) / (len(chosen_on) + len(reported_on))
+    problems = (chosen_on, reported_on)
+    shares = [problem.accuracy for problem in problems]
+    pooled = sum(problem.accuracy * len(problem) for problem in problems) / sum(map(len, problems))
     error = (pooled * (1 - pooled) * (1 / len(chosen_on) + 1 / len(reported_on))) ** 0.5
     if shares[0] - shares[1] > 3 * error:
         log.warning(
@@ -256,7 +257,7 @@ def _front(outcome: Outcome, chosen_on: Problem, reported_on: Problem | None) ->
     """The whole front as it is printed."""
 
     def figures(problem: Problem, accuracy: float, cost: float) -> dict[str, float]:
-        return {"accuracy": accuracy, "loss": problem.right / len(problem) - accuracy, "cost": cost}
+        return {"accuracy": accuracy, "loss": problem.accuracy - accuracy, "cost": cost}
 
     points: list[dict[str, Any]] = [
         {

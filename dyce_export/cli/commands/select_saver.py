@@ -173,8 +173,8 @@ def _document(base: Bundle, judgement: Judgement, max_loss: float, made: Bundle 
             "name": one.name,
             "model": one.bundle.manifest.model.name,
             "accuracy": one.accuracy,
-            "threshold": one.taken.threshold,
-            "share": one.taken.share,
+            "threshold": one.takeover.threshold,
+            "share": one.takeover.share,
             "macs": one.macs,
             "ms": one.ms,
             "delta_macs": one.delta_macs,
@@ -204,7 +204,7 @@ def _show(base: Bundle, judgement: Judgement, max_loss: float) -> None:
         searched = ("", "", "")
         if one.search is not None and one.test is not None:
             searched = (f"{one.search.cost:.1%}", f"{one.test.cost:.1%}", f"{100 * one.test.loss:+.2f}")
-        own = (f"{one.accuracy:.1%}", f"{one.macs / 1e6:.1f}", f"{one.ms:.3f}", f"{one.taken.share:.1%}")
+        own = (f"{one.accuracy:.1%}", f"{one.macs / 1e6:.1f}", f"{one.ms:.3f}", f"{one.takeover.share:.1%}")
         return (one.bundle.manifest.model.name, *own, f"{one.delta_macs:+.3f}", f"{one.delta_ms:+.3f}", *searched)
 
     print_table(

@@ -206,7 +206,7 @@ def _covered(segments: Sequence[str], spans: Iterable[Piece]) -> tuple[str, ...]
         for start in range(len(segments) - len(span.covers) + 1):
             if tuple(segments[start : start + len(span.covers)]) == span.covers:
                 ranges.append(_Range(start, start + len(span.covers) - 1, span.id))
-    return tuple(found.piece for found in cover(ranges, 0, len(segments) - 1))
+    return tuple(found.piece for found in minimal_cover(ranges, 0, len(segments) - 1))
 
 
 class Covering(Protocol):
@@ -224,7 +224,7 @@ class Covering(Protocol):
 _Covering = TypeVar("_Covering", bound=Covering)
 
 
-def cover(pieces: Iterable[_Covering], first: int, last: int) -> list[_Covering]:
+def minimal_cover(pieces: Iterable[_Covering], first: int, last: int) -> list[_Covering]:
     """The fewest of the pieces that run from segment ``first`` to ``last``, found from the end backwards.
 
     Among the pieces has to be every segment.

@@ -95,7 +95,7 @@ def loss_of(
     if labels is None:
         return {"loss": None, "loss_error": None, "allowed_loss": allowed, "worst_class": None, "loss_verdict": None}
     lost = (uncut == labels).astype(int) - (mine == labels)
-    loss, error = float(lost.mean()), paired_error(int((lost == 1).sum()), int((lost == -1).sum()), len(lost))
+    loss, error = float(lost.mean()), paired_error(lost)
     return {
         "loss": loss,
         "loss_error": error,
@@ -105,10 +105,10 @@ def loss_of(
     }
 
 
-def paired_error(worse: int, better: int, count: int) -> float:
-    """Standard error of ``(worse - better) / count``; see :func:`loss_of`."""
-    worse_, better_, count_ = worse + 0.5, better + 0.5, count + 2
-    return sqrt(worse_ + better_ - (worse_ - better_) ** 2 / count_) / count_
+def paired_error(lost: NDArray[Any]) -> float:
+    """Return the standard error of the mean of paired differences (N,) from -1 to 1; see :func:`loss_of`."""
+    values, count = lost.astype(np.float64), len(lost) + 2
+    return sqrt(float(values @ values) + 1 - float(values.sum()) ** 2 / count) / count
 
 
 def judge(loss: float, error: float, allowed: float | None) -> str:

@@ -96,7 +96,7 @@ def read_expected(path: Path) -> tuple[Expected | None, str]:
         return None, "the bundle has no records: it was exported without data"
     file = read_arrays(path, "records")
     try:
-        exits, heads, confidences, split = (file[name] for name in ("exit", "head", "confidences", "split"))
+        exits, heads, confidences, split = (file[name] for name in ("exit", "head", "scores", "split"))
         columns = {head: column for column, head in enumerate(zip(exits.tolist(), heads.tolist(), strict=True))}
         if confidences.dtype != np.float32 or confidences.shape != (len(split), len(exits) + 1):
             raise ValueError(f"confidences are {confidences.dtype} of shape {confidences.shape}")

@@ -92,7 +92,7 @@ def test_what_a_search_counts_on_is_what_the_benchmark_finds(clock: Clock, spied
     costs = costs_of(measure_times(spied, BATCHES), "ms", "", {})
     logits, confidences = all_heads(images)
     heads, split = (("3", HEAD), ("7", HEAD)), np.full(60, "search")
-    records = Records(heads, logits.argmax(axis=2), confidences, data.labels, data.hashes, split)
+    records = Records.of_single_label(heads, logits.argmax(axis=2), confidences, data.labels, data.hashes, split)
     problem = make_problem(records, costs)
     predicted = problem.evaluate(problem.setting(exits))
     (found,) = benchmark(spied, data, [configuration])["configurations"]

@@ -23,7 +23,7 @@ LATE = Configuration("late", on(exit7=0.5))
 
 
 def with_records(tiny: Bundle, folder: Path, confidences: NDArray[np.float32], split: object = "test") -> Bundle:
-    write_records(folder / RECORDS, confidences=confidences, split=np.broadcast_to(np.asarray(split), len(confidences)))
+    write_records(folder / RECORDS, scores=confidences, split=np.broadcast_to(np.asarray(split), len(confidences)))
     return Bundle(folder, tiny.manifest, tiny.configurations)
 
 

@@ -151,7 +151,7 @@ def test_records_of_the_search_alone_are_none(tiny: Bundle, tmp_path: Path):
 
 
 def test_a_head_that_was_not_recorded_is_named(tiny: Bundle, tmp_path: Path):
-    arrays = {"confidences": drawn(100, 0)[:, :2], "split": ["test"] * 100, "exit": ["3"], "head": [HEAD]}
+    arrays = {"scores": drawn(100, 0)[:, :2], "split": ["test"] * 100, "exit": ["3"], "head": [HEAD]}
     write_records(tmp_path / RECORDS, **arrays)
     watch = Observation(Bundle(tmp_path, tiny.manifest, tiny.configurations))
     watch(answer(FAST, drawn(1000, 0)), 0.01)
@@ -230,7 +230,7 @@ def no_zip(path: Path) -> None:
 
 
 def with_changes(**changes: object) -> Callable[[Path], None]:
-    return lambda path: write_records(path, **{"confidences": drawn(10, 0), "split": ["test"] * 10, **changes})
+    return lambda path: write_records(path, **{"scores": drawn(10, 0), "split": ["test"] * 10, **changes})
 
 
 @pytest.mark.parametrize(
@@ -241,12 +241,12 @@ def with_changes(**changes: object) -> Callable[[Path], None]:
         with_changes(split=None),
         with_changes(exit=["3"]),
         with_changes(split=["test"] * 9),
-        with_changes(confidences=drawn(10, 0)[:, :2]),
-        with_changes(confidences=drawn(10, 0)[:, 0]),
-        with_changes(confidences=drawn(10, 0) + 1),
-        with_changes(confidences=drawn(10, 0) * np.float32(np.nan)),
-        with_changes(confidences=drawn(10, 0).astype(np.float64)),
-        with_changes(confidences=drawn(10, 0).astype(object)),
+        with_changes(scores=drawn(10, 0)[:, :2]),
+        with_changes(scores=drawn(10, 0)[:, 0]),
+        with_changes(scores=drawn(10, 0) + 1),
+        with_changes(scores=drawn(10, 0) * np.float32(np.nan)),
+        with_changes(scores=drawn(10, 0).astype(np.float64)),
+        with_changes(scores=drawn(10, 0).astype(object)),
     ],
 )
 def test_damaged_records_are_refused(recorded, damage):

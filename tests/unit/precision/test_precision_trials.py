@@ -110,7 +110,7 @@ def recorded(tiny_bundle: Path) -> tuple[Bundle, Dataset, Records]:
     split = np.array(["temperature", "search", "certification", "test"])[np.arange(200) % 4]
     with load(tiny_bundle, threads=1) as session:
         records = record(session, data, split)
-    return bundle, data, replace(records, labels=records.predictions[:, -1])  # the full model is always right
+    return bundle, data, records.with_classes(labels=records.predictions[:, -1])  # the full model is always right
 
 
 @pytest.mark.parametrize("split", ["temperature", "search", "certification", "test"])
@@ -118,10 +118,9 @@ def test_only_samples_to_search_on_say_what_a_trial_changes(
     recorded: tuple[Bundle, Dataset, Records], split: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     bundle, data, known = recorded
-    harmed = replace(known, confidences=known.confidences.copy(), predictions=known.predictions.copy())
-    of_split = known.split == split
-    harmed.confidences[of_split] = 0
-    harmed.predictions[of_split] = (known.labels[of_split, None] + 1) % CLASSES
+    of_split = (known.split == split)[:, None]
+    wrong = np.where(of_split, (known.labels[:, None] + 1) % CLASSES, known.predictions)
+    harmed = replace(known, scores=np.where(of_split, np.float32(0), known.scores)).with_classes(wrong)
     monkeypatch.setattr(trials, "record", lambda *arguments: harmed)
     monkeypatch.setattr(trials, "write_lowered", lambda *arguments: bundle.manifest)
     monkeypatch.setattr(trials, "Session", lambda *arguments: nullcontext())

@@ -15,7 +15,7 @@ HEADS = (("2", "a"), ("2", "b"), ("5", "a"))
 
 def records(confidences: list[list[float]]) -> Records:
     count = len(confidences)
-    return Records(
+    return Records.of_single_label(
         HEADS,
         np.zeros((count, 4), np.int64),
         np.array(confidences, np.float32).reshape(count, 4),

@@ -42,7 +42,7 @@ def make_records(count: int, seed: int = 0, grid: int | None = None, quality: tu
         sure = np.clip(np.where(right, random.beta(6, 2, count), random.beta(3, 4, count)), 0.1, 1)
         confidences.append(np.ceil(sure * grid) / grid if grid else sure)
     split = np.resize(["search", "search", "test", "certification"], count)
-    return Records(
+    return Records.of_single_label(
         HEADS,
         np.stack(predictions, 1),
         np.stack(confidences, 1).astype(np.float32),
@@ -97,9 +97,9 @@ def exits(found: Configurations):
 @pytest.mark.parametrize("split", ["test", "certification"])
 def test_other_splits_choose_nothing(split):
     records = make_records(400)
-    other = records.confidences.copy()
+    other = records.scores.copy()
     other[records.split == split] = 0.5
-    assert exits(choose(records, COSTS)) == exits(choose(replace(records, confidences=other), COSTS))
+    assert exits(choose(records, COSTS)) == exits(choose(replace(records, scores=other), COSTS))
 
 
 def test_heads_that_know_nothing_leave_the_full_model():
@@ -119,7 +119,7 @@ def test_a_loss_of_exactly_the_allowance_is_allowed():
     predictions = np.zeros((count, 3), np.int64)
     predictions[0, 0] = 1  # the first exit is wrong once
     confidences = np.full((count, 3), 0.9, np.float32)
-    records = Records(
+    records = Records.of_single_label(
         HEADS,
         *(np.concatenate([part] * 3) for part in (predictions, confidences, np.zeros(count, np.int64))),
         np.arange(3 * count, dtype=np.uint64),
@@ -171,7 +171,7 @@ def test_luck_on_few_samples_is_noticed_on_the_test_samples(caplog: pytest.LogCa
     predictions = few.predictions.copy()
     predictions[few.split == "search", 0] = few.labels[few.split == "search"]
     with caplog.at_level("WARNING", logger="dyce_calibration"):
-        found = choose(replace(few, predictions=predictions), COSTS, QUICK)
+        found = choose(few.with_classes(predictions), COSTS, QUICK)
     assert found.named["fast"].test.loss > ALLOWED_LOSS["fast"]
     assert "are chosen on 40 samples and may lose more on others: on test samples accurate loses" in caplog.text
     assert f"fast loses {100 * found.named['fast'].test.loss:.1f} points instead of 2" in caplog.text

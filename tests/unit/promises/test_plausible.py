@@ -12,7 +12,7 @@ def records(exit, whole, count=400, split="search"):
     random = np.random.default_rng(0)
     labels = np.zeros(count, np.int64)
     columns = [(random.random(count) >= share).astype(np.int64) for share in (exit, whole)]
-    return Records(
+    return Records.of_single_label(
         (("1", "mlp1x1000"),),
         np.stack(columns, 1),
         np.full((count, 2), 0.5, np.float32),

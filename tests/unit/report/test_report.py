@@ -121,7 +121,7 @@ def test_reliability_is_that_of_a_plain_loop(drawn):
     labels = np.zeros(count, np.int64)
     predictions = np.where(right, 0, 1).astype(np.int64)
     hashes, split = np.arange(count, dtype=np.uint64), np.full(count, "test")
-    heads = reliability(Records((("2", "a"), ("5", "b")), predictions, sure, labels, hashes, split))
+    heads = reliability(Records.of_single_label((("2", "a"), ("5", "b")), predictions, sure, labels, hashes, split))
     assert [(head.exit, head.head) for head in heads] == [("2", "a"), ("5", "b"), ("final", "")]
     for column, head in enumerate(heads):
         error = 0.0
@@ -163,14 +163,14 @@ def test_examples_are_the_surest_first_leavers_and_the_least_sure_of_the_rest(se
     assert all(records.split[row] == "test" for row in asked)
     first, second, final = range(3)
     leaves = [
-        first if row[first] > 0.75 else second if row[second] > 0.625 else final for row in records.confidences.tolist()
+        first if row[first] > 0.75 else second if row[second] > 0.625 else final for row in records.scores.tolist()
     ]
     test = [row for row in range(count) if records.split[row] == "test"]
     early = [row for row in test if leaves[row] == first]
     late = [row for row in test if leaves[row] == final]
     assert len(found) == len(asked) == min(6, len(early)) + min(6, len(late))
     assert len(set(asked)) == len(asked)
-    sure = records.confidences[:, first]
+    sure = records.scores[:, first]
     taken = asked[: min(6, len(early))], asked[min(6, len(early)) :]
     assert sure[taken[0]].tolist() == sorted(sure[early].tolist(), reverse=True)[:6]
     assert sure[taken[1]].tolist() == sorted(sure[late].tolist())[:6]
@@ -179,7 +179,7 @@ def test_examples_are_the_surest_first_leavers_and_the_least_sure_of_the_rest(se
         assert example.exit == ("2", "5", "final")[column]
         assert example.label == records.labels[row]
         assert example.predicted == records.predictions[row, column]
-        assert example.confidence == records.confidences[row, column]
+        assert example.confidence == records.scores[row, column]
         assert example.configuration == "both"
 
 
@@ -233,7 +233,7 @@ def test_baselines_are_chosen_on_search_and_drawn_on_test():
     pytest.importorskip("scipy", reason="the one-pass baseline needs SciPy")
     test = RECORDS.split == "test"
     wrong = np.where(test, RECORDS.predictions.max(initial=0) + 1, RECORDS.labels)
-    before, after = make(), make(records=replace(RECORDS, labels=wrong))
+    before, after = make(), make(records=RECORDS.with_classes(labels=wrong))
     assert [baseline.method for baseline in before.baselines] == ["samethres", "onepass"]
     for baseline, spoiled in zip(before.baselines, after.baselines, strict=True):
         assert len(baseline.costs) == len(baseline.accuracies) > 1
@@ -390,9 +390,7 @@ def test_certificates_are_in_words(written):
 
 
 def test_a_model_without_exits_has_a_report(written):
-    records = replace(
-        RECORDS, heads=(), predictions=RECORDS.predictions[:, -1:], confidences=RECORDS.confidences[:, -1:]
-    )
+    records = RECORDS.with_columns([])
     costs = msgspec.structs.replace(COSTS, backbone={"final": 100.0}, heads={})
     found = choose(records, costs, QUICK)
     assert "Final head" in written(records=records, costs=costs, configurations=found, examples=()).words()

@@ -26,7 +26,7 @@ def make_records(hashes: list[int], exits: tuple[str, ...] = ()) -> Records:
     said = np.stack([named.astype(np.int64) % 5] * columns, axis=1)
     sure = np.stack([named.astype(np.float32) / 1000] * columns, axis=1)
     heads = tuple((exit, "mlp") for exit in exits)
-    return Records(heads, said, sure, named.astype(np.int64) % 5, named, np.full(len(named), "search"))
+    return Records.of_single_label(heads, said, sure, named.astype(np.int64) % 5, named, np.full(len(named), "search"))
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +45,7 @@ def test_what_a_saver_has_recorded_is_put_into_the_order_of_the_base(saver: Bund
     like = make_records(hashes)
     found = own_records(like, saver)
     assert found is not None
-    np.testing.assert_array_equal(found.confidences[:, -1], np.array(hashes, np.float32) / 1000)
+    np.testing.assert_array_equal(found.scores[:, -1], np.array(hashes, np.float32) / 1000)
     np.testing.assert_array_equal(found.predictions[:, 0], np.array(hashes) % 5)
     np.testing.assert_array_equal(found.hashes, like.hashes)
 
@@ -63,7 +63,7 @@ def test_columns_of_savers_stand_before_those_of_the_base_in_its_classes():
     # Class 1 of the saver is class 0 of the base, and so on.
     np.testing.assert_array_equal(joined.predictions[:, :2], [[0, 0], [1, 1], [2, 2]])
     np.testing.assert_array_equal(joined.predictions[:, 2:], base.predictions)
-    assert joined.confidences.shape == (3, 4)
+    assert joined.scores.shape == (3, 4)
 
 
 # --- samples by which a saver was made -------------------------------------------------------------------------------

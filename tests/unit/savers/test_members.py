@@ -104,7 +104,7 @@ def test_mappings_come_from_a_file_or_from_the_names(tmp_path: Path):
 def test_a_saver_takes_what_it_is_surer_of_than_the_first_threshold_at_which_the_base_is_better(samples):
     confidence = np.array([n / 100 for n, _, _ in samples], np.float32)
     right, base_right = (np.array([sample[k] for sample in samples]) for k in (1, 2))
-    found = take_over(confidence, right, base_right)
+    found = take_over(confidence, *(np.logical_not(one).astype(np.float32) for one in (right, base_right)))
     for k in range(101):
         threshold = np.float32(1 - k / 100)
         taken = [s for s, sure in zip(samples, confidence, strict=True) if sure > threshold]

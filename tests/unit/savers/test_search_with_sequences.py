@@ -11,9 +11,10 @@ from hypothesis import strategies as st
 
 from dyce_calibration.records import Records
 from dyce_calibration.search.costs import CostTable
-from dyce_calibration.search.problem import On, Setting, make_problem
+from dyce_calibration.search.problem import ExitChoice, Setting, make_problem
 from dyce_calibration.search.run import Search, run
 from dyce_calibration.search.select import restrict_records
+from dyce_calibration.search.subproblems import subproblems
 from dyce_runtime.bundle.manifest import BUILTIN
 from dyce_runtime.errors import DataError
 from tests.unit.savers.test_search_with_savers import WEIGHTS, check_that_none_is_better
@@ -36,7 +37,7 @@ def make_records(count: int, seed: int) -> Records:
     sure = np.round((0.3 * random.random(right.shape) + 0.5 * right * random.random(right.shape)) * 4) / 4
     predictions = np.where(right, labels[:, None], (labels[:, None] + 1) % 3)
     hashes, split = np.arange(count, dtype=np.uint64), np.full(count, "search")
-    return Records(HEADS, predictions, sure.astype(np.float32), labels, hashes, split)
+    return Records.of_single_label(HEADS, predictions, sure.astype(np.float32), labels, hashes, split)
 
 
 def by_hand(records: Records, setting: Setting) -> tuple[int, float]:
@@ -47,7 +48,7 @@ def by_hand(records: Records, setting: Setting) -> tuple[int, float]:
     later = second is not None and second.head == 1
     early = later or (first is not None and first.head == 1)
     right, paid = 0, 0.0
-    for sure, said, label in zip(records.confidences, records.predictions, records.labels, strict=True):
+    for sure, said, label in zip(records.scores, records.predictions, records.labels, strict=True):
         cost, left, behind = 0.0, None, None  # the exit behind which the next piece of the base starts
         if saver is not None or early:
             cost += 5
@@ -70,9 +71,9 @@ def by_hand(records: Records, setting: Setting) -> tuple[int, float]:
     return right, paid / len(records) / 90
 
 
-def ons(heads: int, levels: int = 4) -> st.SearchStrategy[On | None]:
+def ons(heads: int, levels: int = 4) -> st.SearchStrategy[ExitChoice | None]:
     thresholds = st.sampled_from([n / levels for n in range(levels + 1)])
-    return st.none() | st.builds(On, st.integers(0, heads - 1), thresholds)
+    return st.none() | st.builds(ExitChoice, st.integers(0, heads - 1), thresholds)
 
 
 @given(st.tuples(ons(1), ons(2), ons(2)), st.integers(1, 20), st.integers(0, 100))
@@ -91,7 +92,7 @@ def test_no_setting_is_better_than_those_found(seed):
     problem = make_problem(records, COSTS)
     found = run(problem, None, Search(weights=WEIGHTS))
     thresholds = [n / 4 for n in range(4)]
-    levels = [[None, *(On(head, t) for head in range(heads) for t in thresholds)] for heads in (1, 2, 2)]
+    levels = [[None, *(ExitChoice(head, t) for head in range(heads) for t in thresholds)] for heads in (1, 2, 2)]
     every = np.array([by_hand(records, setting) for setting in product(*levels)])
     check_that_none_is_better(problem, found, every)
 
@@ -99,14 +100,15 @@ def test_no_setting_is_better_than_those_found(seed):
 def test_along_every_chain_at_least_what_runs_is_paid_and_along_one_no_more():
     problem = make_problem(make_records(10, 0), COSTS)
     exactly = set()
-    for chain in problem.chains():
+    for chain in subproblems(problem):
         positions = chain.problem.positions
         for heads in product(*(range(len(position.heads)) for position in positions)):
-            setting = tuple(On(head, 0.5) for head in heads)
-            whole = problem.paid(chain.whole(setting))
+            setting = tuple(ExitChoice(head, 0.5) for head in heads)
+            whole = np.array(problem.costs(chain.whole(setting)))
             places = [*(k for k, _ in chain.kept), 3]
-            assert (chain.problem.paid(setting) >= whole[places] - 1e-12).all(), "what is not used may be dearer"
-            if np.allclose(chain.problem.paid(setting), whole[places]):
+            along = np.array(chain.problem.costs(setting))
+            assert (along >= whole[places] - 1e-12).all(), "what is not used may be dearer"
+            if np.allclose(along, whole[places]):
                 exactly.add(tuple((exit, on.head) for exit, on in problem.exits(chain.whole(setting)).items()))
     for types in product((BUILTIN,), ("mlp", ESN), ("mlp", ESN)):
         assert tuple(zip(("saver0", "1", "2"), types, strict=True)) in exactly

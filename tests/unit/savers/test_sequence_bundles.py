@@ -97,7 +97,7 @@ def test_the_search_and_the_runtime_agree_on_what_a_sample_pays(bundle: Bundle, 
     count, exits = 4, len(bundle.manifest.exits)
     columns = np.zeros((count, len(HEADS) + 1))
     labels = np.zeros(count, np.int64)
-    records = Records(
+    records = Records.of_single_label(
         HEADS,
         columns.astype(np.int64),
         columns.astype(np.float32),
@@ -106,7 +106,7 @@ def test_the_search_and_the_runtime_agree_on_what_a_sample_pays(bundle: Bundle, 
         np.full(count, "search"),
     )
     problem = make_problem(records, macs_of(bundle.manifest))
-    paid = problem.paid(problem.setting(configuration.exits)) * bundle.manifest.model.macs
+    paid = np.array(problem.costs(problem.setting(configuration.exits))) * bundle.manifest.model.macs
     found = path_macs(bundle.manifest, configuration)
     on = [k for k in range(exits) if bundle.manifest.exits[k].id in configuration.exits or k == exits - 1]
     np.testing.assert_allclose(found[on], paid[on])

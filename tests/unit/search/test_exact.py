@@ -10,41 +10,42 @@ from hypothesis import strategies as st
 from benchmarks.searching.small_problems import every_setting, make_small, objective
 from dyce_calibration.search import exact
 from dyce_calibration.search.line import Lines
-from dyce_calibration.search.problem import On, Setting
+from dyce_calibration.search.problem import ExitChoice, Problem, Setting
 
 WEIGHTS = np.linspace(0.5, 1, 26).tolist()
 
 
+@pytest.mark.parametrize("gates", [False, True])
 @pytest.mark.parametrize("seed", range(12))
-def test_small_problems_are_solved_to_the_optimum(seed):
-    problem = make_small(seed)
-    rights, costs = every_setting(problem)
+def test_small_problems_are_solved_to_the_optimum(seed, gates):
+    problem = make_small(seed, gates=gates)
+    gains, costs = every_setting(problem)
     front = exact.search(problem, WEIGHTS).front
     points = front.points()
     for weight in (0.5, 0.8, 0.95):
-        optimum = objective(problem, weight, rights, costs).min()
+        optimum = objective(problem, weight, gains, costs).min()
         found = objective(problem, weight, points, front.bound[points]).min()
         assert found == pytest.approx(optimum, abs=1e-9)
 
 
 @settings(max_examples=25, deadline=None)
-@given(st.integers(0, 10**6), st.data())
-def test_brute_force_leaves_no_setting_out(seed, data):
-    problem = make_small(seed, positions=2, samples=10)
+@given(st.integers(0, 10**6), st.booleans(), st.data())
+def test_brute_force_leaves_no_setting_out(seed, gates, data):
+    problem = make_small(seed, positions=2, samples=10, gates=gates)
 
-    def choose(index: int) -> On | None:
+    def choose(index: int) -> ExitChoice | None:
         heads = problem.positions[index].heads
         number = data.draw(st.sampled_from([None, *range(len(heads))]))
         if number is None:
             return None
-        # Above the highest confidence a head would cost and do nothing.
-        below = [0.0, *np.unique(heads[number].confidence)[:-1].tolist()]
-        return On(number, data.draw(st.sampled_from(below)))
+        # Above the highest score a head would cost and do nothing.
+        below = [0.0, *np.unique(heads[number].score)[:-1].tolist()]
+        return ExitChoice(number, data.draw(st.sampled_from(below)))
 
     setting: Setting = (choose(0), choose(1))
     figures = problem.evaluate(setting)
-    rights, costs = every_setting(problem)
-    same = (rights == round(figures.accuracy * len(problem))) & (abs(costs - figures.cost) < 1e-12)
+    gains, costs = every_setting(problem)
+    same = (gains == round(figures.accuracy * most(problem))) & (abs(costs - figures.cost) < 1e-12)
     assert same.any()
 
 
@@ -55,22 +56,31 @@ problems = st.builds(
     types=st.integers(1, 3),
     samples=st.integers(1, 60),
     grid=st.sampled_from([3, 20, 10**6]),
+    gates=st.booleans(),
 )
+
+
+def most(problem: Problem) -> int:
+    """The gain of a setting that loses nothing."""
+    return len(problem) * problem.steps
 
 
 @settings(max_examples=25, deadline=None)
 @given(problems)
 def test_the_front_is_what_its_settings_do(problem):
-    """Every point is a setting whose right answers and cost are exactly those of running it on the records."""
+    """Every point is a setting whose gain and cost are exactly those of running it on the records."""
     front = exact.search(problem, WEIGHTS[::5]).front
     points = front.points().tolist()
     for point, setting in zip(points, front.settings(), strict=True):
         figures = problem.evaluate(setting)
-        assert round(figures.accuracy * len(problem)) == point
+        assert round(figures.accuracy * most(problem)) == point
         assert figures.cost == pytest.approx(front.bound[point], abs=1e-9)
     for before, after in pairwise(points):
         assert front.bound[before] < front.bound[after]
-    assert any(setting == problem.off for setting in front.settings()) or min(front.bound[problem.right :]) <= 1
+    assert (
+        any(setting == problem.off for setting in front.settings())
+        or min(front.bound[problem.full_gain :]) <= problem.full_cost
+    )
 
 
 @settings(max_examples=25, deadline=None)
@@ -82,32 +92,32 @@ def test_no_single_change_of_a_solved_weights_setting_helps(problem, weight):
     scores = objective(problem, weight, points, found.front.bound[points])
     best = found.front.setting(int(points[np.argmin(scores)]))
     for index, position in enumerate(problem.positions):
-        choices: list[On | None] = [None]
+        choices: list[ExitChoice | None] = [None]
         for number, head in enumerate(position.heads):
-            choices += [On(number, float(t)) for t in [0, *np.unique(head.confidence)]]
+            choices += [ExitChoice(number, float(t)) for t in [0, *np.unique(head.score)]]
         for choice in choices:
             figures = problem.evaluate((*best[:index], choice, *best[index + 1 :]))
-            right = figures.accuracy * len(problem)
-            assert objective(problem, weight, right, figures.cost) >= min(scores) - 1e-9
+            gain = figures.accuracy * most(problem)
+            assert objective(problem, weight, gain, figures.cost) >= min(scores) - 1e-9
 
 
 @settings(max_examples=25, deadline=None)
 @given(problems, st.data())
 def test_lines_are_walked_the_same_whatever_was_walked_before(problem, data):
-    """They share what lies before and behind a position; every point has to be what running its setting gives."""
+    """They share what lies before and after a position; every point has to be what running its setting gives."""
     lines, setting = Lines(problem), problem.off
     for _ in range(6):
         index = data.draw(st.integers(0, len(setting) - 1))
         around = lines.around(setting, index)
         for number, head in enumerate(problem.positions[index].heads):
             walk = lines.walk(around, index, number)
-            on = On(number, float(data.draw(st.sampled_from(head.confidence.tolist()))))
+            on = ExitChoice(number, float(data.draw(st.sampled_from(head.score.tolist()))))
             setting = (*setting[:index], on, *setting[index + 1 :])
-            left, right = problem.counts(setting)
-            reached = (around.right, around.cost + around.arrived.count * head.cost)
-            if left[index]:
-                reached = walk.right[left[index] - 1], walk.cost[left[index] - 1]
-            assert reached == (right.sum(), pytest.approx(left @ problem.paid(setting)))
+            leaving, gain = problem.leaving(setting), problem.evaluate(setting).accuracy * most(problem)
+            reached = (around.gain, around.cost + around.arrived.count * head.cost)
+            if len(leaving[index]):
+                reached = walk.gain[len(leaving[index]) - 1], walk.cost[len(leaving[index]) - 1]
+            assert reached == (round(gain), pytest.approx(problem.cost(setting) * len(problem)))
         if data.draw(st.booleans()):
             setting = (*setting[:index], None, *setting[index + 1 :])
 

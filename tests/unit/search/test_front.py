@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from dyce_calibration.search.front import Front
 from dyce_calibration.search.line import Line
-from dyce_calibration.search.problem import On
+from dyce_calibration.search.problem import ExitChoice
 
 candidates = st.lists(st.tuples(st.integers(0, 8), st.integers(1, 50).map(lambda n: n / 50)), min_size=1, max_size=30)
 
@@ -41,5 +41,10 @@ def test_the_front_is_what_nothing_offered_beats(offers):
 
 def test_a_line_that_turns_a_position_off_has_no_threshold():
     front = Front(3)
-    front.add(np.array([2]), np.array([0.5]), np.zeros(1, np.float32), Line((On(0, 0.5), On(1, 0.25)), 0, None))
-    assert front.settings() == [(None, On(1, 0.25))]
+    front.add(
+        np.array([2]),
+        np.array([0.5]),
+        np.zeros(1, np.float32),
+        Line((ExitChoice(0, 0.5), ExitChoice(1, 0.25)), 0, None),
+    )
+    assert front.settings() == [(None, ExitChoice(1, 0.25))]

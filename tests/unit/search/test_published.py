@@ -27,7 +27,7 @@ def test_searching_lowers_the_objective(method):
     (setting,) = method(problem, [0.7])
     figures = problem.evaluate(setting)
     found = objective(problem, 0.7, figures.accuracy * len(problem), figures.cost)
-    assert found < objective(problem, 0.7, problem.right, 1) - 0.01
+    assert found < objective(problem, 0.7, problem.full_gain, 1) - 0.01
 
 
 def test_circular_ends_where_no_position_can_be_improved_by_the_same_means():

@@ -17,10 +17,7 @@ COSTS = CostTable(
 @pytest.fixture
 def records():
     found = make_records()
-    columns = [0, 1, 2, 2, 3]
-    return replace(
-        found, heads=HEADS, predictions=found.predictions[:, columns], confidences=found.confidences[:, columns]
-    )
+    return replace(found.with_columns([0, 1, 2, 2]), heads=HEADS)
 
 
 @pytest.fixture
@@ -35,7 +32,7 @@ def test_what_is_written_comes_back(records, files):
     assert costs == COSTS
     back = read_released_records(files[0], costs, "search")
     assert back.heads == HEADS
-    for name in ("predictions", "confidences", "labels"):
+    for name in ("predictions", "scores", "labels"):
         np.testing.assert_array_equal(getattr(back, name), getattr(records, name))
     assert set(back.split) == {"search"}
 
@@ -92,16 +89,11 @@ def test_confidences_out_of_range_are_refused(files):
         arrays = {name: file[name] for name in file.files}
     arrays["confs"][2, 7] = np.nan
     np.savez(files[0], **arrays)
-    with pytest.raises(DataError, match="confidence of sample 7 in column 2 is nan; expected a number from 0 to 1"):
+    with pytest.raises(DataError, match="scores hold nan for sample 7 in column 2; expected a number from 0 to 1"):
         read_released_records(files[0], COSTS, "search")
 
 
 def test_heads_that_differ_between_exits_cannot_be_written(tmp_path, records):
-    fewer = replace(
-        records,
-        heads=HEADS[1:],
-        predictions=records.predictions[:, 1:],
-        confidences=records.confidences[:, 1:],
-    )
+    fewer = records.with_columns([1, 2, 3])
     with pytest.raises(DataError, match="the heads differ from exit to exit"):
         write_released(fewer, COSTS, tmp_path / "r.npz", tmp_path / "c.json")

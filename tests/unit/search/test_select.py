@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
 
@@ -24,12 +22,8 @@ def make_records(quality: dict[str, float], count: int = 3000):
             predictions.append(np.where(right, few.labels, (few.labels + 1) % 10))
             confidences.append(np.clip(np.where(right, random.beta(6, 2, count), random.beta(3, 4, count)), 0.1, 1))
             heads.append((exit, type))
-    return replace(
-        few,
-        heads=tuple(heads),
-        predictions=np.stack([*predictions, few.predictions[:, -1]], 1),
-        confidences=np.stack([*confidences, few.confidences[:, -1]], 1).astype(np.float32),
-    )
+    columns = np.stack(predictions, 1), np.stack(confidences, 1).astype(np.float32)
+    return few.with_columns([]).insert(0, tuple(heads), *columns)
 
 
 def test_an_exit_that_knows_most_for_its_price_comes_first():
