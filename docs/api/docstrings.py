@@ -1,4 +1,4 @@
-"""What the reference needs beside mkdocstrings: roles such as ``:class:`Session``` as links, and fields of structs.
+"""What the reference needs beside mkdocstrings: roles such as ``:class:`Session``` as links, arguments of structs.
 
 An extension of Griffe, which reads the sources and imports nothing of them.
 """
@@ -13,7 +13,9 @@ import griffe
 _ROLE = re.compile(r":(?:class|meth|func|attr|data|mod):`(?P<name>[^`]+)`")
 # Several names that share one line of a section.
 _NAMES = re.compile(r"^(?P<indent> +)(?P<names>\w+(?:, \w+)+): (?P<text>.*(?:\n(?P=indent) +.*)*)", re.MULTILINE)
-_FACTORY = re.compile(r"(?:msgspec\.)?field\(default_factory=(?P<factory>\w+)\)")
+_FACTORY = re.compile(r"(?:msgspec\.)?field\(default_factory=(?P<factory>.*)\)")
+# Classes whose fields are the arguments of their constructor; Griffe knows this of dataclasses alone.
+_OF_FIELDS = {"msgspec.Struct", "NamedTuple"}
 
 
 class Docstrings(griffe.Extension):
@@ -27,7 +29,7 @@ class Docstrings(griffe.Extension):
         if own.docstring is not None:
             text = _NAMES.sub(_one_by_one, own.docstring.value)
             own.docstring.value = _ROLE.sub(lambda role: _link(role["name"], own), text)
-        if isinstance(own, griffe.Class) and [str(base) for base in own.bases] == ["msgspec.Struct"]:
+        if isinstance(own, griffe.Class) and _OF_FIELDS.intersection(map(str, own.bases)):
             own.members.setdefault("__init__", _constructor(own))
         for member in own.members.values():
             if not member.is_alias:
@@ -50,7 +52,7 @@ def _link(name: str, where: griffe.Object) -> str:
 
 
 def _constructor(struct: griffe.Class) -> griffe.Function:
-    """What msgspec makes of the fields of a class."""
+    """What Python makes of the fields of a class."""
     made = griffe.Function("__init__", parent=struct)
     any_kind = griffe.ParameterKind.positional_or_keyword
     fields = [
@@ -63,5 +65,8 @@ def _constructor(struct: griffe.Class) -> griffe.Function:
 
 
 def _default(value: Any) -> Any:
+    """As a reader expects it: what a factory makes, if it has a name."""
     found = _FACTORY.fullmatch(str(value))
-    return value if found is None else f"{found['factory']}()"
+    if found is None:
+        return value
+    return f"{found['factory']}()" if found["factory"].isidentifier() else "..."
