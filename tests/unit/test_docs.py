@@ -97,3 +97,19 @@ def test_every_page_is_in_the_sites_navigation() -> None:
     named = (ROOT / "mkdocs.yml").read_text()
     pages = [page.relative_to(ROOT / "docs").as_posix() for page in (ROOT / "docs").rglob("*.md")]
     assert [page for page in pages if page not in named] == []
+
+
+def test_every_file_that_the_architecture_names_exists() -> None:
+    text = (ROOT / "docs" / "architecture.md").read_text()
+    named = re.findall(r"`((?:runtime|targets|calibration|dyce_export|benchmarks|tests|docs)/[\w./]*)`", text)
+    assert len(named) > 50
+    assert [name for name in named if not (ROOT / name).exists()] == []
+
+
+def test_every_room_has_its_word_on_the_architecture_and_in_its_picture() -> None:
+    text = (ROOT / "docs" / "architecture.md").read_text()
+    picture = (ROOT / "docs" / "pictures" / "architecture.svg").read_text()
+    packages = ("runtime/dyce_runtime", "targets/dyce_targets", "calibration/dyce_calibration", "dyce_export")
+    rooms = [file.parent.name for package in packages for file in (ROOT / package).glob("*/__init__.py")]
+    assert [room for room in rooms if f"`{room}/`" not in text] == []
+    assert [room for room in rooms if f">{room}</text>" not in picture] == []

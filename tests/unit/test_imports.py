@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import importlib
 import pkgutil
 import subprocess
 import sys
@@ -109,3 +111,35 @@ def test_a_device_can_search_without_torch():
         *("promises.choose", "promises.certify", "heads.temperature"),
     )
     assert not_importable([f"dyce_calibration.{name}" for name in names], WORKSTATION) == ""
+
+
+# A package may import those that it names; none of them ever imports it.
+MAY_IMPORT = {
+    "dyce_runtime": set(),
+    "dyce_targets": {"dyce_runtime"},
+    "dyce_calibration": {"dyce_runtime"},
+    "dyce_export": {"dyce_runtime", "dyce_targets", "dyce_calibration"},
+}
+
+
+def packages_imported_by(path: Path) -> set[str]:
+    """Names of the packages that a file imports anywhere, also within functions and for types alone."""
+    nodes = [*ast.walk(ast.parse(path.read_text()))]
+    names = [alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names]
+    names += [node.module for node in nodes if isinstance(node, ast.ImportFrom) and node.module]
+    return {name.partition(".")[0] for name in names}
+
+
+def test_an_import_in_a_function_is_found(tmp_path: Path):
+    file = tmp_path / "module.py"
+    file.write_text("import os.path\ndef f():\n    from dyce_export.options import Options\n")
+    assert packages_imported_by(file) == {"os", "dyce_export"}
+
+
+@pytest.mark.parametrize("package", MAY_IMPORT)
+def test_imports_between_packages_point_one_way(package: str):
+    (folder,) = importlib.import_module(package).__path__
+    files = sorted(Path(folder).rglob("*.py"))
+    others = set(MAY_IMPORT) - MAY_IMPORT[package] - {package}
+    assert files
+    assert {path.name: found for path in files if (found := packages_imported_by(path) & others)} == {}

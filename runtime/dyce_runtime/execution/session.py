@@ -47,7 +47,8 @@ class Session(EngineOwner):
 
     Attributes:
         bundle: what is open.
-        target, spec: the engine, and how it was asked to open the pieces.
+        target: the engine.
+        spec: how it was asked to open the pieces.
         pieces: ids of the pieces that are open.
         device: the open pieces.
         max_batch: samples that run at once; larger calls are cut into parts.
