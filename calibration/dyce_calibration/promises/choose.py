@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 
 import msgspec
 import numpy as np
@@ -13,7 +13,7 @@ from dyce_calibration.records import Records
 from dyce_calibration.search.costs import CostTable
 from dyce_calibration.search.problem import Problem, Setting, make_problem
 from dyce_calibration.search.run import Outcome, Search, run, thinned
-from dyce_runtime.bundle.configuration import FULL, Certificate, Configurations, Entry
+from dyce_runtime.bundle.configuration import FULL, Certificate, Configurations, Entry, settings_of
 from dyce_runtime.errors import DataError, UsageError
 
 # The most accuracy that a named configuration may lose against the full model, on the search split.
@@ -55,12 +55,12 @@ def choose(records: Records, costs: CostTable, how: Search = Search()) -> Config
     named = {name: entry(setting, allowed.get(name)) for name, setting in (settings | _chosen(found, how)).items()}
     front = [entry(setting) for setting in thinned(found.settings, MOST_KEPT)]
     certificates, note = _certify(parts["certification"], [*named.values(), *front], how)
-    promised = [entry for entry in front if entry.exits and _key(entry) in certificates]
+    promised = [entry for entry in front if entry.exits and settings_of(entry) in certificates]
     if promised:
         named[CERTIFIED] = msgspec.structs.replace(promised[0], allowed_loss=how.epsilon)
 
     def with_certificate(entry: Entry) -> Entry:
-        return msgspec.structs.replace(entry, certified=certificates.get(_key(entry)))
+        return msgspec.structs.replace(entry, certified=certificates.get(settings_of(entry)))
 
     return Configurations(
         named={name: with_certificate(entry) for name, entry in named.items()},
@@ -104,26 +104,20 @@ def _chosen(found: Outcome, how: Search) -> dict[str, Setting]:
     return {CHOSEN: setting}
 
 
-def _key(entry: Entry) -> tuple[object, ...]:
-    return tuple(sorted((exit, on.head, on.threshold) for exit, on in entry.exits.items()))
-
-
 def _dearest_first(entry: Entry) -> float:
     assert entry.search is not None
     return -entry.search.cost
 
 
-def _certify(
-    problem: Problem, entries: Sequence[Entry], how: Search
-) -> tuple[dict[tuple[object, ...], Certificate], str]:
+def _certify(problem: Problem, entries: Sequence[Entry], how: Search) -> tuple[dict[Hashable, Certificate], str]:
     """Certificates by configuration, and what to say if there are none."""
-    bold = sorted({_key(e): e for e in entries if e.exits}.values(), key=_dearest_first)
+    bold = sorted({settings_of(e): e for e in entries if e.exits}.values(), key=_dearest_first)
     losses = [problem.lost(problem.setting(entry.exits)) for entry in bold]
     count = certified(losses, how.epsilon, how.delta)
     certificate = Certificate(how.epsilon, how.delta, len(problem))
-    found = {_key(entry): certificate for entry in bold[:count]}
+    found = {settings_of(entry): certificate for entry in bold[:count]}
     # The full model loses nothing against itself, whatever the samples.
-    found[()] = certificate
+    found[settings_of(Entry({}))] = certificate
     if count or not bold:
         return found, ""
     needed = samples_needed(losses[0], how.epsilon, how.delta)

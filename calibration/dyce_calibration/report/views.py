@@ -9,7 +9,7 @@ import numpy as np
 
 from dyce_calibration.report.contents import Contents
 from dyce_calibration.search.costs import CostTable
-from dyce_runtime.bundle.configuration import Certificate, Entry, Figures
+from dyce_runtime.bundle.configuration import Certificate, Entry, Figures, settings_of
 from dyce_runtime.bundle.manifest import FINAL
 
 UNITS = {"macs": "multiply-accumulates", "ms": "milliseconds", "joules": "joules"}
@@ -52,7 +52,7 @@ def front_views(contents: Contents) -> list[View]:
     entries = _undominated([*configurations.front, *configurations.named.values()])
     views = []
     for place, entry in enumerate(entries, 1):
-        names = tuple(name for name, other in configurations.named.items() if other.exits == entry.exits)
+        names = tuple(name for name, other in configurations.named.items() if settings_of(other) == settings_of(entry))
         title = f"Configuration {place} of {len(entries)}" + (f": {', '.join(names)}" if names else "")
         views.append(_view(contents, entry, title, names, place))
     return views

@@ -12,6 +12,7 @@ import typer
 from dyce_export.cli import bounds
 from dyce_export.cli.commands.inspect import UNITS, show_configurations
 from dyce_export.cli.console import Json, Quiet, Verbose, out, print_json, print_table, set_up
+from dyce_runtime.bundle.configuration import settings_of
 from dyce_runtime.errors import BundleError, DataError, UsageError
 
 if TYPE_CHECKING:
@@ -148,7 +149,7 @@ def _show_changes(before: Configurations, after: Configurations) -> None:
     found: dict[str, list[str]] = {"new": [], "changed": [], "as before": [], "gone": []}
     for name in dict.fromkeys([*before.named, *after.named]):
         old, new = before.named.get(name), after.named.get(name)
-        same = old is not None and new is not None and old.exits == new.exits
+        same = old is not None and new is not None and settings_of(old) == settings_of(new)
         found["new" if old is None else "gone" if new is None else "as before" if same else "changed"].append(name)
     out.print("; ".join(f"{what}: {', '.join(names)}" for what, names in found.items() if names) + ".")
 

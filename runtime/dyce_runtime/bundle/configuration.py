@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Mapping, Sequence
+from typing import Protocol
 
 import msgspec
 import numpy as np
@@ -166,6 +167,24 @@ class Entry(msgspec.Struct, frozen=True):
         return Configuration(name, self.exits, self.gates)
 
 
+class Settings(Protocol):
+    """Exits and gates as a configuration, an entry or a measurement sets them."""
+
+    @property
+    def exits(self) -> Mapping[str, ExitSetting]:
+        """Exit id to head and threshold."""
+
+    @property
+    def gates(self) -> Mapping[str, tuple[float, ...] | int]:
+        """Gate id to cut points or to a case."""
+
+
+def settings_of(one: Settings) -> Hashable:
+    """Return what is set, whatever its name: two that are equal do the same. Thresholds count as float32."""
+    exits = sorted((id, own.head, float(np.float32(own.threshold))) for id, own in one.exits.items())
+    return tuple(exits), tuple(sorted((id, str(own)) for id, own in one.gates.items()))
+
+
 class Configurations(msgspec.Struct, frozen=True):
     """``configurations.json``: the named configurations and the front, cheapest first.
 
@@ -195,7 +214,8 @@ class Configurations(msgspec.Struct, frozen=True):
     def allowed_loss(self, configuration: Configuration) -> float | None:
         """What the configuration of that name was allowed to lose; None where nothing was asked for."""
         entry = self.named.get(configuration.name)
-        return None if entry is None or entry.exits != configuration.exits else entry.allowed_loss
+        same = entry is not None and settings_of(entry) == settings_of(configuration)
+        return entry.allowed_loss if same and entry is not None else None
 
     def within(self, budget: float) -> Configuration:
         """The most accurate configuration of the front, on the search split, that costs no more than ``budget``.

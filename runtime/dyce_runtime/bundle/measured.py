@@ -10,7 +10,7 @@ import msgspec
 
 from dyce_runtime.atomic_write import write_atomically
 from dyce_runtime.bundle.cache import cache_of
-from dyce_runtime.bundle.configuration import Entry, ExitSetting
+from dyce_runtime.bundle.configuration import Entry, ExitSetting, settings_of
 from dyce_runtime.bundle.reader import Bundle
 from dyce_runtime.errors import DestinationError
 from dyce_runtime.json_files import read_json
@@ -61,7 +61,7 @@ class Benched(msgspec.Struct, frozen=True):
 
     def is_of(self, entry: Entry) -> bool:
         """Whether exits, heads, thresholds and gates are those of an entry."""
-        return self.exits == entry.exits and self.gates == entry.gates
+        return settings_of(self) == settings_of(entry)
 
 
 class Tuning(msgspec.Struct, frozen=True):

@@ -6,14 +6,13 @@ import logging
 import math
 import threading
 from bisect import bisect_left
-from collections.abc import Callable, Sequence
-from typing import Any, TypeAlias
+from collections.abc import Callable, Hashable, Sequence
+from typing import Any
 
 import msgspec
-import numpy as np
 
 from dyce_runtime.arguments import is_real
-from dyce_runtime.bundle.configuration import Configuration
+from dyce_runtime.bundle.configuration import Configuration, settings_of
 from dyce_runtime.bundle.manifest import FINAL
 from dyce_runtime.bundle.reader import RECORDS, Bundle
 from dyce_runtime.errors import UsageError
@@ -94,7 +93,7 @@ class Observation(ProcessBound):
         self._seconds = 0.0
         self._samples: dict[str, list[int]] = {}
         # By what they do, the last used one at the end.
-        self._watched: dict[_Settings, Watched] = {}
+        self._watched: dict[Hashable, Watched] = {}
         self._current: tuple[Configuration, list[int], Watched] | None = None
 
     def __call__(self, result: Result, seconds: float) -> None:
@@ -180,7 +179,7 @@ class Observation(ProcessBound):
 
     def _turn_to(self, configuration: Configuration) -> tuple[Configuration, list[int], Watched]:
         """From now on samples count for this configuration."""
-        settings = _settings(configuration)
+        settings = settings_of(configuration)
         watched = self._watched.get(settings) or self._watch(configuration)
         with self._lock:
             watched = self._watched.pop(settings, watched)
@@ -237,12 +236,3 @@ def _check_options(buckets: Sequence[float], threshold: float, minimum: int, bin
         raise UsageError(f"the threshold of drift is {threshold}; expected a number over 0")
     if not (is_real(minimum) and is_real(bins)) or minimum < 1 or bins < 2:
         raise UsageError(f"minimum is {minimum} and bins is {bins}; expected at least 1 sample and 2 bins")
-
-
-_Settings: TypeAlias = tuple[tuple[str, str, float], ...]
-
-
-def _settings(configuration: Configuration) -> _Settings:
-    """What a configuration does, whatever its name; thresholds are float32."""
-    exits = configuration.exits.items()
-    return tuple(sorted((id, setting.head, float(np.float32(setting.threshold))) for id, setting in exits))

@@ -2,13 +2,14 @@ from __future__ import annotations
 
 import math
 
+import msgspec
 import numpy as np
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
 from dyce_runtime import Configuration, ExitSetting, Session
-from dyce_runtime.bundle.configuration import float32_midpoint
+from dyce_runtime.bundle.configuration import Configurations, Entry, float32_midpoint, settings_of
 from dyce_runtime.errors import ConfigurationError
 from tests.bundles import HEAD, on
 
@@ -65,3 +66,19 @@ def test_a_configuration_cannot_be_changed():
         configuration.name = "yours"
     with pytest.raises(AttributeError):
         configuration.exits["3"].threshold = 0.1
+
+
+def test_what_is_set_is_compared_whole_and_as_float32():
+    on = {"1": ExitSetting("h", 0.1), "2": ExitSetting("h", 0.5)}
+    turned = Configuration("b", dict(reversed(on.items())) | {"1": ExitSetting("h", float(np.float32(0.1)))})
+    assert settings_of(Configuration("a", on, {"g": (0.5,)})) == settings_of(
+        msgspec.structs.replace(turned, gates={"g": (0.5,)})
+    )
+    for other in (Entry(on), Entry(on, gates={"g": 1}), Entry({**on, "1": ExitSetting("i", 0.1)}, gates={"g": (0.5,)})):
+        assert settings_of(other) != settings_of(Configuration("a", on, {"g": (0.5,)}))
+
+
+def test_other_gates_are_not_what_a_loss_was_allowed_for():
+    known = Configurations(named={"fast": Entry({}, allowed_loss=0.02, gates={"g": 1})})
+    assert known.allowed_loss(known.get("fast")) == 0.02
+    assert known.allowed_loss(Configuration("fast")) is None
