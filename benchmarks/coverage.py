@@ -60,7 +60,8 @@ def make_source(name: str) -> Source:
 def measure(name: str) -> dict[str, Any]:
     """Export one model in this process and say how it went."""
     from dyce_export.options import Options
-    from dyce_export.pipeline import capture_source, prepare, write_bundle
+    from dyce_export.pipeline import write_bundle
+    from dyce_export.prepare import capture_source, prepare
     from dyce_export.progress import Progress
     from dyce_runtime.errors import DyceError
 

@@ -9,31 +9,21 @@ from pathlib import Path
 from torch import nn
 
 from dyce_calibration.processes import connect
-from dyce_calibration.records import Records
+from dyce_export.bundle_writer import seal
 from dyce_export.options import Options
-from dyce_export.pipeline import (
-    Captured,
-    Export,
-    Prepared,
-    capture_source,
-    check_data,
-    fingerprint_of,
-    prepare,
-    write_bundle,
-)
+from dyce_export.pipeline import Export, write_bundle
 from dyce_export.precision.lower import add
+from dyce_export.prepare import Captured, Prepared, capture_source, check_data, fingerprint_of, prepare
 from dyce_export.progress import Progress
 from dyce_export.savers.classes import open_for, prepare_saver, with_pictures_of
-from dyce_export.savers.compose import compose
+from dyce_export.savers.compose import Parts, choose_and_verify, join
 from dyce_export.savers.joint_verification import Mapped, Member, Ready, check_members
 from dyce_export.savers.resolve_saver import Savers
 from dyce_export.savers.sequence import Training, add_sequence, check_sequence
 from dyce_export.sources.source import Source
 from dyce_export.sources.torch_settings import usual_settings
-from dyce_export.staging import check_destination, kept_work
-from dyce_runtime.bundle.manifest import Manifest
+from dyce_export.staging import check_destination, kept_work, staged
 from dyce_runtime.bundle.reader import RECORDS, Bundle, open_bundle
-from dyce_runtime.bundle.test_vectors import Vectors
 from dyce_runtime.errors import BundleError, ExitPointError
 from dyce_runtime.inputs.datasets import Dataset
 
@@ -103,7 +93,7 @@ def prepare_cascade(
     """Choose exits, capture the savers and open the data; writes nothing.
 
     Args:
-        exits: of a base that is no bundle; see :func:`dyce_export.pipeline.prepare`.
+        exits: of a base that is no bundle; see :func:`dyce_export.prepare.prepare`.
 
     Raises:
         DyceError: what is wrong with the exits, the data or the savers.
@@ -155,33 +145,45 @@ def export_cascade(cascade: Cascade, output: Path, *, options: Options, progress
             return Bundle(found.path, found.manifest, found.configurations)
 
         first, savers = made(base), list(map(made, cascade.savers))
+        return processes.from_main(lambda: _write(cascade, first, savers, output, work / "sequence", options, progress))
 
-        def lower(bundle: Bundle) -> Manifest:
+
+def _write(
+    cascade: Cascade,
+    base: Bundle,
+    savers: Sequence[Bundle],
+    output: Path,
+    work: Path,
+    options: Options,
+    progress: Progress,
+) -> Export:
+    """From the bundles of the models to the one of all of them.
+
+    Args:
+        work: keeps features and half-trained exit sequence networks.
+    """
+    parts, val = Parts.of(base, savers, cascade.mapping), cascade.pictures
+    with staged(output, force=options.force) as folder:
+        joined = join(
+            parts,
+            folder,
+            val=val,
+            progress=progress,
+            expose=options.sequence is not None,
+            suspicious=cascade.suspicious,
+            allow_suspicious=options.allow_suspicious,
+        )
+        if options.sequence is not None:
             assert cascade.data is not None
-            assert cascade.pictures is not None
-            return add(bundle, options.precisions, cascade.data, cascade.pictures, options.limits, progress)
-
-        def sequence(made: Bundle, records: Records | None, vectors: Vectors) -> tuple[Manifest, Records | None]:
-            assert options.sequence is not None
+            assert val is not None
+            how = Training(options.sequence, options.recipe, options.seed, cascade.data, val, work)
+            with progress.stage("sequence"):
+                joined = add_sequence(joined, [*savers, base], how, progress)
+        made = choose_and_verify(parts, joined, val=val, progress=progress)
+        manifest = made.manifest
+        if options.precisions:
             assert cascade.data is not None
-            assert cascade.pictures is not None
-            how = (options.sequence, options.recipe, options.seed, cascade.data, cascade.pictures, work / "sequence")
-            return add_sequence(made, [*savers, first], records, vectors, Training(*how), progress)
-
-        def write() -> Export:
-            whole = compose(
-                first,
-                savers,
-                output,
-                val=cascade.pictures,
-                mapping=cascade.mapping,
-                sequence=sequence if options.sequence is not None else None,
-                lower=lower if options.precisions else None,
-                progress=progress,
-                force=options.force,
-                suspicious=cascade.suspicious,
-                allow_suspicious=options.allow_suspicious,
-            )
-            return Export(output, whole.manifest, whole.configurations, progress.seconds)
-
-        return processes.from_main(write)
+            assert val is not None
+            manifest = add(made, options.precisions, cascade.data, val, options.limits, progress)
+        manifest = seal(folder, manifest, made.configurations)
+    return Export(output, manifest, made.configurations, progress.seconds)

@@ -6,6 +6,7 @@ reads what the base reads; both name two classes the other way round.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -13,8 +14,10 @@ import onnx
 from numpy.typing import NDArray
 from onnx import helper
 
+from dyce_export.bundle_writer import seal
 from dyce_export.progress import Progress
-from dyce_export.savers.compose import AddSequence, compose
+from dyce_export.savers.compose import Joined, Parts, choose_and_verify, join
+from dyce_export.staging import staged
 from dyce_runtime.bundle import reader as bundle
 from dyce_runtime.bundle.configuration import FULL, Configuration, Configurations, Entry, ExitSetting
 from dyce_runtime.bundle.documents import write_document
@@ -114,14 +117,22 @@ def _thresholds(configuration: Configuration) -> NDArray[np.float32]:
     return np.array([*(np.inf if s is None else s.threshold for s in settings), -np.inf], np.float32)
 
 
-def make_cascade(folder: Path, sequence: AddSequence | None = None) -> Path:
-    """Write the bundle ``cascade.dyce``, by way of those of its models."""
+def make_cascade(folder: Path, add_heads: Callable[[Joined], Joined] | None = None) -> Path:
+    """Write ``cascade.dyce``, by way of the bundles of its models.
+
+    Args:
+        add_heads: adds heads that read what savers leave.
+    """
     base = with_vectors(make_bundle(folder / "base.dyce"))
     savers = [make_small(folder / "small.dyce"), make_second(folder / "second.dyce")]
     mapping = {str(own): of_base for of_base, own in enumerate(ORDER)}
     path = folder / "cascade.dyce"
     opened = [open_bundle(path) for path in savers]
-    compose(open_bundle(base), opened, path, mapping=mapping, sequence=sequence, progress=Progress())
+    parts, progress = Parts.of(open_bundle(base), opened, mapping), Progress()
+    with staged(path, force=False) as staging:
+        joined = join(parts, staging, val=None, progress=progress, expose=add_heads is not None)
+        made = choose_and_verify(parts, add_heads(joined) if add_heads else joined, val=None, progress=progress)
+        seal(staging, made.manifest, made.configurations)
     return path
 
 

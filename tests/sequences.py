@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,12 +12,11 @@ from numpy.typing import NDArray
 
 from dyce_calibration.heads.sequence import ExitSequence
 from dyce_calibration.heads.temperature import softmax
-from dyce_calibration.records import Records
+from dyce_export.savers.compose import Joined
 from dyce_export.savers.sequence import write_steps
 from dyce_runtime.bundle.configuration import Configuration, ExitSetting
-from dyce_runtime.bundle.manifest import BUILTIN, Manifest
+from dyce_runtime.bundle.manifest import BUILTIN
 from dyce_runtime.bundle.reader import Bundle
-from dyce_runtime.bundle.test_vectors import Vectors
 from tests import bundles, cascades
 from tests.bundles import CHANNELS, CLASSES, HEAD, WIDTH, Answer
 
@@ -55,8 +55,10 @@ def network() -> ExitSequence:
 def make_sequence(folder: Path) -> Path:
     """Write the bundle, with the network of :func:`network`."""
 
-    def untrained(made: Bundle, records: Records | None, vectors: Vectors) -> tuple[Manifest, Records | None]:
-        return write_steps(made, network(), TYPE, TEMPERATURES, [[[2, 3]], [[2, 3]]]), records
+    def untrained(joined: Joined) -> Joined:
+        made = joined.bundle
+        manifest = write_steps(made, network(), TYPE, TEMPERATURES, [[[2, 3]], [[2, 3]]])
+        return replace(joined, bundle=Bundle(made.path, manifest, made.configurations))
 
     return cascades.make_cascade(folder, untrained)
 

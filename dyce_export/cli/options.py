@@ -11,7 +11,7 @@ import typer
 from dyce_runtime.errors import DataError, UsageError
 
 if TYPE_CHECKING:
-    from dyce_export.pipeline import Captured
+    from dyce_export.prepare import Captured
     from dyce_export.progress import Progress
     from dyce_export.sources.inputs import InputOverrides
     from dyce_runtime.bundle.reader import Bundle
@@ -131,7 +131,7 @@ def open_model(
     trust_pickle: bool,
 ) -> Captured | Bundle:
     """A model with its exit points, or a bundle if that is allowed."""
-    from dyce_export.pipeline import capture_source
+    from dyce_export.prepare import capture_source
     from dyce_export.sources.source import load_source
     from dyce_runtime.bundle.reader import is_bundle, open_bundle
 

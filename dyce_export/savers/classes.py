@@ -10,7 +10,7 @@ import numpy as np
 from dyce_calibration.records import Records
 from dyce_export.doubts import accept
 from dyce_export.options import Options
-from dyce_export.pipeline import Captured, Prepared, prepare, with_pictures
+from dyce_export.prepare import Captured, Prepared, prepare, with_pictures
 from dyce_export.savers.joint_verification import Mapped, Member, Ready, class_order
 from dyce_runtime.bundle.reader import Bundle
 from dyce_runtime.errors import SuspiciousDataError

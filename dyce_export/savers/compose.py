@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeAlias
 
 import msgspec
 
@@ -40,8 +40,49 @@ from dyce_runtime.inputs.class_order import Doubt
 from dyce_runtime.inputs.datasets import Dataset
 from dyce_runtime.targets import registry
 
-# From the bundle that is being written, its records and its test vectors to a manifest and records with further heads.
-AddSequence: TypeAlias = Callable[[Bundle, "Records | None", Vectors], "tuple[Manifest, Records | None]"]
+
+@dataclass(frozen=True)
+class Parts:
+    """The bundles of a base and of the savers that run before it, in their order.
+
+    Attributes:
+        base: its precisions are left out of what is composed: they have other thresholds.
+        savers: may have exits.
+        orders: for each saver, the index among its classes of every class of the base; None if they are the same.
+    """
+
+    base: Bundle
+    savers: tuple[Bundle, ...]
+    orders: tuple[Sequence[int] | None, ...]
+
+    @staticmethod
+    def of(base: Bundle, savers: Sequence[Bundle], mapping: Mapped | None) -> Parts:
+        """Return the parts with the cheapest saver first.
+
+        Args:
+            mapping: of classes; see :func:`dyce_export.savers.joint_verification.read_mapping`.
+
+        Raises:
+            UsageError: the models do not go together.
+        """
+        savers = sorted(savers, key=lambda saver: saver.manifest.model.macs)
+        members = [Member.of(bundle) for bundle in (base, *savers)]
+        check_members(members[0], members[1:], mapping)
+        orders = [class_order(saver.manifest.model, base.manifest.model, mapping) for saver in savers]
+        return Parts(base, tuple(savers), tuple(orders))
+
+
+@dataclass(frozen=True)
+class Joined:
+    """A bundle that is being written: all pieces of its parts, no configurations yet.
+
+    Attributes:
+        records: of all heads on the images of the base's records; None if the base has none.
+    """
+
+    bundle: Bundle
+    records: Records | None
+    vectors: Vectors
 
 
 def compose(
@@ -49,74 +90,92 @@ def compose(
     savers: Sequence[Bundle],
     output: Path,
     *,
-    val: Dataset | None = None,
+    val: Dataset | None,
     mapping: Mapped | None = None,
-    sequence: AddSequence | None = None,
-    lower: Callable[[Bundle], Manifest] | None = None,
     progress: Progress,
     force: bool = False,
-    suspicious: Sequence[str] = (),
-    allow_suspicious: bool = False,
 ) -> Bundle:
-    """Write a bundle in which the savers run before the base, the cheapest first, and choose its configurations.
+    """Write a bundle in which the savers run before the base, and choose its configurations.
 
     Args:
-        base: its precisions are left out: they have other thresholds.
-        savers: may have exits.
-        val: holds the pictures of the base's records, for savers that were not recorded on them.
+        val: holds the images of the base's records, for savers that were not recorded on them.
         mapping: of classes; see :func:`dyce_export.savers.joint_verification.read_mapping`.
-        sequence: adds the steps of an exit sequence network, of which the last saver leaves what they read.
-        suspicious: what speaks against the results and was allowed so far.
-        allow_suspicious: go on if the classes of a saver seem to be others than those of the base.
-        lower: adds other precisions to the bundle when all else is done; returns the manifest that names them.
 
     Raises:
-        UsageError: the models do not go together.
-        DataError: savers have to be recorded and there are no pictures for it, or the answers of one do not go
-            together with the labels.
+        DyceError: as :meth:`Parts.of`, :func:`join` and :func:`choose_and_verify`.
+    """
+    parts = Parts.of(base, savers, mapping)
+    with staged(output, force=force) as folder:
+        made = choose_and_verify(parts, join(parts, folder, val=val, progress=progress), val=val, progress=progress)
+        seal(folder, made.manifest, made.configurations)
+    return open_bundle(output)
+
+
+def join(
+    parts: Parts,
+    folder: Path,
+    *,
+    val: Dataset | None,
+    progress: Progress,
+    expose: bool = False,
+    suspicious: Sequence[str] = (),
+    allow_suspicious: bool = False,
+) -> Joined:
+    """Write the pieces of all parts into ``folder``, and bring together what is known of them.
+
+    Args:
+        val: holds the images of the base's records, for savers that were not recorded on them.
+        expose: the last saver leaves what the steps of an exit sequence network read.
+        suspicious: what speaks against the results and was allowed so far.
+        allow_suspicious: go on if the classes of a saver seem to be others than those of the base.
+
+    Raises:
+        DataError: savers have to be recorded and there are no images for it, or the answers of one do not go together
+            with the labels.
+    """
+    with progress.stage("savers"):
+        base, savers = parts.base, parts.savers
+        _copy(base, folder)
+        written = _write_parts(parts, folder, expose=expose)
+        manifest = _joined(base.manifest, [saver.manifest for saver in savers], written)
+        vectors = join_vectors(base, savers, manifest.savers)
+        recorded = _recorded(base, savers, val, progress)
+        doubts = accept(_doubts(parts, recorded), allowed=allow_suspicious)
+        doubts = tuple(dict.fromkeys((*manifest.suspicious, *suspicious, *doubts)))
+        records = _joined_records(parts, [part.network.id for part in written], recorded)
+        bare = Bundle(
+            folder, msgspec.structs.replace(manifest, suspicious=doubts), Configurations(named={FULL: Entry({})})
+        )
+        return Joined(bare, None if records is None else unseen_by(savers, records), vectors)
+
+
+def choose_and_verify(parts: Parts, joined: Joined, *, val: Dataset | None, progress: Progress) -> Bundle:
+    """Choose configurations, add the spans that they need, verify, and write records and the report.
+
+    Returns:
+        the bundle, everything but its two documents written.
+
+    Raises:
         VerificationError: the pieces do not compute what they computed in the bundles that they come from.
     """
-    savers = sorted(savers, key=lambda saver: saver.manifest.model.macs)
-    members = [Member.of(bundle) for bundle in (base, *savers)]
-    check_members(members[0], members[1:], mapping)
-    orders = [class_order(saver.manifest.model, base.manifest.model, mapping) for saver in savers]
-    with staged(output, force=force) as folder:
-        with progress.stage("savers"):
-            _copy(base, folder)
-            parts = _write_parts(base, savers, orders, folder, expose=sequence is not None)
-            manifest = _joined(base.manifest, [saver.manifest for saver in savers], parts)
-            vectors = join_vectors(base, savers, manifest.savers)
-            recorded = _recorded(base, savers, val, progress)
-            doubts = accept(_doubts(base, savers, recorded, orders), allowed=allow_suspicious)
-            manifest = msgspec.structs.replace(
-                manifest, suspicious=tuple(dict.fromkeys((*manifest.suspicious, *suspicious, *doubts)))
-            )
-            records = _joined_records(base, [part.network.id for part in parts], recorded, orders)
-            records = None if records is None else unseen_by(savers, records)
-        if sequence is not None:
-            with progress.stage("sequence"):
-                bare = Bundle(folder, manifest, Configurations(named={FULL: Entry({})}))
-                manifest, records = sequence(bare, records, vectors)
-        with progress.stage("search"):
-            probe = Entry(probe_of(manifest, vectors).exits)
-            found = Configurations(named={FULL: Entry({}), PROBE: probe})
-            configurations = found if records is None else choose(records, macs_again(manifest, base.configurations))
-        with progress.stage("spans"):
-            spans = write_spans(manifest, configurations, folder)
-            manifest = msgspec.structs.replace(manifest, pieces=(*manifest.pieces, *spans))
-        made = Bundle(folder, manifest, configurations)
-        write_vectors(_with_further_heads(vectors, made), made)
-        with progress.stage("verify"):
-            manifest = check_spans(made, spans)
-            check_parts(made, [*savers, base], [*orders, None], vectors)
-        if records is not None:
-            write_records(records, base, folder)
-            with progress.stage("report"):
-                report_bundle(made, records, val)
-        if lower is not None:
-            manifest = lower(Bundle(folder, manifest, configurations))
-        seal(folder, manifest, configurations)
-    return open_bundle(output)
+    manifest, records, vectors = joined.bundle.manifest, joined.records, joined.vectors
+    folder = joined.bundle.path
+    with progress.stage("search"):
+        probe = Entry(probe_of(manifest, vectors).exits)
+        found = Configurations(named={FULL: Entry({}), PROBE: probe})
+        configurations = found if records is None else choose(records, macs_again(manifest, parts.base.configurations))
+    with progress.stage("spans"):
+        spans = write_spans(manifest, configurations, folder)
+    made = Bundle(folder, msgspec.structs.replace(manifest, pieces=(*manifest.pieces, *spans)), configurations)
+    write_vectors(_with_further_heads(vectors, made), made)
+    with progress.stage("verify"):
+        manifest = check_spans(made, spans)
+        check_parts(made, [*parts.savers, parts.base], [*parts.orders, None], vectors)
+    if records is not None:
+        write_records(records, parts.base, folder)
+        with progress.stage("report"):
+            report_bundle(made, records, val)
+    return Bundle(folder, manifest, configurations)
 
 
 def _with_further_heads(vectors: Vectors, made: Bundle) -> Vectors:
@@ -136,14 +195,12 @@ def _recorded(base: Bundle, savers: Sequence[Bundle], val: Dataset | None, progr
     return [recorded_like(like, saver, val, progress) for saver in savers]
 
 
-def _doubts(
-    base: Bundle, savers: Sequence[Bundle], recorded: Sequence[Records], orders: Sequence[Sequence[int] | None]
-) -> list[Doubt]:
+def _doubts(parts: Parts, recorded: Sequence[Records]) -> list[Doubt]:
     """What speaks against the classes of the savers."""
     if not recorded:
         return []
-    like = Records.load(base.file(RECORDS))
-    pairs = zip(savers, recorded, orders, strict=True)
+    like = Records.load(parts.base.file(RECORDS))
+    pairs = zip(parts.savers, recorded, parts.orders, strict=True)
     return [
         doubt
         for saver, records, order in pairs
@@ -151,11 +208,9 @@ def _doubts(
     ]
 
 
-def _joined_records(
-    base: Bundle, ids: Sequence[str], recorded: Sequence[Records], orders: Sequence[Sequence[int] | None]
-) -> Records | None:
-    """Of all heads on the pictures of the base's records; None if it has none."""
-    return join_records(Records.load(base.file(RECORDS)), ids, recorded, orders) if recorded else None
+def _joined_records(parts: Parts, ids: Sequence[str], recorded: Sequence[Records]) -> Records | None:
+    """Of all heads on the images of the base's records; None if it has none."""
+    return join_records(Records.load(parts.base.file(RECORDS)), ids, recorded, parts.orders) if recorded else None
 
 
 def _copy(base: Bundle, folder: Path) -> None:
@@ -167,20 +222,19 @@ def _of_base(base: Manifest) -> tuple[Piece, ...]:
     return tuple(piece for piece in base.pieces if piece.role != "span" or piece.id == UNCUT)
 
 
-def _write_parts(
-    base: Bundle, savers: Sequence[Bundle], orders: Sequence[Sequence[int] | None], folder: Path, *, expose: bool
-) -> list[Part]:
-    parts: list[Part] = []
-    known = [(base.manifest.preprocessing, base.manifest.input)]
-    for number, (saver, order) in enumerate(zip(savers, orders, strict=True)):
+def _write_parts(parts: Parts, folder: Path, *, expose: bool) -> list[Part]:
+    """Write the pieces of the savers. Those whose preprocessing and input shape are alike read one input."""
+    written: list[Part] = []
+    known = [(parts.base.manifest.preprocessing, parts.base.manifest.input)]
+    for number, (saver, order) in enumerate(zip(parts.savers, parts.orders, strict=True)):
         spec = saver.manifest.input
         own = saver.manifest.preprocessing, spec.shape
         alike = (spec for preprocessing, spec in known if (preprocessing, spec.shape) == own)
         image = next(alike, msgspec.structs.replace(spec, name=f"saver{number}_image"))
         known.append((saver.manifest.preprocessing, image))
-        last = number == len(savers) - 1
-        parts.append(write_part(saver, f"saver{number}", image, order, folder, expose=expose and last))
-    return parts
+        last = number == len(parts.savers) - 1
+        written.append(write_part(saver, f"saver{number}", image, order, folder, expose=expose and last))
+    return written
 
 
 def _joined(base: Manifest, savers: Sequence[Manifest], parts: Sequence[Part]) -> Manifest:

@@ -8,7 +8,7 @@ from typing import NamedTuple, TypeAlias
 
 import msgspec
 
-from dyce_export.pipeline import Prepared
+from dyce_export.prepare import Prepared
 from dyce_runtime.bundle.manifest import Model
 from dyce_runtime.bundle.reader import Bundle
 from dyce_runtime.errors import UsageError

@@ -7,13 +7,8 @@ from pathlib import Path
 from dyce_calibration.heads.resume import fingerprint
 from dyce_calibration.records import Records
 from dyce_export.options import Options
-from dyce_export.pipeline import (
-    Captured,
-    capture_source,
-    fingerprint_of,
-    prepare,
-    write_bundle,
-)
+from dyce_export.pipeline import write_bundle
+from dyce_export.prepare import Captured, capture_source, fingerprint_of, prepare
 from dyce_export.progress import Progress
 from dyce_export.savers.classes import open_for, prepare_saver, with_pictures_of
 from dyce_export.savers.join_records import own_records, recorded_like

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from torch import nn
 
-from dyce_export.pipeline import Captured
+from dyce_export.prepare import Captured
 from dyce_export.savers.joint_verification import Mapped, read_mapping
 from dyce_export.sources.inputs import Input
 from dyce_export.sources.source import Source, from_module, load_source

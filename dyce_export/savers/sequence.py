@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import msgspec
@@ -23,6 +23,7 @@ from dyce_export.graph.pieces import names_of
 from dyce_export.graph.programs import requires, with_head
 from dyce_export.progress import Progress
 from dyce_export.rewrite import noted
+from dyce_export.savers.compose import Joined
 from dyce_export.savers.saver_features import Seen
 from dyce_export.savers.sequence_graphs import left_spec, sequence_step, step_inputs
 from dyce_runtime.bundle.arrays import read_splits
@@ -71,24 +72,22 @@ class Training:
     work: Path
 
 
-def add_sequence(
-    made: Bundle, parts: Sequence[Bundle], records: Records | None, vectors: Vectors, how: Training, progress: Progress
-) -> tuple[Manifest, Records | None]:
+def add_sequence(joined: Joined, parts: Sequence[Bundle], how: Training, progress: Progress) -> Joined:
     """Train the network, and write a step of it for every exit of the base.
 
     Args:
-        made: the bundle that is being written; its last saver leaves what it has seen (see ``expose_features``).
+        joined: the bundle that is being written; its last saver leaves what it has seen (see ``expose_features``), and
+            there are records of all its heads.
         parts: the bundles that it is made from, that of the base last.
-        records: of all heads in ``made``; there are some.
-        vectors: to compare with torch.
 
     Returns:
-        the manifest and the records with a further head at every exit of the base.
+        the same with a further head at every exit of the base.
 
     Raises:
         DataError: the pictures are not those that the base was exported with.
         VerificationError: a step on disk does not compute what torch computes.
     """
+    made, records = joined.bundle, joined.records
     assert records is not None
     fitted_on, recorded_on = _fitted(parts[-1], how.data), recorded_pictures(how.val, records)
     key = [how.type, how.recipe, how.seed, *(part.fingerprint for part in parts)]
@@ -116,7 +115,9 @@ def add_sequence(
         )
     temperatures, records = _record(network, how.type, held_out, records, seen.exits)
     manifest = write_steps(made, network, how.type, temperatures, seen.axes)
-    return _checked(Bundle(made.path, manifest, made.configurations), network, how.type, vectors), records
+    with_steps = Bundle(made.path, manifest, made.configurations)
+    manifest = _checked(with_steps, network, how.type, joined.vectors)
+    return replace(joined, bundle=Bundle(made.path, manifest, made.configurations), records=records)
 
 
 def _fitted(base: Bundle, data: Dataset) -> Dataset:

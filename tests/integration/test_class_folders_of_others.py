@@ -20,7 +20,7 @@ from dyce_export.cascade import export_cascade, prepare_cascade
 from dyce_export.cli.console import run
 from dyce_export.cli.main import app
 from dyce_export.options import Options
-from dyce_export.pipeline import capture_source
+from dyce_export.prepare import capture_source
 from dyce_export.progress import Progress
 from dyce_export.savers.resolve_saver import Savers, input_of
 from dyce_export.sources.source import from_module

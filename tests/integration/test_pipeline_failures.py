@@ -16,7 +16,7 @@ from torch import nn
 from torch.nn import functional
 
 import dyce_export
-from dyce_export import pipeline
+from dyce_export import cascade, pipeline
 from dyce_export.calibrate import check_amount
 from dyce_export.cascade import export_source
 from dyce_export.graph import exit_points, onnx_graphs
@@ -165,7 +165,7 @@ def test_a_failed_replacement_leaves_the_old_bundle(untrained: Export, tmp_path:
 
 
 def test_a_taken_destination_is_said_before_any_work(untrained: Export, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(pipeline, "capture_source", lambda *_: pytest.fail("work was done"))
+    monkeypatch.setattr(cascade, "capture_source", lambda *_: pytest.fail("work was done"))
     with pytest.raises(DestinationError, match="already exists"):
         export_source(tiny(), ["2"], untrained.path)
 

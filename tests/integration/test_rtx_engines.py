@@ -10,7 +10,8 @@ import torch
 
 from benchmarks.coverage import spread
 from dyce_export.options import Options
-from dyce_export.pipeline import capture_source, prepare, write_bundle
+from dyce_export.pipeline import write_bundle
+from dyce_export.prepare import capture_source, prepare
 from dyce_export.progress import Progress
 from dyce_export.sources.source import from_module
 from dyce_export.verification.probes import condition, synthetic_images

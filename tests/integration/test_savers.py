@@ -207,7 +207,7 @@ def test_what_an_interrupted_export_has_finished_is_not_done_again(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(cascade_module, "compose", interrupted)
+        patch.setattr(cascade_module, "join", interrupted)
         with pytest.raises(KeyboardInterrupt):
             export()
     assert [path.name for path in tmp_path.iterdir()] == ["b.dyce.work"]

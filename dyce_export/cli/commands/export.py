@@ -48,7 +48,8 @@ from dyce_runtime.bundle.reader import REPORT
 from dyce_runtime.errors import ModelError, UsageError
 
 if TYPE_CHECKING:
-    from dyce_export.pipeline import Captured, Export
+    from dyce_export.pipeline import Export
+    from dyce_export.prepare import Captured
 
 HELP = (
     "Make a model early-exit: split it at the exit points, train heads, choose configurations, verify, write a bundle."

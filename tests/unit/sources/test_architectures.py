@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from dyce_export.options import Options
-from dyce_export.pipeline import capture_source, prepare
+from dyce_export.prepare import capture_source, prepare
 from dyce_export.progress import Progress
 from dyce_export.sources.inputs import InputOverrides
 from dyce_export.sources.source import load_source
