@@ -185,11 +185,11 @@ def _check_program(manifest: Manifest) -> None:
     pieces = {piece.id: piece for piece in manifest.pieces}
     known: set[str] = set()
     ran: list[str] = []
-    left: list[tuple[str, str]] = []
+    seen: list[tuple[str, str]] = []
     for operation in manifest.program:
         if isinstance(operation, Leave):
             _check_leave(manifest, operation, ran)
-            left.append((operation.exit, operation.head))
+            seen.append((operation.exit, operation.head))
             continue
         runs = _pieces_of(operation)
         for id in runs:
@@ -205,9 +205,9 @@ def _check_program(manifest: Manifest) -> None:
     if sorted(ran) != sorted(piece.id for piece in manifest.pieces if piece.role != "span"):
         raise BundleError("the program does not run every segment and every head")
     wanted = [(exit.id, head.type) for exit in manifest.exits for head in exit.heads]
-    places = [manifest.exit_index(exit) for exit, _ in left]
+    places = [manifest.exit_index(exit) for exit, _ in seen]
     last = manifest.program[-1]
-    if sorted(left) != sorted(wanted) or places != sorted(places) or not (isinstance(last, Leave) and last.always):
+    if sorted(seen) != sorted(wanted) or places != sorted(places) or not (isinstance(last, Leave) and last.always):
         raise BundleError("the program does not let samples leave at every head, exit by exit, and always at the last")
 
 

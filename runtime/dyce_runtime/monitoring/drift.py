@@ -273,7 +273,7 @@ class Watched:
         """Evaluate drift now. ``before`` says whether there was drift at the previous evaluation (hysteresis)."""
         shares = self._shares.stability(self._minimum, self._threshold)
         if self._capped and shares.psi is not None:
-            shares = Stability(None, None, shares.samples, "a work cap sent samples out before they were sure")
+            shares = Stability(None, None, shares.samples, "a work cap forced samples to exit early")
         exits = {id: own.stability(self._minimum, self._threshold) for id, own in self._exits.items()}
         ratios = [
             found.psi / found.limit

@@ -302,7 +302,7 @@ class GpuContext:
 
 
 def _pairs(sources: Rows, places: Rows) -> list[tuple[int, int, int]]:
-    """Return the fewest copies that move samples from ``sources`` to ``places``: source, place and number of samples."""
+    """Return the merged copies that move samples from ``sources`` to ``places``: (source, place, number of samples)."""
     return list(_runs(sources, places))
 
 

@@ -25,7 +25,7 @@ class _OnnxRuntimeGpu:
     engines = False
 
     def installed(self) -> str | None:
-        """Return None, or a message that onnxruntime or the driver of a GPU is missing, without importing onnxruntime."""
+        """Return None, or a message that onnxruntime or a GPU's driver is missing, without importing onnxruntime."""
         return installation.missing("onnxruntime", self.install) or cuda.driver_missing()
 
     def available(self) -> str | None:

@@ -38,7 +38,7 @@ class _Nvidia:
         return self.product.name
 
     def installed(self) -> str | None:
-        """Return None, or a message that the product or the driver of a GPU is missing, without importing the product."""
+        """Return None, or a message that the product or a GPU's driver is missing, without importing the product."""
         return installation.missing(self.product.module, self.product.install) or cuda.driver_missing()
 
     def available(self) -> str | None:
