@@ -1,4 +1,4 @@
-"""Run early-exit bundles: ``session = dyce_runtime.load("model.dyce")``. Needs no torch."""
+"""Run early-exit bundles: ``session = dyce_runtime.load("model.dyce")``. This package does not need torch."""
 
 from dyce_runtime.bundle.configuration import Configuration, ExitSetting
 from dyce_runtime.bundle.reader import Bundle, open_bundle

@@ -1,4 +1,4 @@
-"""Writing a file as a whole."""
+"""Write files atomically."""
 
 from __future__ import annotations
 
@@ -6,14 +6,17 @@ import os
 from contextlib import suppress
 from pathlib import Path
 
-# Whoever writes the same file may take a temporary one for left behind, in the instant before it is locked.
+# Between its creation and its lock, another writer of the same file may take a temporary file for a stale one.
 _ATTEMPTS = 10
 
 
 def write_atomically(path: Path, content: bytes) -> None:
-    """Replace a file; readers see the old one or the new one, never a part. Raises OSError.
+    """Replace a file atomically: readers see either the old or the new content, never a part of it.
 
-    What processes that were killed have left beside it is removed.
+    Stale temporary files of this file, from writers that were killed, are removed.
+
+    Raises:
+        OSError: the file cannot be written.
     """
     _remove_leftovers(path)
     for attempt in range(_ATTEMPTS):
@@ -27,7 +30,7 @@ def write_atomically(path: Path, content: bytes) -> None:
 
 def _write(path: Path, content: bytes) -> None:
     import fcntl
-    import tempfile  # with hashlib a sixth of what importing this package takes, and seldom needed
+    import tempfile  # imported late: tempfile and hashlib are a sixth of this package's import time, and seldom needed
 
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
@@ -44,15 +47,15 @@ def _write(path: Path, content: bytes) -> None:
 
 
 def _remove_leftovers(path: Path) -> None:
-    """Temporary files of this file that no process is writing any more."""
+    """Remove temporary files of this file that no process is writing any more."""
     import fcntl
     from glob import escape
 
-    for left in path.parent.glob(f".{escape(path.name)}.????????"):
-        with suppress(OSError):  # it is being written, is gone, or is something else
-            handle = os.open(left, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+    for stale in path.parent.glob(f".{escape(path.name)}.????????"):
+        with suppress(OSError):  # it is still being written, is already gone, or is not a regular file
+            handle = os.open(stale, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
             try:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                left.unlink()
+                stale.unlink()
             finally:
                 os.close(handle)

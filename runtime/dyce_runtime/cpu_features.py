@@ -1,11 +1,11 @@
-"""What the processor has for lower precisions, as Linux lists it, and what follows from that."""
+"""Detect the processor's instructions for lower precisions, as Linux lists them, and advise on their use."""
 
 from __future__ import annotations
 
 import platform
 from pathlib import Path
 
-# Flags of /proc/cpuinfo by what they are called in data sheets.
+# The name used in data sheets, and the flags of /proc/cpuinfo that stand for it.
 _NAMES = {
     "VNNI": ("avx512_vnni", "avx_vnni", "asimddp"),
     "AMX": ("amx_int8", "amx_tile"),
@@ -15,10 +15,10 @@ _NAMES = {
 
 
 def cpu_features(cpuinfo: Path = Path("/proc/cpuinfo")) -> tuple[str, ...] | None:
-    """Of ``VNNI`` (on Arm: the dot product), ``AMX``, ``bf16`` and ``i8mm`` those that all cores have.
+    """Return which of ``VNNI`` (on Arm: the dot product), ``AMX``, ``bf16`` and ``i8mm`` all cores support.
 
     Returns:
-        None where the system does not tell.
+        the names, in that order; None if the system does not list the flags of the processor.
     """
     try:
         lines = cpuinfo.read_text(encoding="utf-8").splitlines()
@@ -32,15 +32,15 @@ def cpu_features(cpuinfo: Path = Path("/proc/cpuinfo")) -> tuple[str, ...] | Non
 
 
 def byte_sums_saturate() -> bool:
-    """Whether engines may get sums of products of bytes wrong here: x86 without VNNI adds pairs of them in 16 bits.
+    """Return whether 8-bit dot products may saturate here: x86 without VNNI adds pairs of products in 16 bits.
 
-    True, too, for an x86 processor whose instructions the system does not list.
+    An x86 processor whose instructions the system does not list counts as one without VNNI.
     """
     return platform.machine().lower() in ("x86_64", "amd64") and "VNNI" not in (cpu_features() or ())
 
 
 def advice(features: tuple[str, ...] | None) -> str:
-    """What the features mean for a bundle, in a sentence."""
+    """Return one line of advice on which lower precisions may be faster with these features (None: unknown)."""
     if features is None:
         return "The system does not list the processor's instructions; measure lower precisions before using them."
     integers = {"VNNI", "AMX", "i8mm"} & set(features)

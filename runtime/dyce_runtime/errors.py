@@ -1,18 +1,19 @@
-"""What can go wrong for a user, each with its exit code and a stable code for ``--json``.
+"""Exceptions for errors that a user can act on, each with an exit code and a stable code for ``--json``.
 
-A message says what was found and what was expected; a hint says what to do. Anything that is not a
-:class:`DyceError` is a bug of ours.
+A message says what was found and what was expected; a hint says what to do about it. Any other exception that reaches
+the user is a bug in this package.
 """
 
 from __future__ import annotations
 
 
 class DyceError(Exception):
-    """A mistake or a limit that the user can act on.
+    """Base class of all errors that the user can act on.
 
     Attributes:
         code: stable identifier, written into JSON documents.
         exit_code: exit code of the command line.
+        message: what was found and what was expected.
         hint: what to do about it; may be empty.
     """
 
@@ -26,7 +27,7 @@ class DyceError(Exception):
 
 
 class UsageError(DyceError):
-    """The words of the command or call do not fit together."""
+    """The arguments of a command or call are invalid or contradict each other."""
 
     code = "usage"
     exit_code = 2
@@ -39,7 +40,7 @@ class ModelError(DyceError):
 
 
 class TaskError(ModelError):
-    """The outputs of a model mean something else than one label per picture."""
+    """The outputs of a model are not scores for one label per image."""
 
     code = "task"
 
@@ -51,7 +52,7 @@ class CaptureError(DyceError):
 
 
 class ExitPointError(DyceError):
-    """Requested exits do not name exit points of the model."""
+    """The requested exits are not exit points of the model."""
 
     code = "exits"
 
@@ -63,7 +64,7 @@ class DataError(DyceError):
 
 
 class SuspiciousDataError(DataError):
-    """Labels and answers do not go together as they should: what would be made from them cannot be trusted."""
+    """Labels and predictions disagree in a way that makes results computed from them untrustworthy."""
 
     code = "suspicious"
 
@@ -81,7 +82,7 @@ class BundleError(DyceError):
 
 
 class ConfigurationError(DyceError):
-    """A configuration does not fit the bundle, or may not be used."""
+    """A configuration does not fit the bundle, or its use is not allowed."""
 
     code = "configuration"
 
@@ -93,7 +94,7 @@ class RuntimeInputError(DyceError):
 
 
 class PieceError(DyceError):
-    """A compiled piece failed while it ran."""
+    """A compiled piece failed at run time."""
 
     code = "piece"
 
@@ -106,7 +107,7 @@ class VerificationError(DyceError):
 
 
 class TargetError(DyceError):
-    """A target, or a meter to measure with, is not available on this machine."""
+    """A target or an energy meter is not available on this machine."""
 
     code = "target"
     exit_code = 4

@@ -1,4 +1,4 @@
-"""Names of files that are bytes in another encoding than UTF-8, which Python gives as halves of surrogate pairs."""
+"""Handle file names that are not valid UTF-8, which Python represents with lone surrogates."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ import msgspec
 
 
 def is_text(path: Path) -> bool:
-    """Whether a path is text, as engines and JSON need it."""
+    """Return whether a path is valid Unicode text, which engines and JSON require."""
     return as_text(str(path)) == str(path)
 
 
 def as_text(name: str) -> str:
-    """The name with what is no text written out, such as ``\\udce9``."""
+    """Return the name with every undecodable byte escaped, for example as ``\\udce9``."""
     return name.encode("utf-8", "backslashreplace").decode()
 
 
 def encoded(document: Any) -> bytes:
-    """A document as JSON in UTF-8, whatever names it holds."""
+    """Encode a document as JSON in UTF-8, with undecodable file names escaped as in :func:`as_text`."""
     try:
         return msgspec.json.encode(document)
     except UnicodeEncodeError:

@@ -1,7 +1,7 @@
-"""What belongs to the process that made it: it is neither pickled nor copied, and a forked child leaves it alone.
+"""Objects that belong to the process that created them: they are never pickled, copied or destroyed in a forked child.
 
-A fork copies no threads. Destroying an engine waits for its threads, so in a child that would wait forever, be it that
-somebody closes the session there or that Python collects it. The child therefore keeps what it inherits until it ends.
+A fork does not copy threads. Destroying an engine waits for its threads, so a forked child that closes or
+garbage-collects an inherited session would wait forever. The child therefore keeps inherited engines until it ends.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from dyce_runtime.errors import UsageError
 
 
 class ProcessBound:
-    """Pickling or copying it raises UsageError."""
+    """Base class of objects that raise UsageError when they are pickled or copied."""
 
     def __reduce_ex__(self, protocol: object) -> NoReturn:
         kind = type(self).__name__
@@ -26,14 +26,14 @@ class ProcessBound:
 
 
 class EngineOwner(ProcessBound, ABC):
-    """Something that holds an engine with threads."""
+    """Base class of objects that hold an engine with threads."""
 
     def __init__(self) -> None:
         _owners.add(self)
 
     @abstractmethod
     def inherited(self) -> object:
-        """Called in a forked child. Returns what must not be destroyed there."""
+        """Return the object that a forked child must not destroy. Called in the child, right after the fork."""
 
 
 _owners: WeakSet[EngineOwner] = WeakSet()

@@ -1,1 +1,1 @@
-"""One module per target."""
+"""The targets that come with dyce-export: engines on CPUs and on NVIDIA GPUs, and profiles of devices."""

@@ -1,4 +1,4 @@
-"""Whether a Python module is installed and whether it loads: the first is known without importing it."""
+"""Check whether a Python module is installed, without importing it, and whether it loads."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from dyce_runtime.errors import TargetError
 
 
 def missing(module: str, install: str) -> str | None:
-    """None if there is such a module, otherwise that it is not installed, and what to do."""
+    """Return None if a module is installed, otherwise a message that it is not, followed by ``install``."""
     try:
         spec = importlib.util.find_spec(module)
-    except (ImportError, ValueError):  # something in its place that is no module
+    except (ImportError, ValueError):  # what is found under the name is not a module
         spec = None
-    # An empty folder is what a broken removal leaves behind; it would be imported.
+    # Without an origin it is an empty folder, left by an incomplete removal, which Python would import.
     return f"{module} is not installed; {install}" if spec is None or spec.origin is None else None
 
 
@@ -24,17 +24,19 @@ def load(module: str, needed: str, install: str) -> ModuleType:
     """Import a module.
 
     Args:
-        needed: what has to be in it.
+        module: its name.
+        needed: an attribute that it must have.
+        install: how to install it, for the message.
 
     Raises:
-        TargetError: it is not installed, or it raises anything.
+        TargetError: the module is not installed, lacks the attribute, or raises an exception when it is imported.
     """
     if reason := missing(module, install):
         raise TargetError(reason)
     try:
         found = importlib.import_module(module)
         getattr(found, needed)
-    except (Exception, SystemExit) as error:  # an installation may be broken in any way
+    except (Exception, SystemExit) as error:  # importing a broken installation may raise anything
         raise TargetError(
             f"{module} is installed and does not load: {type(error).__name__}: {error}",
             hint=f"Install it again; {install}.",
@@ -43,7 +45,7 @@ def load(module: str, needed: str, install: str) -> ModuleType:
 
 
 def version_of(module: str) -> str:
-    """The version of the distribution that brings a module, such as onnxruntime-gpu; ``unknown`` if none does."""
+    """Return the version of the distribution that provides a module, such as onnxruntime-gpu; or ``unknown``."""
     try:
         return version(module)
     except PackageNotFoundError:

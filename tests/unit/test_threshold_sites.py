@@ -18,7 +18,7 @@ SPELLED_OUT = {
     ("targets/dyce_targets/nvidia/device.py", "run_until_exit"): "one sample: as a branch of its hot path",
     (
         "runtime/dyce_runtime/targets/trial.py",
-        "_elsewhere",
+        "_count_misrouted",
     ): "test vectors: the side of a probe",
     ("dyce_export/verification/verify.py", "_route"): "verification finds a wrong rule only with one of its own",
     ("dyce_export/savers/fitting.py", "check_parts"): "verification finds a wrong rule only with one of its own",

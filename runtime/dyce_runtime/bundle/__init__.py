@@ -1,1 +1,1 @@
-"""Bundles: what is in one, and how it is read."""
+"""Bundles: the folders that an export writes, their documents, and how they are read and checked."""

@@ -1,4 +1,4 @@
-"""Arrays in files (``.npz``), read without unpickling anything."""
+"""Read arrays from ``.npz`` files without unpickling anything."""
 
 from __future__ import annotations
 
@@ -14,18 +14,26 @@ from dyce_runtime.bundle.reader import SPLITS, Bundle
 from dyce_runtime.errors import BundleError, DyceError
 from dyce_runtime.json_files import check_regular
 
-# Bytes of all arrays of a file, and how many there are; records of a million samples and a dozen heads have less.
+# Limits of a file: the bytes of all its arrays, and their number. Records of a million samples and a dozen heads are
+# below both.
 _LARGEST, _MOST_ARRAYS = 1 << 30, 1000
 
 
 def read_arrays(path: Path, what: str, *, error: type[DyceError] = BundleError) -> dict[str, npt.NDArray[Any]]:
-    """Every array of a file by its name, of whatever type and shape but never of objects.
+    """Read every array of a file, of any shape and any dtype except object.
 
-    Nothing is allocated before the headers say how much, and the file as a whole holds at most a gigabyte.
+    The sizes in the headers are checked before anything is allocated.
 
     Args:
-        what: the file holds, for the message.
-        error: what is raised if the file is missing, damaged, something else, too large, or holds pickled objects.
+        path: the file.
+        what: a description of the content, for the message.
+        error: the type of exception to raise.
+
+    Returns:
+        name to array.
+
+    Raises:
+        error: the file is missing, damaged, no ``.npz`` file, holds pickled objects, over 1 GiB or over 1000 arrays.
     """
     try:
         check_regular(path)
@@ -34,14 +42,14 @@ def read_arrays(path: Path, what: str, *, error: type[DyceError] = BundleError) 
             if len(entries) > _MOST_ARRAYS or sum(entry.file_size for entry in entries) > _LARGEST:
                 raise ValueError(f"it holds more than {_LARGEST >> 20} MiB, or more than {_MOST_ARRAYS} arrays")
             return {entry.filename.removesuffix(".npy"): _read_array(archive, entry) for entry in entries}
-    except Exception as reason:  # zip, zlib and numpy's headers, which may claim any size, each raise their own kinds
+    except Exception as reason:  # zipfile, zlib and numpy each raise exception types of their own
         told = reason.strerror if isinstance(reason, OSError) and reason.strerror else str(reason)
         first = (told.splitlines() or [type(reason).__name__])[0]
         raise error(f"{path} does not hold {what}: {first}", hint="Copy or make the file again.") from reason
 
 
 def _read_array(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> npt.NDArray[Any]:
-    """One array, once its header fits the size of its entry."""
+    """Read one array, after checking that its header fits the size of its entry."""
     with archive.open(entry) as file:
         version = np.lib.format.read_magic(file)
         read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
@@ -54,10 +62,14 @@ def _read_array(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> npt.NDArray
 
 
 def read_splits(bundle: Bundle) -> dict[str, npt.NDArray[np.uint64]]:
-    """By split, the hashes of the pictures in it, (N,) as in ``Dataset.hashes``; none if the bundle was made without.
+    """Read the hashes of the images in each split.
+
+    Returns:
+        name of the split to hashes (N,) uint64, as in ``Dataset.hashes``; empty if the bundle was exported without
+        data.
 
     Raises:
-        BundleError: the file is damaged or holds something else.
+        BundleError: the file is damaged or does not hold hashes.
     """
     path = bundle.file(SPLITS)
     if not path.is_file():

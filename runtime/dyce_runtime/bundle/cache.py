@@ -1,4 +1,4 @@
-"""Where what belongs to a bundle lies: in it, or in the user's cache, which this machine fills."""
+"""Locate files that belong to a bundle but depend on the machine: engines and measurements in the user's cache."""
 
 from __future__ import annotations
 
@@ -15,7 +15,10 @@ log = logging.getLogger("dyce_runtime")
 
 
 def engine_folders(bundle: Bundle, target: str) -> tuple[Path, ...]:
-    """Where engines of a target are looked for: in the bundle, if its manifest lists them, and in the user's cache."""
+    """Return the folders in which engines of a target are looked for, in order.
+
+    These are the folder inside the bundle, if the manifest lists all engines in it, and the one in the user's cache.
+    """
     inside, prefix = bundle.path / ENGINES / target, f"{ENGINES}/{target}/"
     listed = {name for name in bundle.manifest.files if name.startswith(prefix)}
     there = {prefix + path.name for path in inside.iterdir()} if inside.is_dir() else set()
@@ -26,17 +29,20 @@ def engine_folders(bundle: Bundle, target: str) -> tuple[Path, ...]:
 
 
 def cache_folder(bundle: Bundle, target: str) -> Path:
-    """The folder of a bundle and a target in the user's cache."""
+    """Return the folder of a bundle and a target in the user's cache."""
     return cache_of(bundle) / target
 
 
 def cache_of(bundle: Bundle) -> Path:
-    """The folder of a bundle in the user's cache."""
+    """Return the folder of a bundle in the user's cache, named after its fingerprint."""
     return user_cache() / bundle.fingerprint[:16]
 
 
 def user_cache() -> Path:
-    """The folder in which this user keeps what can be made again."""
+    """Return the folder for files that can be made again: in ``$XDG_CACHE_HOME`` or ``~/.cache``.
+
+    A user without a home directory gets a private folder in the system's temporary directory.
+    """
     return _cache() / "dyce-export"
 
 
@@ -44,10 +50,10 @@ def _cache() -> Path:
     named, home = os.environ.get("XDG_CACHE_HOME"), os.path.expanduser("~")
     if named or home != "~":
         return Path(named) if named else Path(home) / ".cache"
-    import tempfile  # slow to import, and seldom needed: a container whose user has no home
+    import tempfile  # imported late: slow, and needed only in a container whose user has no home
 
     own = Path(tempfile.gettempdir()) / f"dyce-export-{os.getuid()}"
-    # Everybody may write there. What another user has prepared, such as a link, is not used.
+    # The temporary directory is writable by all users: a link or folder that another user made there is not used.
     with suppress(OSError):
         own.mkdir(mode=0o700, exist_ok=True)
         found = own.lstat()

@@ -1,4 +1,4 @@
-"""Whether a manifest makes sense: every name, number and step of the program, before anything of it is used."""
+"""Check that a manifest is consistent: every name, number and operation of the program, before any of it is used."""
 
 from __future__ import annotations
 
@@ -25,19 +25,19 @@ from dyce_runtime.errors import BundleError
 from dyce_runtime.program.liveness import effect_of
 from dyce_runtime.program.operations import Choose, Feed, Leave, Run
 
-# Ids and types become names of files and labels of counters.
+# Ids and types are used as file names and as labels of metrics.
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")
 _TYPES = frozenset(
     ["bool", "float16", "float32", "float64", *(f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64))]
 )
-# Numbers in one sample of a tensor.
+# The most elements in one sample of a tensor.
 _LARGEST = 1 << 31
-# Multiply-accumulates of one sample.
+# The most multiply-accumulates of one sample.
 _MOST_WORK = 10**15
 
 
 def check_manifest(manifest: Manifest) -> None:
-    """Raise BundleError if the parts of a manifest do not fit together, or it requires what this reader lacks."""
+    """Raise BundleError if a manifest is inconsistent, or requires a feature that this reader does not know."""
     check_features(manifest.requires)
     _check_names(manifest)
     _check_tensors(manifest)
@@ -49,7 +49,7 @@ def check_manifest(manifest: Manifest) -> None:
 
 
 def check_features(requires: Iterable[str]) -> None:
-    """Raise BundleError if a bundle requires what this reader does not know."""
+    """Raise BundleError if a bundle requires a feature that this reader does not know."""
     unknown = [name for name in requires if name not in KNOWN_FEATURES]
     if unknown:
         raise BundleError(
@@ -136,7 +136,7 @@ def _check_work(what: str, number: int, *, least: int) -> None:
 
 
 def _check_networks(manifest: Manifest) -> None:
-    """Networks share out the exits, in order, and have the classes of the base."""
+    """Check that the networks divide the exits among them, in order, and have the same classes as the base."""
     fed = [operation.input for operation in manifest.program if isinstance(operation, Feed)]
     if fed != [input.tensor for network in manifest.networks for input in network.inputs]:
         raise BundleError(f"the program feeds {fed}; expected the inputs of the networks, in that order")
@@ -181,15 +181,15 @@ def _check_heads(manifest: Manifest) -> None:
 
 
 def _check_program(manifest: Manifest) -> None:
-    """Every piece but the spans runs once, on tensors that are there; samples leave right after a head has answered."""
+    """Check that every piece except spans runs once, on tensors that exist, and that exits directly follow heads."""
     pieces = {piece.id: piece for piece in manifest.pieces}
     known: set[str] = set()
     ran: list[str] = []
-    left: list[tuple[str, str]] = []
+    seen: list[tuple[str, str]] = []
     for operation in manifest.program:
         if isinstance(operation, Leave):
             _check_leave(manifest, operation, ran)
-            left.append((operation.exit, operation.head))
+            seen.append((operation.exit, operation.head))
             continue
         runs = _pieces_of(operation)
         for id in runs:
@@ -205,9 +205,9 @@ def _check_program(manifest: Manifest) -> None:
     if sorted(ran) != sorted(piece.id for piece in manifest.pieces if piece.role != "span"):
         raise BundleError("the program does not run every segment and every head")
     wanted = [(exit.id, head.type) for exit in manifest.exits for head in exit.heads]
-    places = [manifest.exit_index(exit) for exit, _ in left]
+    places = [manifest.exit_index(exit) for exit, _ in seen]
     last = manifest.program[-1]
-    if sorted(left) != sorted(wanted) or places != sorted(places) or not (isinstance(last, Leave) and last.always):
+    if sorted(seen) != sorted(wanted) or places != sorted(places) or not (isinstance(last, Leave) and last.always):
         raise BundleError("the program does not let samples leave at every head, exit by exit, and always at the last")
 
 
@@ -218,7 +218,7 @@ def _pieces_of(operation: Feed | Run | Choose) -> list[str]:
 
 
 def _check_choose(manifest: Manifest, choose: Choose) -> None:
-    """A gate chooses once, by a number of each sample, among cases that make the same tensors."""
+    """Check that a gate chooses once, by one number per sample, among cases that write the same tensors."""
     known = {spec.name: spec for spec in manifest.tensors}
     if CHOOSE not in manifest.requires:
         raise BundleError(f"the program chooses; expected {CHOOSE!r} in what the bundle requires")
@@ -260,9 +260,9 @@ def _check_leave(manifest: Manifest, operation: Leave, ran: Sequence[str]) -> No
 
 
 def _check_spans(manifest: Manifest) -> None:
-    """A span equals segments that run one after another, and reads and writes what they do."""
+    """Check that every span equals consecutive segments, and reads and writes what they do."""
     pieces = {piece.id: piece for piece in manifest.pieces}
-    # Where samples take different ways no span goes across.
+    # An empty string stands for a choice or an input, which no span may cross.
     ran = [op.piece if isinstance(op, Run) else "" for op in manifest.program if isinstance(op, Run | Choose | Feed)]
     segments = [id for id in ran if not id or pieces[id].role == "segment"]
     for piece in manifest.pieces:

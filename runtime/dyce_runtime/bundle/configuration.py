@@ -1,4 +1,4 @@
-"""Configurations: which exits are on, with which head, at which threshold."""
+"""Configurations: which exits are on, with which head and at which threshold."""
 
 from __future__ import annotations
 
@@ -14,23 +14,25 @@ from dyce_runtime.errors import ConfigurationError
 from dyce_runtime.program.operations import Choose
 
 FULL = "full"
-# Names become labels of counters and lines of a log.
+# Names are used as labels of metrics and in log messages.
 _LONGEST_NAME = 200
 
 
 class ExitSetting(msgspec.Struct, frozen=True):
-    """An exit that is on: the type of its head and its threshold (float32, a sample leaves strictly above it)."""
+    """An exit that is on: the type of its head, and the float32 threshold strictly above which a sample exits."""
 
     head: str
     threshold: float
 
 
 class Configuration(msgspec.Struct, frozen=True):
-    """What of a bundle is on, immutable. Exits that are not named are off; ``{}`` runs the full model.
+    """The exits and gates of a bundle that are on. Immutable.
 
     Attributes:
-        gates: id of a gate to its cut points, ascending, or to the case that all samples take; a gate that is not
-            named has the cut points of the program.
+        name: at most 200 characters.
+        exits: exit id to its setting. Exits that are not named are off; ``{}`` runs the full model.
+        gates: gate id to its cut points, ascending, or to the index of the case that all samples take. A gate that is
+            not named uses the cut points of the program.
     """
 
     name: str
@@ -38,7 +40,7 @@ class Configuration(msgspec.Struct, frozen=True):
     gates: dict[str, tuple[float, ...] | int] = msgspec.field(default_factory=dict)
 
     def check(self, manifest: Manifest) -> None:
-        """Raise ConfigurationError unless every exit, head and threshold exists in the bundle."""
+        """Raise ConfigurationError unless every exit, head and gate exists in the bundle and every value is valid."""
         if not isinstance(self.name, str) or len(self.name) > _LONGEST_NAME:
             raise ConfigurationError(
                 f"the name of a configuration is {shown(self.name)}; expected text of at most {_LONGEST_NAME} "
@@ -99,7 +101,7 @@ class Configuration(msgspec.Struct, frozen=True):
 
 
 def ascending(points: Sequence[object], count: int) -> bool:
-    """Whether these are ``count`` cut points of a gate: finite numbers, as float32 each above the one before."""
+    """Return whether these are valid cut points: ``count`` finite numbers, strictly ascending as float32."""
     if len(points) != count or not all(is_real(point) for point in points):
         return False
     exact = np.array(points, np.float32)
@@ -107,14 +109,15 @@ def ascending(points: Sequence[object], count: int) -> bool:
 
 
 class Figures(msgspec.Struct, frozen=True):
-    """What one split said about a configuration.
+    """The measured accuracy and cost of a configuration on one split.
 
     Attributes:
-        accuracy: share of samples labelled right.
+        accuracy: fraction of samples classified correctly.
         loss: accuracy of the full model on the same samples minus ``accuracy``.
-        cost: relative to the full model, in the unit of the cost table that the search used.
-        share_per_exit: share of the samples that left at each exit, ``final`` last.
-        loss_error: paired standard error of ``loss``; None where it was not computed.
+        cost: mean cost relative to the full model, in the unit of the cost table that the search used.
+        samples: number of samples in the split.
+        share_per_exit: fraction of the samples that took each exit, ``final`` last.
+        loss_error: paired standard error of ``loss``; None if it was not computed.
     """
 
     accuracy: float
@@ -125,7 +128,7 @@ class Figures(msgspec.Struct, frozen=True):
     loss_error: float | None = None
 
     def __repr__(self) -> str:
-        """Accuracy, loss and cost, rounded."""
+        """Return accuracy, loss and cost, rounded."""
         error = "" if self.loss_error is None else f" ± {100 * self.loss_error:.2f}"
         return (
             f"<accuracy {self.accuracy:.1%}, loses {100 * self.loss:.2f}{error} points, costs {self.cost:.1%} of full, "
@@ -134,11 +137,13 @@ class Figures(msgspec.Struct, frozen=True):
 
 
 class Certificate(msgspec.Struct, frozen=True):
-    """With probability at least 1 - ``delta`` the accuracy lost against the full model is at most ``epsilon``.
+    """A statistical guarantee: with probability at least 1 - ``delta`` the loss of accuracy is at most ``epsilon``.
 
     Attributes:
-        epsilon: a fraction; 0.01 is one point.
-        samples: how many the statement rests on, of a split that took no part in the search.
+        epsilon: bound of the accuracy lost against the full model, as a fraction: 0.01 is one percentage point.
+        delta: probability that the guarantee does not hold.
+        samples: number of samples that it is based on.
+        split: the split with these samples, which was not used in the search.
     """
 
     epsilon: float
@@ -148,11 +153,15 @@ class Certificate(msgspec.Struct, frozen=True):
 
 
 class Entry(msgspec.Struct, frozen=True):
-    """A configuration with what is known about it. It was chosen on the split named ``search``.
+    """A configuration and the figures that are known about it.
 
     Attributes:
-        allowed_loss: the most accuracy that it was allowed to lose against the full model when it was chosen, a
-            fraction; None where no loss was asked for.
+        exits, gates: see :class:`Configuration`.
+        search: figures on the search split, on which it was chosen.
+        test: figures on the test split.
+        certified: the guarantee of its accuracy; None if there is none.
+        allowed_loss: the accuracy that it was allowed to lose against the full model when it was chosen, as a
+            fraction; None if no limit was requested.
     """
 
     exits: dict[str, ExitSetting]
@@ -163,7 +172,7 @@ class Entry(msgspec.Struct, frozen=True):
     gates: dict[str, tuple[float, ...] | int] = msgspec.field(default_factory=dict)
 
     def configuration(self, name: str) -> Configuration:
-        """The configuration, under a name."""
+        """Return the configuration under the given name."""
         return Configuration(name, self.exits, self.gates)
 
 
@@ -186,12 +195,14 @@ def settings_of(one: Settings) -> Hashable:
 
 
 class Configurations(msgspec.Struct, frozen=True):
-    """``configurations.json``: the named configurations and the front, cheapest first.
+    """The content of ``configurations.json``: the named configurations and the Pareto front.
 
     Attributes:
-        unit: of the costs that the search weighed: ``macs``, ``ms`` or ``joules``.
-        method: how the front was searched for.
-        note: what a user should know about the certificates; empty if there is nothing to say.
+        named: name to configuration.
+        front: the Pareto front of the search, cheapest first.
+        unit: unit of the costs that the search used: ``macs``, ``ms`` or ``joules``.
+        method: the search method that found the front.
+        note: a remark about the certificates for the user; may be empty.
         digest: as in the manifest.
     """
 
@@ -204,7 +215,7 @@ class Configurations(msgspec.Struct, frozen=True):
     digest: str = ""
 
     def get(self, name: str) -> Configuration:
-        """The configuration of that name. Raises ConfigurationError if there is none."""
+        """Return the configuration of that name. Raises ConfigurationError if there is none."""
         if name not in self.named:
             raise ConfigurationError(
                 f"there is no configuration {name!r} in this bundle; it has: {', '.join(self.named)}"
@@ -212,19 +223,22 @@ class Configurations(msgspec.Struct, frozen=True):
         return self.named[name].configuration(name)
 
     def allowed_loss(self, configuration: Configuration) -> float | None:
-        """What the configuration of that name was allowed to lose; None where nothing was asked for."""
+        """Return the loss that a named configuration was allowed when it was chosen; None if there was no limit.
+
+        None, too, if the bundle has no configuration of that name with the same exits.
+        """
         entry = self.named.get(configuration.name)
         same = entry is not None and settings_of(entry) == settings_of(configuration)
         return entry.allowed_loss if same and entry is not None else None
 
     def within(self, budget: float) -> Configuration:
-        """The most accurate configuration of the front, on the search split, that costs no more than ``budget``.
+        """Return the searched configuration with the highest accuracy on the search split within a cost limit.
 
         Args:
-            budget: relative to the full model; over 0.
+            budget: the highest cost, relative to the full model.
 
         Raises:
-            ConfigurationError: nothing is as cheap as that, or nothing was searched.
+            ConfigurationError: no configuration is that cheap, or the bundle has no searched configurations.
         """
         known = [entry for entry in (*self.front, *self.named.values()) if entry.search is not None]
         if not known:
@@ -243,9 +257,9 @@ class Configurations(msgspec.Struct, frozen=True):
 
 
 def float32_midpoint(low: float, high: float) -> float:
-    """A float32 t with ``low <= t < high`` for float32 numbers low < high: their midpoint.
+    """Return the midpoint of two float32 numbers low < high as a float32 t with ``low <= t < high``.
 
-    ``high > t`` holds and ``low > t`` does not, so routing at t separates the two, even if they are neighbours.
+    A threshold of t separates the two: ``high > t`` holds and ``low > t`` does not, even if they are adjacent floats.
     """
     low32, high32 = np.float32(low), np.float32(high)
     middle = np.float32((float(low32) + float(high32)) / 2)

@@ -1,4 +1,4 @@
-"""The two JSON documents of a bundle: written and read as a whole, with a digest by which a flipped bit is found."""
+"""Read and write the two JSON documents of a bundle atomically, with a digest that detects corruption."""
 
 from __future__ import annotations
 
@@ -18,25 +18,25 @@ from dyce_runtime.json_files import check_regular, decoded
 from dyce_runtime.names import encoded
 
 _Document = TypeVar("_Document", Manifest, Configurations)
-# Of the digest, as it stands in the text of a document.
+# The digest in the text of a document.
 _DIGEST = re.compile(rb'("digest":\s*")([0-9a-f]{64})(")')
 _EMPTY = b"0" * 64
-# A document is read whole. Those of a model with a hundred exits have a megabyte.
+# The most bytes of a document, which is read into memory. A model with a hundred exits has documents of a megabyte.
 _LARGEST = 64 << 20
 
 
 def write_document(document: Manifest | Configurations, path: Path) -> None:
-    """Write a JSON document; readers see the old one or the new one, never a part."""
+    """Write a JSON document with its digest, atomically. Raises OSError if it cannot be written."""
     blank = msgspec.structs.replace(document, digest=_EMPTY.decode())
     text = msgspec.json.format(encoded(blank), indent=2) + b"\n"
     write_atomically(path, _with_digest(text, _digest(text)))
 
 
 def read_document(path: Path, type: type[_Document]) -> _Document:
-    """Read one; its digest belongs to the file and is empty in what is returned.
+    """Read a JSON document and check its digest, which is left empty in the result.
 
     Raises:
-        BundleError: it is missing, damaged, of another version, or requires what is unknown.
+        BundleError: the file is missing, damaged, of another schema version, or requires an unknown feature.
     """
     if not path.is_file():
         raise BundleError(f"{path} is missing; expected a bundle, the folder that `dyce-export` writes")
@@ -48,7 +48,8 @@ def read_document(path: Path, type: type[_Document]) -> _Document:
         head = decoded(content, object)
         known = head if isinstance(head, dict) else {}
         _check_schema(path, known.get("schema_version"))
-        if isinstance(required := known.get("requires"), list):  # whatever else it says is unknown, too
+        # Checked before the rest is decoded: the format of a document with unknown features is unknown.
+        if isinstance(required := known.get("requires"), list):
             check_features(map(str, required))
         _check_digest(path, content, known.get("digest"))
         return msgspec.structs.replace(decoded(content, type), digest="")
@@ -61,20 +62,20 @@ def _with_digest(text: bytes, digest: bytes) -> bytes:
 
 
 def _digest(text: bytes) -> bytes:
-    """Of a document, with zeros in place of its digest."""
-    import hashlib  # with tempfile a sixth of what importing this package takes
+    """Return the digest of a document: the sha256 of its text with zeros in place of the digest, in hexadecimal."""
+    import hashlib  # imported late: hashlib and tempfile are a sixth of this package's import time
 
     return hashlib.sha256(_with_digest(text, _EMPTY)).hexdigest().encode()
 
 
 def _check_digest(path: Path, content: bytes, found: object) -> None:
-    """One without a digest was written by hand; what it says is checked all the same."""
+    """Raise BundleError if the digest is wrong. A document without one, edited by hand, is accepted."""
     if found in (None, ""):
         return
     if not isinstance(found, str) or _digest(content).decode() != found:
         raise BundleError(
             f"{path} was changed: its digest is not that of its content",
-            hint="Copy the bundle again, or export again. Who means to edit it by hand empties the digest.",
+            hint="Copy the bundle again, or export again. To edit it by hand, set its digest to an empty string.",
         )
 
 

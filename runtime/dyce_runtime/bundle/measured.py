@@ -1,4 +1,4 @@
-"""What was measured of a bundle on this machine. It lies in the user's cache: on another machine it is not true."""
+"""Store measurements of a bundle in the user's cache, since they are valid on this machine only."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ FILE = "measured.json"
 
 
 class BenchFigures(msgspec.Struct, frozen=True):
-    """What a benchmark measured of a configuration.
+    """Benchmark results of a configuration.
 
     Attributes:
-        p50_ms, p90_ms: median and 90 % quantile of the milliseconds of a call, preprocessing apart.
-        time_ratio: to the uncut model in the same run; below 1 is faster.
-        time_ratio_range: what its median lies between, as far as the rounds of that run tell.
-        accuracy: share of samples labelled right; None without labels.
-        loss: accuracy of the uncut model on the same samples minus ``accuracy``; None without labels.
-        loss_error: its paired standard error.
-        samples: how many there were.
-        unseen: how many of them took no part in making the bundle.
+        p50_ms, p90_ms: median and 90 % quantile of the duration of a call in milliseconds, without preprocessing.
+        time_ratio: median duration relative to the uncut model in the same run; below 1 is faster.
+        accuracy: fraction of samples classified correctly; None without labels.
+        samples: number of samples.
+        unseen: number of samples that were not used to make the bundle.
         batch: samples per call.
-        target, threads: the engine, and the threads per call that it was asked for.
-        cpu: as the system names it.
+        target, threads: the target, and the threads per call that were requested.
+        cpu: name of the processor, as the system reports it.
         date: of the measurement, as in 2026-01-31.
+        time_ratio_range: confidence interval of ``time_ratio``, from the rounds of that run.
+        loss: accuracy of the uncut model on the same samples minus ``accuracy``; None without labels.
+        loss_error: paired standard error of ``loss``.
     """
 
     p50_ms: float
@@ -53,24 +53,24 @@ class BenchFigures(msgspec.Struct, frozen=True):
 
 
 class Benched(msgspec.Struct, frozen=True):
-    """A configuration and what a benchmark measured of it."""
+    """A configuration and its benchmark results."""
 
     exits: dict[str, ExitSetting]
     gates: dict[str, tuple[float, ...] | int]
     figures: BenchFigures
 
     def is_of(self, entry: Entry) -> bool:
-        """Whether exits, heads, thresholds and gates are those of an entry."""
+        """Return whether exits, heads, thresholds and gates are those of an entry."""
         return settings_of(self) == settings_of(entry)
 
 
 class Tuning(msgspec.Struct, frozen=True):
-    """How batches run best.
+    """Measured settings for running batches.
 
     Attributes:
-        best_batch: samples that should run at once where there are more; 0 if that was not measured.
-        min_exited_to_compact: exit id to how many samples of a batch have to have left there for the rest to be moved
-            together.
+        best_batch: the fastest number of samples per chunk of a larger call; 0 if it was not measured.
+        min_exited_to_compact: exit id to the number of samples of a batch that must have exited before the remaining
+            ones are compacted.
     """
 
     best_batch: int = 0
@@ -78,10 +78,10 @@ class Tuning(msgspec.Struct, frozen=True):
 
 
 class MeasuredHere(msgspec.Struct, frozen=True):
-    """``measured.json``.
+    """The content of ``measured.json``.
 
     Attributes:
-        tuning: by target and threads, such as ``onnxruntime 2``.
+        tuning: keyed by target and threads, such as ``onnxruntime 2``.
         benched: the latest figures of each configuration.
     """
 
@@ -89,7 +89,7 @@ class MeasuredHere(msgspec.Struct, frozen=True):
     benched: tuple[Benched, ...] = ()
 
     def figures(self, entry: Entry) -> BenchFigures | None:
-        """What was measured of a configuration; None if nothing was."""
+        """Return the benchmark results of a configuration; None if it was not measured."""
         return next((one.figures for one in self.benched if one.is_of(entry)), None)
 
 
@@ -97,27 +97,28 @@ NOTHING = MeasuredHere()
 
 
 def read_measured(bundle: Bundle) -> MeasuredHere:
-    """What is known; nothing if the file is missing or damaged."""
+    """Read what was measured on this machine; nothing if the file is missing or damaged."""
     with suppress(OSError, msgspec.DecodeError):
         return read_json(_path(bundle), MeasuredHere)
     return NOTHING
 
 
 def tuning_of(bundle: Bundle, target: str, threads: int | None) -> Tuning:
-    """How batches run best on a target; what was not measured is left out."""
+    """Return the measured settings for batches on a target; defaults if nothing was measured."""
     return read_measured(bundle).tuning.get(_key(target, threads), Tuning())
 
 
 def write_tuning(bundle: Bundle, target: str, threads: int | None, tuning: Tuning) -> None:
-    """Store how batches run best. Raises DestinationError if the cache cannot be written."""
+    """Store the settings for batches on a target. Raises DestinationError if the cache cannot be written."""
     known = read_measured(bundle)
     _write(bundle, msgspec.structs.replace(known, tuning={**known.tuning, _key(target, threads): tuning}))
 
 
 def write_benched(bundle: Bundle, benched: Iterable[Benched]) -> None:
-    """Store what a benchmark measured; of a configuration the latest stays.
+    """Store benchmark results, replacing earlier ones of the same configurations.
 
-    Raises DestinationError if the cache cannot be written.
+    Raises:
+        DestinationError: the cache cannot be written.
     """
     known = read_measured(bundle)
     new = {msgspec.json.encode((one.exits, one.gates), order="sorted"): one for one in (*known.benched, *benched)}

@@ -1,4 +1,4 @@
-"""Bundles on disk: everything that is read back is checked before it is used."""
+"""Open bundles on disk. Everything that is read is checked before it is used."""
 
 from __future__ import annotations
 
@@ -29,12 +29,13 @@ REPORT = "report.html"
 ENGINES = "engines"
 PRECISIONS = "precisions"
 
-# onnxruntime keeps weights in layouts of its own: pieces of four models took 1.8 to 3.2 times the size of their files.
+# Engines keep weights in layouts of their own: in onnxruntime, pieces of four models took 1.8 to 3.2 times the size of
+# their files.
 _MEMORY_PER_BYTE = 2.5
-# Characters of a path that a message repeats.
+# The most characters of a path, and of a path that a message repeats.
 _LONGEST_PATH = 300
 
-# How often a bundle may be replaced while it is being read.
+# How often reading is repeated because the bundle was replaced meanwhile.
 _MOST_REPLACED = 20
 
 _Result = TypeVar("_Result")
@@ -45,9 +46,9 @@ class Bundle:
 
     Attributes:
         path: the folder.
-        manifest: what it holds.
-        configurations: the named configurations and the front.
-        checked: whether its files were compared with their hashes when it was opened.
+        manifest: the content of ``manifest.json``.
+        configurations: the named configurations and the Pareto front.
+        checked: whether the hashes of its files were checked when it was opened.
     """
 
     def __init__(
@@ -59,28 +60,28 @@ class Bundle:
 
     @property
     def fingerprint(self) -> str:
-        """The sha256 of the manifest, which lists that of every other file."""
+        """The sha256 of the manifest, which contains the hashes of the other files. Read from disk on every access."""
         return sha256_of(self.path / MANIFEST)
 
     def file(self, name: str) -> Path:
-        """The path of a file inside the bundle, by its name in the manifest."""
+        """Return the path of a file of the bundle, by its name in the manifest."""
         return self.path / name
 
     def size(self, piece: str) -> int:
-        """Bytes of a piece's files, which are weights."""
+        """Return the size of a piece's files in bytes, which is mostly weights."""
         found = self.manifest.piece(piece)
         return sum(self.file(name).stat().st_size for name in (found.file, *found.data))
 
     def memory(self, piece: str) -> int:
-        """Bytes that a piece takes when it is open, about."""
+        """Estimate the bytes of memory that an open piece takes."""
         return int(_MEMORY_PER_BYTE * self.size(piece))
 
     def configuration(self, name: str) -> Configuration:
-        """A named configuration. Raises ConfigurationError if there is none."""
+        """Return a named configuration. Raises ConfigurationError if there is none."""
         return self.configurations.get(name)
 
     def precision(self, name: str) -> Bundle:
-        """The bundle of the same network in another precision. Raises BundleError if there is none."""
+        """Open the bundle of the same network in another precision. Raises BundleError if there is none."""
         known, document = self.manifest.precisions, f"{PRECISIONS}/{name}/{MANIFEST}"
         if name not in known:
             raise BundleError(
@@ -95,12 +96,12 @@ class Bundle:
         return found
 
     def contents(self) -> list[str]:
-        """Names of the files that make the bundle, but its own manifest and configurations."""
+        """Return the names of all files of the bundle except its own manifest, configurations and report, sorted."""
         of_others = (f"{PRECISIONS}/{name}/{CONFIGURATIONS}" for name in self.manifest.precisions)
         return sorted([*self.manifest.files, *of_others])
 
     def piece_specs(self, ids: Sequence[str]) -> list[PieceSpec]:
-        """What a target needs to know of the given pieces."""
+        """Return the descriptions of the given pieces for a target."""
         pieces = [self.manifest.piece(id) for id in ids]
         specs = self.manifest.specs
         cases = {
@@ -112,11 +113,11 @@ class Bundle:
         ]
 
     def tensor_lives(self, ids: Sequence[str]) -> tuple[TensorLife, ...]:
-        """What a target needs to know of the tensors of the given pieces."""
+        """Return all tensors and when they are needed, if the given pieces are open: see ``execution.memory``."""
         return lives(self.manifest, [span for span in self.manifest.spans if span.id in ids])
 
     def runnable(self, *, spans: bool) -> list[Piece]:
-        """The pieces that a target has a use for: of the spans only the uncut model if it has none for them."""
+        """Return the pieces that a target can use. Without ``spans``, the uncut model is the only span among them."""
         return [piece for piece in self.manifest.pieces if piece.role != "span" or spans or piece.id == UNCUT]
 
     def _digest(self, piece: Piece) -> str:
@@ -125,7 +126,7 @@ class Bundle:
 
 
 def is_bundle(path: str | os.PathLike[str]) -> bool:
-    """Whether this is the folder of a bundle."""
+    """Return whether this is the folder of a bundle."""
     return (Path(path) / MANIFEST).is_file()
 
 
@@ -134,11 +135,11 @@ def open_bundle(path: str | os.PathLike[str], *, check_hashes: bool = True) -> B
 
     Args:
         path: the folder that an export wrote.
-        check_hashes: read every file and compare its sha256; False checks names and the documents only.
+        check_hashes: whether to read every file and compare its sha256; False checks file names and the documents only.
 
     Raises:
-        BundleError: not a bundle, a missing or changed file, a newer schema, a path that leaves the folder,
-            pieces that do not fit together, or a configuration that does not fit the manifest.
+        BundleError: the folder is not a bundle, a file is missing or changed, the schema version differs, a path leads
+            out of the folder, the pieces do not fit together, or a configuration does not fit the manifest.
     """
     folder = folder_of(path)
 
@@ -157,21 +158,26 @@ def open_bundle(path: str | os.PathLike[str], *, check_hashes: bool = True) -> B
 
 
 def undisturbed(folder: Path, action: Callable[[], _Result], undo: Callable[[_Result], object] = id) -> _Result:
-    """What an action that reads a bundle returns, from one and the same bundle.
+    """Run an action that reads a bundle, such that everything it reads belongs to the same bundle.
 
-    If another one was put in its place meanwhile, the action is repeated, whether it failed or not.
+    If another bundle is put in its place meanwhile, the action is repeated, whether it succeeded or failed.
 
     Args:
-        undo: called with what the action had returned if it is repeated.
+        folder: the bundle.
+        action: reads the bundle. Its exceptions pass through, unless the bundle was replaced.
+        undo: called with the result of a call that is repeated, to release it.
+
+    Returns:
+        the result of the action.
 
     Raises:
-        BundleError: the bundle was replaced again and again; or what the action raises.
+        BundleError: the bundle was replaced 20 times in a row.
     """
     for _ in range(_MOST_REPLACED):
         before = _identity(folder)
         try:
             found = action()
-        except Exception:  # whatever it is, it may come of reading two bundles
+        except Exception:  # any error may be caused by reading parts of two bundles
             if _identity(folder) == before:
                 raise
             continue
@@ -182,7 +188,7 @@ def undisturbed(folder: Path, action: Callable[[], _Result], undo: Callable[[_Re
 
 
 def _identity(folder: Path) -> tuple[int, ...]:
-    """Which bundle stands there: a bundle never changes, but for its configurations, it is replaced as a whole."""
+    """Identify the bundle in a folder by the file of its manifest, which never changes: bundles are replaced whole."""
     try:
         facts = (folder / MANIFEST).stat()
     except OSError:
@@ -191,11 +197,11 @@ def _identity(folder: Path) -> tuple[int, ...]:
 
 
 def folder_of(path: object) -> Path:
-    """The folder at a path. Raises BundleError if there is none, whatever else was given."""
-    with suppress(TypeError, ValueError, OSError):  # no path, with a NUL in it, or too long for the system
+    """Return the folder at a path. Raises BundleError, and nothing else, if there is none."""
+    with suppress(TypeError, ValueError, OSError):  # not a path, or with a NUL in it, or too long for the system
         folder = Path(path)  # type: ignore[arg-type]
         if folder.is_dir():
-            if not is_text(folder):  # engines read it by its name
+            if not is_text(folder):  # engines take file names as text
                 raise BundleError(
                     f"{folder} is a name in another encoding than UTF-8; expected text", hint="Rename the folder."
                 )
@@ -206,7 +212,7 @@ def folder_of(path: object) -> Path:
 
 
 def write_configurations(configurations: Configurations, folder: Path) -> None:
-    """Replace the configurations of the bundle in ``folder``. Raises DestinationError if that cannot be written."""
+    """Replace the configurations of the bundle in ``folder``. Raises DestinationError if they cannot be written."""
     path = folder / CONFIGURATIONS
     try:
         write_document(configurations, path)
@@ -217,7 +223,7 @@ def write_configurations(configurations: Configurations, folder: Path) -> None:
 
 
 def sha256_of(path: Path) -> str:
-    """The sha256 of a file, in hexadecimal."""
+    """Return the sha256 of a file in hexadecimal."""
     import hashlib
 
     digest = hashlib.sha256()
@@ -228,7 +234,7 @@ def sha256_of(path: Path) -> str:
 
 
 def files_of(folder: Path) -> Iterator[str]:
-    """Every file of a bundle that the manifest has to list, relative and sorted; the others may change later."""
+    """Yield the sorted names of the files that the manifest has to list: all but those that may change later."""
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder).as_posix()
         if path.is_file() and name != MANIFEST and not may_change(name):
@@ -236,7 +242,7 @@ def files_of(folder: Path) -> Iterator[str]:
 
 
 def may_change(name: str) -> bool:
-    """Whether a file, by its name in the bundle, is written after an export: there, or in one of its precisions."""
+    """Return whether a file may be rewritten after an export: configurations and report, of each precision as well."""
     parts = PurePosixPath(name).parts
     own = parts[2:] if parts[0] == PRECISIONS else parts
     return own in ((CONFIGURATIONS,), (REPORT,))

@@ -1,6 +1,6 @@
-"""The JSON Schema of a bundle's documents, generated from their types.
+"""Generate the JSON Schemas of a bundle's documents from their types.
 
-``python -m dyce_runtime.bundle.schema FOLDER`` writes it; the committed one is in ``docs/schema``.
+``python -m dyce_runtime.bundle.schema FOLDER`` writes them; the committed ones are in ``docs/schema``.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _DIALECT = "https://json-schema.org/draft/2020-12/schema"
 
 
 def schemas() -> dict[str, dict[str, Any]]:
-    """File name to schema, of the present version."""
+    """Return file name to JSON Schema, for the current schema version."""
     types = {"manifest": Manifest, "configurations": Configurations}
     major = SCHEMA_VERSION.split(".", 1)[0]
     return {
@@ -29,7 +29,7 @@ def schemas() -> dict[str, dict[str, Any]]:
 
 
 def as_text(schema: dict[str, Any]) -> str:
-    """A schema as it is written."""
+    """Return the text of a schema file."""
     return msgspec.json.format(msgspec.json.encode(schema, order="deterministic"), indent=2).decode() + "\n"
 
 

@@ -1,4 +1,4 @@
-"""Test vectors: inputs of a bundle with what they must give, so that a device, or another engine, checks itself."""
+"""Test vectors: inputs of a bundle with their expected results, to check an engine on a device."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ Floats = npt.NDArray[np.float32]
 
 
 class Vectors(NamedTuple):
-    """What ``testvectors/vectors.npz`` holds.
+    """The content of ``testvectors/vectors.npz``.
 
     Attributes:
-        inputs: of every network, (N, C, H, W) float32 by the name of the input.
+        inputs: name of each input to images (N, C, H, W) float32.
         logits: (N, classes) float32, of the full model.
-        scores: by exit id and head type, (N,) float32.
-        probe: (exits,) float32, for every exit but the final one a threshold between those of its first head.
+        scores: (exit id, head type) to (N,) float32.
+        probe: (exits,) float32, for every exit but the final one a threshold between the scores of its first head.
     """
 
     inputs: dict[str, Floats]
@@ -35,13 +35,13 @@ class Vectors(NamedTuple):
     probe: Floats
 
     def first(self, manifest: Manifest) -> Floats:
-        """(N, exits) the scores of the first head of every exit but the final one."""
+        """Return the scores (N, exits) float32 of the first head of every exit but the final one."""
         found = [self.scores[exit.id, exit.heads[0].type] for exit in manifest.exits[:-1]]
         return np.stack(found, axis=1) if found else np.empty((len(self.logits), 0), np.float32)
 
 
 def read_vectors(bundle: Bundle) -> Vectors:
-    """Those of a bundle. Raises BundleError if they are missing, damaged or of another model."""
+    """Read the test vectors of a bundle. Raises BundleError if they are missing, damaged or of another model."""
     path, manifest = bundle.file(TEST_VECTORS), bundle.manifest
     shapes: dict[str, tuple[int | str, ...]] = {
         _key(name, manifest.input.name): manifest.tensor(name).shape[1:] for name in manifest.inputs
@@ -61,7 +61,7 @@ def read_vectors(bundle: Bundle) -> Vectors:
 
 
 def write_vectors(vectors: Vectors, bundle: Bundle) -> None:
-    """Store them in the bundle; of its heads all are known."""
+    """Store test vectors in the bundle; they must have scores for all of its heads."""
     path, base = bundle.file(TEST_VECTORS), bundle.manifest.input.name
     path.parent.mkdir(exist_ok=True)
     inputs = {_key(name, base): images for name, images in vectors.inputs.items()}
@@ -71,7 +71,7 @@ def write_vectors(vectors: Vectors, bundle: Bundle) -> None:
 
 
 def _heads(manifest: Manifest) -> list[tuple[str, str]]:
-    """The columns of the scores: all heads, exit by exit, the final one last."""
+    """Return the columns of the stored scores: all heads, exit by exit, the final one last."""
     return [(exit.id, head.type) for exit in manifest.exits for head in exit.heads]
 
 
@@ -80,7 +80,11 @@ def _key(name: str, base: str) -> str:
 
 
 def answered(vectors: Vectors, session: Session) -> Vectors:
-    """The same with what a session says, through segments and heads. Raises PieceError."""
+    """Return the vectors with the logits and scores that a session computes, by segments and heads.
+
+    Raises:
+        PieceError: a piece failed.
+    """
     said = head_answers(session.device, session.manifest, vectors.inputs)
     last = session.manifest.exits[-1]
     scores = {head: answer.score for head, answer in said.items()}
@@ -88,9 +92,13 @@ def answered(vectors: Vectors, session: Session) -> Vectors:
 
 
 def span_errors(vectors: Vectors, session: Session) -> dict[str, float]:
-    """For every open span how far it is from the segments that it covers, see :func:`relative_error`.
+    """Compare every open span with the segments that it covers.
 
-    Raises PieceError.
+    Returns:
+        id of the span to the largest :func:`relative_error` of its outputs.
+
+    Raises:
+        PieceError: a piece failed.
     """
     device, manifest = session.device, session.manifest
     spans = [span for span in manifest.spans if span.id in session.pieces]
@@ -109,9 +117,10 @@ def span_errors(vectors: Vectors, session: Session) -> dict[str, float]:
 
 
 def relative_error(expected: Floats, found: Floats, scale_of: Floats) -> float:
-    """max |expected - found| over what depends on the input in ``scale_of``.
+    """Return max |expected - found| / :func:`spread` of ``scale_of``.
 
-    A logit of -inf, by which a model excludes a class, has to be -inf in both. Infinite if anything else is not finite.
+    A logit of -inf, by which a model excludes a class, has to be -inf in both arrays. The error is infinite if any
+    other value is not finite, or the shapes differ.
     """
     excluded = np.isneginf(expected)
     if expected.shape != found.shape or not np.array_equal(excluded, np.isneginf(found)):
@@ -125,6 +134,6 @@ def relative_error(expected: Floats, found: Floats, scale_of: Floats) -> float:
 
 
 def spread(values: Floats) -> float:
-    """How far values (N, ...) are from their mean over the samples at most; those of -inf are left out."""
+    """Return the largest distance of values (N, ...) from their mean over the samples; -inf counts as 0."""
     known = np.where(np.isneginf(values), np.float32(0), values)
     return float(np.abs(known - known.mean(axis=0, dtype=np.float64)).max())

@@ -1,4 +1,4 @@
-"""Where a graph keeps its weights: an ONNX file may name others, and engines open these wherever they are."""
+"""Check the external weight files that an ONNX file names, since engines open them wherever they are."""
 
 from __future__ import annotations
 
@@ -10,16 +10,17 @@ from pathlib import Path
 from dyce_runtime.arguments import shown
 from dyce_runtime.errors import BundleError
 
-# In the encoding of protocol buffers: the entry of a string map whose key is "location".
+# The key "location" of a string map entry, in the encoding of protocol buffers.
 _KEY = re.compile(rb"\x0a\x08location\x12")
 _LONGEST = 1 << 16
 
 
 def check_weights(path: Path, data: Collection[str]) -> None:
-    """Raise BundleError if a graph names another file for its weights than those that the manifest lists for it.
+    """Raise BundleError if a graph reads weights from a file that the manifest does not list for it.
 
     Args:
-        data: the files of its piece, by their names in the bundle.
+        path: the ONNX file.
+        data: names in the bundle of the weight files that the manifest lists for the piece.
     """
     allowed = {name.rpartition("/")[2] for name in data}
     if path.stat().st_size == 0:
@@ -34,14 +35,14 @@ def check_weights(path: Path, data: Collection[str]) -> None:
 
 
 def _locations(content: mmap.mmap) -> Iterator[str]:
-    """What a graph says of where its weights are."""
+    """Yield the locations of external weights in a graph."""
     for found in _KEY.finditer(content):
         length, start = _number(content, found.end())
         yield content[start : start + min(length, _LONGEST)].decode("utf-8", "replace")
 
 
 def _number(content: mmap.mmap, start: int) -> tuple[int, int]:
-    """A number of variable length, and where what follows it starts."""
+    """Decode a protocol buffer varint; return its value and the offset after it."""
     value = shift = 0
     for place in range(start, min(start + 10, len(content))):
         value |= (content[place] & 0x7F) << shift

@@ -1,1 +1,1 @@
-"""What turns the active configuration by itself: a governor of latency, and a cap on the work of a call."""
+"""Automatic control of a session: a latency governor, and a cap on the work per sample."""

@@ -1,4 +1,4 @@
-"""The governor: keeps a session's latency under a limit by walking the front, up and down."""
+"""A latency governor: keeps a session's latency under a limit by moving along the Pareto front."""
 
 from __future__ import annotations
 
@@ -25,25 +25,25 @@ from dyce_runtime.process_bound import ProcessBound
 
 _log = logging.getLogger("dyce_runtime")
 
-# The configuration whose accuracy the governor does not go below, if nothing else is asked for.
+# The configuration whose accuracy is the default lower limit.
 FLOOR = "fast"
 _QUANTILE = 0.95
-# Configurations whose expected costs are closer than that cannot be told apart by looking at latencies.
+# Least ratio of the expected costs of two rungs: closer ones cannot be told apart by their latencies.
 _APART = 1.1
-# Shares of the limit: what a step down aims at, and what is expected at most of a step up. As configurations lie
-# further apart than the latter is from the limit, there is a range of latencies, for noise, where neither happens.
+# Fractions of the limit: the latency that a step down aims at, and the highest latency expected after a step up. Since
+# neighbouring rungs are further apart than _ROOM is from 1, noise does not make the governor oscillate.
 _AIM = 0.9
 _ROOM = 0.95
-# So many slow calls may be chance, however few there were altogether.
+# Up to this many slow calls may be chance, however few calls there were.
 _CHANCE = 3
-# What the latency is now is taken from this part of the window.
+# The current latency is estimated from the last quarter of the window.
 _RECENT = 4
-# Time is counted in beats: a quarter of a window of calls, and a dwell at least. A configuration that had to be left
-# again is tried again after that many of them, then after twice as many, and so on, ...
+# Time is counted in beats: a quarter of a window of calls, and at least ``dwell_s`` seconds. After a step up that had
+# to be taken back, the governor waits for 8 beats before it tries again, and each further time for twice as many, ...
 _FIRST_WAIT = 8
-# ... until it was good for so many times what it had to wait, ...
+# ... until a configuration held for 4 times the last wait, ...
 _GOOD_FOR = 4
-# ... and at once when the latency below it fell to that share of what it was when it was tried.
+# ... or the latency on the rung below falls to this fraction of its value at the last trial.
 _RELIEF = 0.8
 
 
@@ -52,7 +52,7 @@ class _Rung(msgspec.Struct, frozen=True):
 
     Attributes:
         accuracy, cost: on the search split, the cost relative to the full model.
-        expected: what 95 % of the calls cost at most, by what the search saw; only ratios of it mean anything.
+        expected: 95 % quantile of the cost of a call, by the figures of the search; only ratios of it are meaningful.
     """
 
     configuration: Configuration
@@ -62,13 +62,13 @@ class _Rung(msgspec.Struct, frozen=True):
 
 
 class _Trial(msgspec.Struct):
-    """The last step up to a configuration and what came of it. Times are in beats.
+    """The last step up to a rung and its outcome. Times are in beats.
 
     Attributes:
-        start: when it was.
-        below: the 95 % quantile in seconds before it, one step below.
-        wait: from the last time that it had to be taken back to the next trial.
-        until: no trial before that, unless the latency falls.
+        start: the beat of the step.
+        below: the 95 % quantile of latency in seconds before the step, on the rung below.
+        wait: beats between the last step back down and the next trial.
+        until: the beat before which there is no trial, unless the latency falls.
     """
 
     start: int
@@ -78,15 +78,16 @@ class _Trial(msgspec.Struct):
 
 
 class LatencyGovernor(ProcessBound):
-    """Turns a session's knob so that 95 % of the calls stay under a limit, as accurately as that allows.
+    """Switches a session's active configuration such that 95 % of the calls stay under a latency limit.
 
-    It walks the configurations of the bundle that no other beats both in accuracy and in what 95 % of the calls cost,
-    as the search saw them, and starts at the most accurate one. When more than 5 % of the last calls took longer than
-    the limit it steps down, as far as their latency demands. When it expects room at the next more accurate
-    configuration it steps up, one at a time; steps up that had to be taken back are tried again later and later.
+    Its rungs are the configurations of the bundle that are Pareto-optimal in accuracy and in the 95 % quantile of the
+    cost of a call, by the figures of the search. It starts with the most accurate one. When more than 5 % of the last
+    calls took longer than the limit, it steps down, as far as their latency requires. When it expects the next more
+    accurate configuration to stay under the limit, it steps up, one rung at a time; the wait before a step up is
+    repeated grows each time that it had to be taken back.
 
-    While it lives, :meth:`Session.use` raises. :meth:`close`, or the end of a ``with`` block, gives the knob back and
-    leaves the configuration active that it chose last. Any number of threads may call the session.
+    While it is open, :meth:`Session.use` raises. :meth:`close`, or the end of a ``with`` block, releases the session
+    and keeps the configuration active that was chosen last. Any number of threads may call the session.
     """
 
     def __init__(
@@ -100,23 +101,26 @@ class LatencyGovernor(ProcessBound):
         dwell_s: float = 1.0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Take the knob and turn it to the most accurate configuration.
+        """Take exclusive control of the session's active configuration, and activate the most accurate one.
 
         Args:
-            session: an open session, whose knob nobody else has taken.
-            p95_ms: the limit, in milliseconds of a call, preprocessing apart.
-            min_accuracy: no configuration with less: a fraction on the search split, or the name of a configuration
-                whose accuracy it is. By default that of ``fast``, or of the least accurate named configuration where
-                there is no ``fast``. None allows the whole front, down to where hardly an answer is right.
-            batch: inputs per call that the application makes. Of one input the hard ones decide, of many the mean.
-            window: calls that are judged together, at least 80. A quarter of them comes before any step up, ...
-            dwell_s: ... and so many seconds, over 0.
-            clock: monotonic seconds.
+            session: an open session whose configuration nothing else controls.
+            p95_ms: the limit for the 95 % quantile of the duration of a call, without preprocessing, in milliseconds.
+            min_accuracy: the lowest accuracy of a configuration: a fraction on the search split, or the name of a
+                configuration whose accuracy is meant. By default that of ``fast``, or of the least accurate named
+                configuration if there is no ``fast``. None allows the whole front, which may include configurations
+                with a very low accuracy.
+            batch: samples per call that the application makes. With one, the quantile depends on the hardest samples;
+                with many, it approaches the mean.
+            window: number of calls that are evaluated together, at least 80. A quarter of them must pass before a step
+                up.
+            dwell_s: seconds that must pass before a step up as well, over 0.
+            clock: returns monotonic seconds.
 
         Raises:
-            UsageError: a number makes no sense.
+            UsageError: a number is out of range.
             ConfigurationError: the bundle has no searched configurations, none as accurate or none of that name, the
-                heads are untrained, or the knob is taken.
+                heads are untrained, or something else controls the configuration.
         """
         if not (is_real(p95_ms) and math.isfinite(p95_ms) and p95_ms > 0):
             raise UsageError(f"the limit is {p95_ms} ms; expected a finite number over 0")
@@ -144,11 +148,11 @@ class LatencyGovernor(ProcessBound):
 
     @property
     def state(self) -> dict[str, Any]:
-        """What it does, for a log or a page.
+        """The current state, for a log or a status page.
 
-        The name of the active ``configuration``, its ``accuracy`` and ``cost`` (relative to the full model) on the
-        search split, ``limit_ms``, ``p95_ms`` of the last ``calls`` with it (None before the first), how many
-        ``switches`` there were, and ``missed``: even the cheapest configuration allowed does not stay under the limit.
+        It holds the name of the active ``configuration``, its ``accuracy`` and ``cost`` (relative to the full model) on
+        the search split, ``limit_ms``, the ``p95_ms`` of the last ``calls`` with it (None before the first), the number
+        of ``switches``, and ``missed``: whether even the cheapest configuration allowed exceeds the limit.
         """
         with self._lock:
             rung = self._rungs[self._place]
@@ -164,7 +168,7 @@ class LatencyGovernor(ProcessBound):
             }
 
     def close(self) -> None:
-        """Give the knob back; the active configuration stays. Calling it twice is allowed."""
+        """Release control of the session; the active configuration stays. Calling it twice is allowed."""
         with self._lock:
             if self._closed:
                 return
@@ -181,7 +185,7 @@ class LatencyGovernor(ProcessBound):
     def _observe(self, result: Result, seconds: float) -> None:
         with self._lock:
             if self._closed or result.configuration is not self._rungs[self._place].configuration:
-                return  # it began before the last step
+                return  # the call began before the last step
             if len(self._seconds) == self._window:
                 self._slow -= self._seconds[0] > self._limit
             self._seconds.append(seconds)
@@ -193,7 +197,7 @@ class LatencyGovernor(ProcessBound):
                 self._try_above()
 
     def _count_beat(self) -> bool:
-        """Whether a beat has passed: enough seconds and calls since the last one or the last step."""
+        """Count a call; return whether enough calls and seconds have passed since the last beat or step."""
         self._unbeaten += 1
         if self._unbeaten < self._recent or self._clock() - self._beaten < self._dwell:
             return False
@@ -202,12 +206,12 @@ class LatencyGovernor(ProcessBound):
         return True
 
     def _p95(self, calls: int) -> float:
-        """The smallest of the last so many seconds that at least 95 % of them do not exceed."""
+        """Return the 95 % quantile, in seconds, of the last ``calls`` durations."""
         seen = sorted(islice(reversed(self._seconds), calls))
         return seen[math.ceil(_QUANTILE * len(seen)) - 1]
 
     def _too_slow(self) -> bool:
-        """Whether more than 5 % of the window's calls are slow, by more than a standard deviation."""
+        """Return whether slow calls in the window exceed 5 % by more than a (Poisson) standard deviation."""
         usual = (1 - _QUANTILE) * len(self._seconds)
         return self._slow > max(_CHANCE, usual + math.sqrt(usual))
 
@@ -254,7 +258,7 @@ class LatencyGovernor(ProcessBound):
 
 
 def _floor(configurations: Configurations, wanted: float | str | None) -> float | None:
-    """The accuracy that a floor stands for."""
+    """Return the accuracy that ``min_accuracy`` stands for; None for no limit."""
     if wanted is None or not isinstance(wanted, str):
         return wanted
     searched = {name: entry.search.accuracy for name, entry in configurations.named.items() if entry.search is not None}
@@ -266,7 +270,7 @@ def _floor(configurations: Configurations, wanted: float | str | None) -> float 
 
 
 def _ladder(session: Session, min_accuracy: float | None, batch: int) -> list[_Rung]:
-    """What the governor walks, cheapest first; every step costs notably more and is more accurate."""
+    """Return the rungs, cheapest first: each is more accurate than the one before and costs at least 1.1 times that."""
     configurations = session.bundle.configurations
     known = [
         *_candidates(session.manifest, configurations.named.items(), batch),
@@ -294,7 +298,7 @@ def _ladder(session: Session, min_accuracy: float | None, batch: int) -> list[_R
 
 
 def _candidates(manifest: Manifest, entries: Iterable[tuple[str | None, Entry]], batch: int) -> list[_Rung]:
-    """Those that were searched; without a name they are called by their cost."""
+    """Return a rung for every entry that was searched; those without a name are named after their cost."""
     return [
         _Rung(
             entry.configuration(name or f"front {entry.search.cost:.3f}"),
@@ -308,9 +312,10 @@ def _candidates(manifest: Manifest, entries: Iterable[tuple[str | None, Entry]],
 
 
 def _expected(manifest: Manifest, configuration: Configuration, figures: Figures, batch: int) -> float:
-    """What 95 % of the calls cost at most, relative to the full model, if inputs are as the search saw them.
+    """Return the 95 % quantile of the cost of a call, relative to the full model, for inputs as on the search split.
 
-    Few hard inputs decide for calls of one: their quantile stays where it is while the mean changes, and then jumps.
+    For calls of one sample it is the cost of the exit that 95 % of the samples take at the latest, which may differ
+    much from the mean. For larger batches the excess over the mean shrinks with the square root of the batch size.
     """
     paid, shares = path_macs(manifest, configuration), np.array(figures.share_per_exit)
     if len(shares) != len(paid):

@@ -1,4 +1,4 @@
-"""The work cap: bounds what inputs cost that never exit early, whether by chance or by an attacker's design."""
+"""A work cap: bounds the cost of samples that never exit early, by chance or by an attacker's design."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ from dyce_runtime.execution.routing import Result
 from dyce_runtime.execution.session import Session
 from dyce_runtime.process_bound import ProcessBound
 
-# Configurations whose capped plans are kept; an application that turns through more of them pays again.
+# The most configurations whose capped plans are cached.
 _MOST_KEPT = 100
 
 
 class _Paths(msgspec.Struct, frozen=True):
-    """What a configuration costs at every exit, and the plans that end there, as far as they were needed."""
+    """The cost of a configuration at every exit, and its plans cut off at exits, by exit index and made on demand."""
 
     configuration: Configuration
     shares: NDArray[np.float64]
@@ -35,16 +35,16 @@ class _Paths(msgspec.Struct, frozen=True):
 
 
 class WorkCap(ProcessBound):
-    """Bounds the work of every input of a session and, if asked to, of all its inputs per second.
+    """Bounds the work of every sample of a session and, optionally, of all its samples per second.
 
-    Work is in multiply-accumulates, relative to the full model. An input that reaches the last exit within the cap
-    leaves there, however unsure; its result still names the active configuration. Where inputs come faster than
-    ``max_per_second`` allows they leave still earlier; a second's worth may run at once after a pause. When nothing is
-    left they leave at the cheapest exit. That is the least that an answer costs: only an application that refuses
-    inputs can spend less. Work is charged when it is done: what runs at the same time may come on top.
+    Work is measured in multiply-accumulates, relative to the full model. A sample that reaches the last exit within the
+    cap exits there, whatever its confidence; its result still names the active configuration. If samples come faster
+    than ``max_per_second`` allows, they exit still earlier; after a pause, up to a second's worth of work may run at
+    once. If no work is left, they exit at the cheapest exit. An answer cannot cost less than that; only an application
+    that rejects inputs can spend less. Work is charged after a call, so concurrent calls may exceed the limit.
 
-    :meth:`close`, or the end of a ``with`` block, takes the cap away. Any number of threads may call the session, and a
-    governor may turn its knob.
+    :meth:`close`, or the end of a ``with`` block, removes the cap. Any number of threads may call the session, and a
+    governor may control its configuration.
     """
 
     def __init__(
@@ -55,18 +55,21 @@ class WorkCap(ProcessBound):
         *,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Cap a session from its next call on. A call raises ConfigurationError if its configuration has no such exit.
+        """Cap a session from its next call on.
+
+        A call raises ConfigurationError if no exit of its configuration is within ``max_share``.
 
         Args:
             session: an open session that has no cap.
-            max_share: work of one input, relative to the full model.
-            max_per_second: work of all inputs, in inferences of the full model per second; None sets no limit.
-            clock: monotonic seconds.
+            max_share: the most work of one sample, relative to the full model, over 0.
+            max_per_second: the most work of all samples, in inferences of the full model per second; None sets no
+                limit.
+            clock: returns monotonic seconds.
 
         Raises:
-            UsageError: a number makes no sense.
+            UsageError: a number is out of range.
             ConfigurationError: the active configuration, or one of the bundle, has no exit within ``max_share``; the
-                heads are untrained; or the session has a cap.
+                heads are untrained; or the session has a cap already.
         """
         if not (is_real(max_share) and max_share > 0):
             raise UsageError(f"max_share is {max_share}; expected a number over 0")
@@ -86,7 +89,7 @@ class WorkCap(ProcessBound):
             session.attach(self._observer)
 
     def close(self) -> None:
-        """Take the cap away. Calling it twice is allowed."""
+        """Remove the cap. Calling it twice is allowed."""
         self._session.detach(self._observer)
         if self._session.cap is self._cap:
             self._session.cap = None
@@ -98,7 +101,7 @@ class WorkCap(ProcessBound):
         self.close()
 
     def _check(self) -> None:
-        """Raise what could go wrong with the bundle's configurations now, rather than in the middle of a stream."""
+        """Raise ConfigurationError now, not in a later call, if a configuration of the bundle cannot be capped."""
         bundle = self._session.bundle
         known = [(f"front {n}", entry) for n, entry in enumerate(bundle.configurations.front)]
         known += bundle.configurations.named.items()
@@ -106,11 +109,11 @@ class WorkCap(ProcessBound):
             shares = exit_shares(bundle.manifest, configuration, self._heads)
             _deepest(bundle.manifest, configuration, shares, self._max_share)
         first = bundle.manifest.exits[0]
-        if len(bundle.manifest.exits) > 1:  # whether its heads may run at all
+        if len(bundle.manifest.exits) > 1:  # raises if the heads are untrained and not allowed
             self._session.plan(Configuration("capped", {first.id: ExitSetting(first.heads[0].type, 1.0)}))
 
     def _limited(self, plan: Plan, count: int) -> Plan:
-        """What a call of so many inputs runs."""
+        """Return the plan that a call of ``count`` samples runs instead of ``plan``."""
         paths = self._paths(plan.configuration)
         last = _deepest(self._session.manifest, plan.configuration, paths.shares, self._max_share)
         if self._bucket is not None:
@@ -141,30 +144,33 @@ def capped(
     pieces: Collection[str] | None = None,
     heads: Mapping[str, str] | None = None,
 ) -> Plan:
-    """The plan, cut off behind the last exit that costs at most ``max_share``: whoever gets there leaves.
+    """Cut a plan off after the last exit that costs at most ``max_share``: all samples that reach it exit there.
 
     Args:
-        max_share: of the full model's multiply-accumulates, heads on the way included.
-        pieces: as in :func:`make_plan`.
-        heads: the type of head at exits that are off, by the exit's id; otherwise the cheapest trained one.
+        manifest: of the bundle.
+        plan: the plan to cut off.
+        max_share: fraction of the full model's multiply-accumulates, including the heads that run before.
+        pieces: ids of the pieces that may run, as in :func:`make_plan`.
+        heads: exit id to the type of head to use if the exit is off; without an entry, the cheapest trained one.
 
     Raises:
-        ConfigurationError: there is no such exit.
+        ConfigurationError: no exit is that cheap.
     """
     shares = exit_shares(manifest, plan.configuration, heads or {})
     return _leaving(manifest, plan, _deepest(manifest, plan.configuration, shares, max_share), pieces, heads or {})
 
 
 def exit_shares(manifest: Manifest, configuration: Configuration, heads: Mapping[str, str]) -> NDArray[np.float64]:
-    """(exits,) multiply-accumulates that a sample pays if it leaves at each exit, relative to the full model.
+    """Return (exits,) the multiply-accumulates of a sample that exits at each exit, relative to the full model.
 
-    Heads on the way are included and its own is, which at exits that are off is the one in ``heads`` or the cheapest.
+    They include the heads that run before and the head of the exit itself. If the exit is off, that head is the one in
+    ``heads`` (exit id to type), or else the cheapest trained one.
     """
     return path_macs(manifest, configuration, heads) / manifest.model.macs
 
 
 def usual_heads(bundle: Bundle) -> dict[str, str]:
-    """For every exit that the bundle's configurations use, the type of head that most of them have there."""
+    """Return, for every exit that the bundle's configurations use, the type of head that most of them use there."""
     configurations = bundle.configurations
     entries = (*configurations.front, *configurations.named.values())
     used = Counter((id, setting.head) for entry in entries for id, setting in entry.exits.items())
@@ -186,7 +192,7 @@ def _deepest(manifest: Manifest, configuration: Configuration, shares: NDArray[n
 def _leaving(
     manifest: Manifest, plan: Plan, last: int, pieces: Collection[str] | None, heads: Mapping[str, str]
 ) -> Plan:
-    """The plan whose every sample leaves at the exit of that index, if it gets there."""
+    """Return the plan cut off at the exit with index ``last``: all samples that reach it exit there."""
     if last == len(manifest.exits) - 1:
         return plan
     least = {manifest.exits[leave.exit].id: leave.min_exited_to_compact for leave in plan.leaves}
@@ -195,10 +201,10 @@ def _leaving(
 
 
 class _Bucket:
-    """Work that may still be done: it fills at a rate, up to a second's worth, and at least one input's.
+    """A token bucket of work: it fills at a constant rate, up to a second's worth, or one sample's if that is more.
 
-    It is overdrawn where inputs cost more than is left; of that no more than a bucketful is remembered, so that a flood
-    which nothing but refusing could have bounded is over for others a moment after it ends.
+    Its level becomes negative if samples cost more than is left, but by no more than its size. So the after-effects of
+    a flood, which only rejecting inputs could have bounded, are short.
     """
 
     def __init__(self, per_second: float, least: float, clock: Callable[[], float]) -> None:

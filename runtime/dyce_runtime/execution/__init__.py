@@ -1,1 +1,1 @@
-"""From a bundle to an answer: sessions, what they run, and the contract with engines."""
+"""Execution of bundles: sessions, plans, routing, and the interface to engines."""

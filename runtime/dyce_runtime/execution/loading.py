@@ -1,4 +1,4 @@
-"""From the path of a bundle to a session: what the caller named, or what is fastest here."""
+"""Load a bundle from a path into a session, on the target that the caller names or the fastest one."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from dyce_runtime.targets import registry
 from dyce_runtime.targets.fastest import fastest
 from dyce_runtime.targets.trial import Candidate, check_once
 
-# Stands for the fastest precision.
+# The value of ``precision`` that chooses the fastest one.
 AUTO = "auto"
 
 
@@ -33,25 +33,29 @@ def load(
 
     Args:
         path: the bundle's folder.
-        target: ``onnxruntime``, for example. None takes the one that the environment names (``DYCE_TARGET``), or
-            measures, once per machine and in processes of their own, which installed one is fastest on the bundle's
-            own test vectors: see :func:`dyce_runtime.targets.fastest.fastest`.
-        precision: one that the bundle holds, such as ``uint8``; ``auto`` takes the fastest of them, each with its own
-            thresholds, so that answers may differ between machines. None takes the bundle's own.
-        threads: per call; None lets the engine decide (one per physical core).
-        pool: ``private`` leaves the application's own engine sessions alone; ``global`` is a little faster on small
-            models and shares the engine's process-wide pool.
-        mode: ``latency`` answers one caller soonest, ``throughput`` several.
-        max_batch: samples that run at once; larger calls are cut into chunks. None takes what was measured, or guesses.
-        max_memory: bytes that the pieces may take; spans are left out to stay within. None sets no limit.
-        allow_untrained: let configurations with untrained heads run, for measurements of speed.
-        check: compare all files with their hashes and, the first time on this machine, what the engine computes with
-            the bundle's test vectors. False skips both; the session says so when it is printed.
+        target: name of a target, such as ``onnxruntime``. None takes the one that the environment names
+            (``DYCE_TARGET``), or measures, once per machine and in separate processes, which installed target is the
+            fastest on the bundle's test vectors: see :func:`dyce_runtime.targets.fastest.fastest`.
+        precision: a precision that the bundle holds, such as ``uint8``; ``auto`` takes the fastest of them, each with
+            its own thresholds, so that answers may differ between machines. None takes the bundle's own.
+        threads: threads per call; None lets the engine decide (one per physical core).
+        pool: ``private`` does not affect the application's own engine sessions; ``global`` is slightly faster for small
+            models and shares the engine's process-wide thread pool.
+        mode: ``latency`` minimises the duration of a single call, ``throughput`` serves several callers at once.
+        max_batch: samples that run at once; larger calls are cut into chunks. None takes the measured value, or an
+            estimate.
+        max_memory: bytes that the pieces may take; spans are left out to stay below it. None sets no limit.
+        allow_untrained: whether configurations with untrained heads may run, to measure speed.
+        check: whether to check the hashes of all files and, the first time on this machine, compare the engine with
+            the bundle's test vectors. If False, the ``repr`` of the session says that it is unchecked.
+
+    Returns:
+        a session, which the caller should close; it is a context manager.
 
     Raises:
-        BundleError: see :func:`dyce_runtime.bundle.reader.open_bundle`; or there is no such precision.
-        TargetError: no such target, it is not available here, the pieces need more memory than allowed, or what it
-            computes is not what the test vectors say.
+        BundleError: see :func:`dyce_runtime.bundle.reader.open_bundle`; or the bundle does not have the precision.
+        TargetError: the target does not exist or is not available here, the pieces need more memory than allowed, or
+            the engine does not reproduce the test vectors.
         RuntimeInputError: an argument is out of range.
     """
     for name, value in {"target": target, "precision": precision}.items():
@@ -61,7 +65,7 @@ def load(
     options = {"max_batch": max_batch, "max_memory": max_memory, "allow_untrained": allow_untrained}
 
     def opened() -> Session:
-        """What was checked is what is opened."""
+        """Open and check the session. Repeated by :func:`undisturbed` if the bundle is replaced meanwhile."""
         bundle = open_bundle(path, check_hashes=check)
         if precision == AUTO:
             bundles = [bundle, *map(bundle.precision, bundle.manifest.precisions)]

@@ -1,4 +1,4 @@
-"""Where tensors lie in memory: two share a place if nothing of one is needed any more when the other is made."""
+"""Plan the memory of tensors: two tensors may share memory if they are never needed at the same time."""
 
 from __future__ import annotations
 
@@ -14,17 +14,24 @@ from dyce_runtime.program.operations import Run
 
 
 class TensorLife(NamedTuple):
-    """A tensor and the places of the program, as numbers, at which it may be needed. A span is a place of its own."""
+    """A tensor and its lifetime.
+
+    Attributes:
+        spec: the tensor.
+        places: indices of the operations of the program during which it may be needed. Every span has an additional
+            index of its own, after those of the program.
+    """
 
     spec: TensorSpec
     places: frozenset[int]
 
 
 def lives(manifest: Manifest, spans: Sequence[Piece]) -> tuple[TensorLife, ...]:
-    """All tensors that are written or fed, from where they are made to where they are read last.
+    """Return all tensors of the program with their lifetimes, from the first operation that uses them to the last.
 
     Args:
-        spans: those that may run instead of segments. Where one runs, what is inside it is not needed.
+        manifest: of the bundle.
+        spans: the spans that may run instead of segments. While one runs, the tensors inside it are not needed.
     """
     pieces = {piece.id: piece for piece in manifest.pieces}
     places: dict[str, tuple[int, int]] = {}
@@ -45,18 +52,22 @@ def lives(manifest: Manifest, spans: Sequence[Piece]) -> tuple[TensorLife, ...]:
 
 
 def sample_bytes(spec: TensorSpec) -> int:
-    """Bytes of one sample."""
+    """Return the bytes that one sample of a tensor takes."""
     return prod(map(int, spec.shape[1:])) * np.dtype(spec.dtype).itemsize
 
 
 def lay_out(tensors: Sequence[TensorLife], rows: int, alignment: int) -> tuple[Mapping[str, int], int]:
-    """The offset of every tensor in one block of memory, and the size of the block in bytes.
+    """Place tensors in one block of memory.
 
-    The largest are placed first, each at the lowest place that is free while it lives.
+    The largest tensors are placed first, each at the lowest offset that is free during its lifetime.
 
     Args:
-        rows: samples that fit in.
-        alignment: of every offset, in bytes.
+        tensors: the tensors and their lifetimes.
+        rows: number of samples that each has room for.
+        alignment: alignment of every offset, in bytes.
+
+    Returns:
+        name to offset in bytes, and the size of the block in bytes.
     """
     placed: list[tuple[int, int, TensorLife]] = []
     offsets: dict[str, int] = {}

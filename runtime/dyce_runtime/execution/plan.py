@@ -1,4 +1,4 @@
-"""From a configuration to what runs: resolved once, when the active configuration is set."""
+"""Resolve a configuration into a plan: the steps that run, computed once, when the configuration becomes active."""
 
 from __future__ import annotations
 
@@ -17,10 +17,11 @@ from dyce_runtime.program.operations import Feed, Run
 
 
 class Bring(msgspec.Struct, frozen=True, eq=False):
-    """The samples that are still here bring an input.
+    """Read an input for the samples that have not exited yet.
 
     Attributes:
-        live: the tensors that a later operation reads, apart from the input.
+        input: name of the input.
+        live: the other tensors that a later operation reads.
     """
 
     input: str
@@ -28,15 +29,16 @@ class Bring(msgspec.Struct, frozen=True, eq=False):
 
 
 class LeaveAt(msgspec.Struct, frozen=True, eq=False):
-    """A place where samples leave if their score is strictly above the threshold.
+    """Let samples exit whose score is strictly above the threshold.
 
     Attributes:
-        threshold: float32; -inf where all of them leave.
+        threshold: float32; -inf if all samples exit.
         exit: index into the manifest's exits.
-        piece: which computed the answer.
+        piece: id of the piece that computed the answer.
         live: the tensors that a later operation reads.
-        min_exited_to_compact: how many samples of a batch have to have left for the rest to be moved together.
-        exits: (1,) int64 ``exit``, to be copied into the result of one sample.
+        min_exited_to_compact: the number of samples of a batch that must have exited before the remaining ones are
+            compacted.
+        exits: ``exit`` as an array (1,) int64, which is copied into the result of a call with one sample.
     """
 
     threshold: np.float32
@@ -51,12 +53,12 @@ class LeaveAt(msgspec.Struct, frozen=True, eq=False):
         msgspec.structs.force_setattr(self, "exits", np.array([self.exit]))
 
 
-# What runs between the inputs of one network and those of the next.
+# A step between the inputs of one network and those of the next.
 Step: TypeAlias = Run | Copy | Choosing | LeaveAt
 
 
 class Stage(msgspec.Struct, frozen=True, eq=False):
-    """The inputs that samples bring at one place of the program, and what then runs."""
+    """The inputs that are read at one place of the program, and the steps that run after them."""
 
     inputs: tuple[Bring, ...]
     steps: tuple[Step, ...]
@@ -66,8 +68,11 @@ class Plan(msgspec.Struct, frozen=True):
     """A configuration, resolved against a bundle. Immutable: sharing it between threads is safe.
 
     Attributes:
-        exit_ids: of all exits of the bundle, in order.
-        budget: the share of the full model's cost that it was chosen for, if it was.
+        configuration: the configuration that was resolved.
+        stages: what runs, in order.
+        exit_ids: ids of all exits of the bundle, in order.
+        budget: the fraction of the full model's cost for which the configuration was chosen; None if it was chosen
+            otherwise.
     """
 
     configuration: Configuration
@@ -77,12 +82,12 @@ class Plan(msgspec.Struct, frozen=True):
 
     @property
     def steps(self) -> tuple[Step, ...]:
-        """Those of all stages."""
+        """The steps of all stages, in order."""
         return tuple(step for stage in self.stages for step in stage.steps)
 
     @property
     def leaves(self) -> tuple[LeaveAt, ...]:
-        """The places where samples leave, in order."""
+        """The steps at which samples can exit, in order."""
         return tuple(step for step in self.steps if isinstance(step, LeaveAt))
 
 
@@ -97,13 +102,15 @@ def make_plan(
     """Resolve a configuration.
 
     Args:
-        available: ids of the pieces that may run, all but spans among them; None are all.
-        min_exited_to_compact: exit id to how many samples have to have left for the rest to be moved together; 1 if
-            missing.
+        manifest: of the bundle.
+        configuration: the configuration to resolve.
+        available: ids of the spans that may run, among which may be other pieces; None allows all spans.
+        min_exited_to_compact: exit id to the number of samples that must have exited before the remaining ones are
+            compacted; 1 for an exit without an entry.
         last, heads: see :func:`dyce_runtime.program.liveness.needed`.
 
     Raises:
-        ConfigurationError: it does not fit the bundle.
+        ConfigurationError: the configuration does not fit the bundle.
     """
     configuration.check(manifest)
     spans = [span for span in manifest.spans if available is None or span.id in available]
@@ -128,7 +135,7 @@ def make_plan(
 
 
 def _with_spans(operations: Iterable[Needed], pieces: Mapping[str, Piece], spans: Sequence[Piece]) -> Iterator[Needed]:
-    """The operations, with spans instead of segments that run one after another."""
+    """Yield the operations, with spans in place of consecutive segments where they fit."""
     waiting: list[str] = []
     for operation in operations:
         if isinstance(operation, Run) and pieces[operation.piece].role == "segment":
@@ -141,7 +148,7 @@ def _with_spans(operations: Iterable[Needed], pieces: Mapping[str, Piece], spans
 
 
 def stretches(manifest: Manifest, configuration: Configuration) -> list[tuple[str, ...]]:
-    """The segments that a configuration runs one after another with nothing in between, stretch by stretch."""
+    """Return the maximal runs of consecutive segments that a configuration runs with nothing in between."""
     found: list[list[str]] = [[]]
     for step in make_plan(manifest, configuration, ()).steps:
         if isinstance(step, Run) and manifest.piece(step.piece).role == "segment":
@@ -152,7 +159,7 @@ def stretches(manifest: Manifest, configuration: Configuration) -> list[tuple[st
 
 
 def pieces_of(plans: Iterable[Plan]) -> list[str]:
-    """Ids of all pieces that the plans may run, without repetition."""
+    """Return the ids of all pieces that the plans may run, without repetition."""
     ids: list[str] = []
     for step in (step for plan in plans for step in plan.steps):
         ids += [step.piece] if isinstance(step, Run) else []
@@ -163,13 +170,15 @@ def pieces_of(plans: Iterable[Plan]) -> list[str]:
 def path_macs(
     manifest: Manifest, configuration: Configuration, heads: Mapping[str, str] = MappingProxyType({})
 ) -> npt.NDArray[np.float64]:
-    """(exits,) multiply-accumulates that a sample pays if it leaves at each exit, heads on the way included.
+    """Return (exits,) the multiply-accumulates of a sample that exits at each exit, including the heads before it.
 
-    At exits that are off: what it would pay if all samples had to leave there. Where samples take different ways, the
-    dearest counts.
+    For an exit that is off, this is the cost if all samples had to exit there. At a choice, the most expensive case
+    counts.
 
     Args:
-        heads: the type of head at exits that are off, by the exit's id; otherwise the cheapest trained one.
+        manifest: of the bundle.
+        configuration: the configuration that runs.
+        heads: exit id to the type of head to use if the exit is off; without an entry, the cheapest trained one.
     """
     whole = _paid(manifest, needed(manifest, configuration))
     off = [exit.id for exit in manifest.exits if exit.id not in whole]
@@ -178,7 +187,7 @@ def path_macs(
 
 
 def _paid(manifest: Manifest, operations: Iterable[Needed]) -> dict[str, int]:
-    """Multiply-accumulates up to each exit at which samples leave, by its id."""
+    """Return exit id to the multiply-accumulates up to that exit, for the exits in the operations."""
     macs = {piece.id: piece.macs for piece in manifest.pieces}
     found, paid = {}, 0
     for operation in operations:
@@ -192,7 +201,7 @@ def _paid(manifest: Manifest, operations: Iterable[Needed]) -> dict[str, int]:
 
 
 class _Range(NamedTuple):
-    """A piece that runs from one segment to another, as indices."""
+    """A piece that covers a range of segments, given by the indices of the first and the last one."""
 
     first: int
     last: int
@@ -200,7 +209,7 @@ class _Range(NamedTuple):
 
 
 def _covered(segments: Sequence[str], spans: Iterable[Piece]) -> tuple[str, ...]:
-    """The fewest pieces that equal these segments: spans where they fit."""
+    """Return the smallest sequence of pieces that equals these segments, using spans where they fit."""
     ranges = [_Range(place, place, segment) for place, segment in enumerate(segments)]
     for span in spans:
         for start in range(len(segments) - len(span.covers) + 1):
@@ -210,7 +219,7 @@ def _covered(segments: Sequence[str], spans: Iterable[Piece]) -> tuple[str, ...]
 
 
 class Covering(Protocol):
-    """Something that runs from one segment to another."""
+    """Something that covers a range of segments."""
 
     @property
     def first(self) -> int:
@@ -225,9 +234,9 @@ _Covering = TypeVar("_Covering", bound=Covering)
 
 
 def minimal_cover(pieces: Iterable[_Covering], first: int, last: int) -> list[_Covering]:
-    """The fewest of the pieces that run from segment ``first`` to ``last``, found from the end backwards.
+    """Return the smallest sequence of pieces that covers the segments from ``first`` to ``last`` exactly.
 
-    Among the pieces has to be every segment.
+    Found by dynamic programming from the end. The pieces must include every single segment.
     """
     pieces = list(pieces)
     rest: dict[int, list[_Covering]] = {last + 1: []}

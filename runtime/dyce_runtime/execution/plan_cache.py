@@ -1,4 +1,4 @@
-"""What a session has resolved: turning the knob again looks it up."""
+"""Cache the plans of a session, so that switching back to a configuration is a look-up."""
 
 from __future__ import annotations
 
@@ -14,22 +14,28 @@ from dyce_runtime.bundle.reader import Bundle
 from dyce_runtime.errors import ConfigurationError
 from dyce_runtime.execution.plan import Plan, make_plan
 
-# Of each kind; an application that makes more of them pays for each use.
+# The most entries of each cache. A cache that is full is emptied.
 _MOST_KEPT = 1000
 
-# What a configuration does, whatever its name.
+# The settings of a configuration without its name, as a key.
 _Settings: TypeAlias = tuple[tuple[object, ...], ...]
 _Key = TypeVar("_Key", bound=Hashable)
 
 
 class PlanCache:
-    """Plans of a bundle.
+    """The plans of a session.
 
-    The stages of equal settings are the same objects, whatever the name of the configuration: execution contexts keep
-    what they prepare for steps by their identity.
+    Configurations with equal settings share their stages, whatever their names: execution contexts cache what they
+    prepare for steps by the identity of the steps.
+
+    Args:
+        bundle: the bundle.
+        pieces: ids of the open pieces.
+        min_exited_to_compact: as in :func:`dyce_runtime.execution.plan.make_plan`.
+        allow_untrained: whether configurations with untrained heads may run.
 
     Attributes:
-        named: by the name of a configuration of the bundle.
+        named: plans by the name of a configuration of the bundle.
     """
 
     def __init__(
@@ -43,7 +49,12 @@ class PlanCache:
         self._resolved: dict[_Settings, Plan] = {}
 
     def of(self, configuration: str | Configuration) -> Plan:
-        """What a configuration runs. Raises ConfigurationError if it does not fit the bundle."""
+        """Return the plan of a configuration.
+
+        Raises:
+            ConfigurationError: the configuration does not exist or fit the bundle, or its heads are untrained and not
+                allowed.
+        """
         if isinstance(configuration, str):
             plan = self.named.get(configuration)
             return plan or _kept(self.named, configuration, self._resolve(self._bundle.configuration(configuration)))
@@ -57,7 +68,11 @@ class PlanCache:
         return plan
 
     def within(self, share: float) -> Plan:
-        """The most accurate searched configuration that costs no more. Raises ConfigurationError if there is none."""
+        """Return the plan of the most accurate searched configuration that costs at most ``share`` of the full model.
+
+        Raises:
+            ConfigurationError: there is none.
+        """
         plan = self._budgets.get(share)
         if plan is None:
             found = self._resolve(self._bundle.configurations.within(share))
@@ -82,7 +97,7 @@ class PlanCache:
 
 
 def _kept(known: dict[_Key, Plan], key: _Key, plan: Plan) -> Plan:
-    """The plan, which is remembered."""
+    """Store a plan in a cache and return it."""
     if len(known) >= _MOST_KEPT:
         known.clear()
     known[key] = plan

@@ -1,4 +1,4 @@
-"""Routing: piece after piece, until every sample has left at the first exit that is confident enough."""
+"""Routing: run the steps of a plan until every sample has exited at the first exit that is confident enough."""
 
 from __future__ import annotations
 
@@ -19,22 +19,22 @@ from dyce_runtime.program.liveness import Choosing, Copy
 from dyce_runtime.program.operations import Case, Run
 from dyce_runtime.program.rule import leaves
 
-# What computes tensors, and leaves the samples where they are.
+# Operations that compute tensors and let no samples exit.
 Computing: TypeAlias = Run | Copy | Choosing
-# Samples that a result names when it is printed.
+# The most samples in the ``repr`` of a result.
 _SHOWN = 3
 
 
 class Result(msgspec.Struct, frozen=True, eq=False):
-    """What a call returns, in the order of its input. It owns its memory.
+    """The result of a call, in the order of its input. It owns its memory.
 
     Attributes:
-        logits: (N, classes) float32, of the exit that each sample took.
-        label: (N,) int64.
-        confidence: (N,) float32.
-        exit: (N,) int64, index into the manifest's exits; the last one is the final head.
-        configuration: the one that produced it.
-        exit_ids: of all exits of the bundle, in order, such as ``("3", "7", "final")``.
+        logits: (N, classes) float32, from the exit that each sample took.
+        label: (N,) int64, the index of the predicted class.
+        confidence: (N,) float32, the score of the exit taken.
+        exit: (N,) int64, index of the exit taken in the manifest's exits; the last one is the final head.
+        configuration: the configuration that was active.
+        exit_ids: ids of all exits of the bundle, in order, such as ``("3", "7", "final")``.
     """
 
     logits: npt.NDArray[np.float32]
@@ -46,11 +46,11 @@ class Result(msgspec.Struct, frozen=True, eq=False):
 
     @property
     def exit_name(self) -> tuple[str, ...]:
-        """(N,) id of the exit that each sample took, such as ``3`` or ``final``."""
+        """The id of the exit that each of the N samples took, such as ``3`` or ``final``."""
         return tuple(self.exit_ids[index] for index in self.exit.tolist())
 
     def __repr__(self) -> str:
-        """A line, whatever the number of samples and classes."""
+        """Return one line, whatever the number of samples and classes."""
         first = [values[:_SHOWN].tolist() for values in (self.label, self.confidence, self.exit)]
         shown = ", ".join(
             f"class {label} at {confidence:.3f} from exit {self.exit_ids[exit]}"
@@ -62,7 +62,14 @@ class Result(msgspec.Struct, frozen=True, eq=False):
 
 
 def route(plan: Plan, context: ExecutionContext, inputs: Inputs, count: int, classes: int) -> Result:
-    """Run a plan on that many samples, in a context that is large enough.
+    """Run a plan on ``count`` samples, in a context with room for them.
+
+    Args:
+        plan: what to run.
+        context: an empty context.
+        inputs: name of each input to images (count, C, H, W) float32.
+        count: number of samples.
+        classes: number of classes.
 
     Raises:
         PieceError: a piece failed, or the scores of a sample are not numbers.
@@ -71,14 +78,14 @@ def route(plan: Plan, context: ExecutionContext, inputs: Inputs, count: int, cla
 
 
 def _run_one(plan: Plan, context: ExecutionContext, inputs: Inputs) -> Result:
-    """Nothing to keep apart: the hot path of a camera or a server that answers at once."""
+    """Run a plan on one sample: a fast path without the bookkeeping of a batch."""
     for stage in plan.stages:
         for bring in stage.inputs:
             context.set_input(bring.input, inputs[bring.input])
         leave, score = context.run_until_exit(stage.steps)
         if leave is not None and not 0 < score[0] <= leave.threshold:
             break
-    assert leave is not None, "every program ends where all samples leave"
+    assert leave is not None, "every program ends with an exit for all samples"
     if not score[0] > 0:
         raise invalid_scores(plan, leave.piece, 0)
     own = score.copy()
@@ -106,22 +113,23 @@ def _run_batch(plan: Plan, context: ExecutionContext, inputs: Inputs, count: int
                 run_step(context, step)
             elif not _leave(plan, step, batch, result):
                 return result
-    raise AssertionError("every program ends where all samples leave")
+    raise AssertionError("every program ends with an exit for all samples")
 
 
 class _Batch:
     """The samples of a call.
 
     Attributes:
-        rows: which of the call's samples the context holds, in its order.
-        stay: of these, which have not left.
+        context: holds their tensors.
+        rows: (n,) indices in the call of the samples that the context holds, in the order of the context.
+        stay: (n,) bool, which of these have not exited.
     """
 
     def __init__(self, context: ExecutionContext, rows: Rows, stay: npt.NDArray[np.bool_]) -> None:
         self.context, self.rows, self.stay = context, rows, stay
 
     def compact(self, live: Sequence[str]) -> None:
-        """Keep only those that have not left."""
+        """Remove the samples that have exited from the context, keeping the tensors in ``live``."""
         if not self.stay.all():
             order = compacting(self.stay)
             self.context.keep(order, live)
@@ -129,7 +137,7 @@ class _Batch:
 
 
 def _leave(plan: Plan, step: LeaveAt, batch: _Batch, result: Result) -> bool:
-    """Let samples leave; returns whether some go on."""
+    """Let samples exit and store their answers; return whether some remain."""
     (score,) = batch.context.read(CONFIDENCE)
     rows, stay = batch.rows, batch.stay
     if not score.min() > 0 and len(invalid := rows[stay & ~(score > 0)]):
@@ -143,7 +151,7 @@ def _leave(plan: Plan, step: LeaveAt, batch: _Batch, result: Result) -> bool:
     result.logits[gone], result.label[gone] = logits[leave], label[leave]
     batch.stay = stay = stay & ~leave
     remaining = int(np.count_nonzero(stay))
-    # Where another network starts those that stay are moved together in any case.
+    # Without live tensors, the next step starts another network, whose input compacts the batch in any case.
     if remaining and step.live and len(rows) - remaining >= step.min_exited_to_compact:
         context = batch.context
         if context.computed_rows(remaining) < context.computed_rows(len(rows)):
@@ -152,7 +160,7 @@ def _leave(plan: Plan, step: LeaveAt, batch: _Batch, result: Result) -> bool:
 
 
 def run_step(context: ExecutionContext, step: Computing) -> None:
-    """Run a step for all samples in a context; each takes its own way where there is a choice."""
+    """Run a step for all samples in a context. At a choice, each case runs for the samples that take it."""
     if isinstance(step, Run):
         context.run(step.piece)
     elif isinstance(step, Copy):
@@ -160,11 +168,11 @@ def run_step(context: ExecutionContext, step: Computing) -> None:
             context.copy(to, source)
     else:
         (value,) = context.read(step.by)
-        taken = cases_of(step, value)
+        chosen = cases_of(step, value)
         for number, case in enumerate(step.cases):
-            rows = np.flatnonzero(taken == number)
+            rows = np.flatnonzero(chosen == number)
             if len(rows):
-                _run_case(context, case, None if len(rows) == len(taken) else rows)
+                _run_case(context, case, None if len(rows) == len(chosen) else rows)
 
 
 def _run_case(context: ExecutionContext, case: Case, rows: Rows | None) -> None:
@@ -175,9 +183,14 @@ def _run_case(context: ExecutionContext, case: Case, rows: Rows | None) -> None:
 
 
 def cases_of(step: Choosing, value: npt.NDArray[np.float32]) -> npt.NDArray[np.intp]:
-    """(N,) the case of each sample: the number of cut points strictly below its value, (N,).
+    """Return (N,) the case of each sample: the number of cut points strictly below its gate value.
 
-    Raises PieceError if a value is NaN.
+    Args:
+        step: the choice.
+        value: (N,) gate values.
+
+    Raises:
+        PieceError: a value is NaN.
     """
     if np.isnan(value).any():
         raise PieceError(
@@ -189,7 +202,7 @@ def cases_of(step: Choosing, value: npt.NDArray[np.float32]) -> npt.NDArray[np.i
 
 
 def invalid_scores(plan: Plan, piece: str, sample: int) -> PieceError:
-    """The error of a sample whose score is NaN or not above 0: an engine's softmax over NaN."""
+    """Return the error for a sample whose score is NaN or not above 0, as an engine's softmax over NaN gives it."""
     return PieceError(
         f"{piece} gave scores for sample {sample} that are not numbers (configuration {plan.configuration.name!r})",
         hint="Its values are too large for the network: were they preprocessed as session.preprocess(...) does it?",
@@ -197,7 +210,10 @@ def invalid_scores(plan: Plan, piece: str, sample: int) -> PieceError:
 
 
 def compacting(stay: npt.NDArray[np.bool_]) -> Rows:
-    """An order in which those that stay come first: the last of them move into the gaps, the fewest copies."""
+    """Return the order for :meth:`ExecutionContext.keep` that keeps the samples in ``stay`` with the fewest copies.
+
+    The last remaining samples move to the places of exited ones; all others stay where they are.
+    """
     remaining = int(np.count_nonzero(stay))
     order = np.arange(remaining)
     order[~stay[:remaining]] = remaining + np.flatnonzero(stay[remaining:])

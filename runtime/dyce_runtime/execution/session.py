@@ -1,4 +1,4 @@
-"""The session: an open bundle and the knob that turns it."""
+"""The session: an open bundle with an active configuration that can be changed at any time."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ from dyce_runtime.inputs.preprocessing import listed, preprocess
 from dyce_runtime.process_bound import EngineOwner
 from dyce_runtime.targets import registry
 
-# Called with what a call returned and the seconds that it took.
+# Called with the result of a call and its duration in seconds.
 Observer: TypeAlias = Callable[[Result, float], None]
 _FORKED = "forked"
 
-# The most samples that run at once: buffers of that size are made when that many come.
+# The highest ``max_batch``: buffers of that size are allocated when a call has that many samples.
 _MOST_AT_ONCE = 1 << 16
 _MOST_IN_STREAM = 1 << 12
 
@@ -42,8 +42,15 @@ _MOST_IN_STREAM = 1 << 12
 class Session(EngineOwner):
     """An open bundle with an active configuration.
 
-    Every call reads the active configuration once: turning the knob from another thread affects the next call. A
-    session belongs to its process: a forked child, or a worker that would get it pickled, loads the bundle itself.
+    Any number of threads may call it. Every call reads the active configuration once, so a change from another thread
+    affects the next call. A session belongs to its process: a forked child or a worker process has to load the bundle
+    itself.
+
+    Args:
+        bundle: the bundle to open.
+        target: name of the target; None as in :func:`dyce_runtime.targets.registry.find`.
+        spec: how the pieces are opened.
+        max_batch, max_memory, allow_untrained: as in :func:`dyce_runtime.load`.
 
     Attributes:
         bundle: what is open.
@@ -51,9 +58,14 @@ class Session(EngineOwner):
         spec: how it was asked to open the pieces.
         pieces: ids of the pieces that are open.
         device: the open pieces.
-        max_batch: samples that run at once; larger calls are cut into parts.
-        cap: what a call of so many samples runs instead of the active plan, if that is limited.
-        unchecked: whether the bundle was opened without looking at its hashes and test vectors.
+        max_batch: the most samples that run at once; larger calls are cut into chunks.
+        cap: called with the active plan and the number of samples of a call; returns the plan to run instead. None if
+            the work is not capped.
+        unchecked: whether the bundle was opened without checking its hashes and test vectors.
+
+    Raises:
+        RuntimeInputError: an argument is out of range.
+        TargetError: the target is not available, or the pieces need more memory than allowed.
     """
 
     cap: Callable[[Plan, int], Plan] | None = None
@@ -86,7 +98,7 @@ class Session(EngineOwner):
         tuning = tuning_of(bundle, self.target.name, spec.threads)
         best = tuning.best_batch or self.target.best_batch(spec, bundle.manifest.model.macs)
         self.max_batch = min(max_batch or best, self.device.max_rows)
-        # Why it cannot be used any more; empty while it can.
+        # Why the session cannot be used any more; empty while it can.
         self._ended = ""
         self._inputs = bundle.manifest.specs(bundle.manifest.inputs)
         self._classes = bundle.manifest.classes
@@ -111,11 +123,11 @@ class Session(EngineOwner):
 
     @property
     def configurations(self) -> dict[str, Figures | None]:
-        """The names that :meth:`use` knows, each with its loss and cost on the test samples; None if never measured."""
+        """The named configurations, each with its figures on the test split; None if they were not measured."""
         return {name: entry.test for name, entry in self.bundle.configurations.named.items()}
 
     def __repr__(self) -> str:
-        """One line: the bundle, the engine, and the active configuration."""
+        """Return one line: the bundle, the engine, and the active configuration."""
         state = (", unchecked" if self.unchecked else "") + (f", {self._ended}" if self._ended else "")
         names = ", ".join(self.bundle.configurations.named)
         return (
@@ -124,14 +136,14 @@ class Session(EngineOwner):
         )
 
     def use(self, configuration: str | Configuration) -> None:
-        """Turn the knob: a name from the bundle, or a configuration of your own.
+        """Make a configuration active: one of the bundle by its name, or a configuration of your own.
 
-        One attribute is written, so a call that runs meanwhile keeps the configuration that it has read. The first
-        use of a configuration resolves it, further ones look that up.
+        Calls that are running keep the configuration that they started with. The first use of a configuration resolves
+        it, later ones are a look-up.
 
         Raises:
-            ConfigurationError: unknown, not of this bundle, with untrained heads that were not allowed, or the knob
-                is somebody else's (see :meth:`take_knob`).
+            ConfigurationError: the configuration does not exist or fit the bundle, its heads are untrained and not
+                allowed, or another object controls the active configuration (see :meth:`take_knob`).
         """
         if self._owner is not None:
             raise self._owned()
@@ -141,18 +153,26 @@ class Session(EngineOwner):
             self._plan = self.plan(configuration)
 
     def plan(self, configuration: str | Configuration) -> Plan:
-        """What a configuration runs here; resolved once, then looked up.
+        """Return the plan that a configuration runs in this session; resolved once, then cached.
 
         Raises:
-            ConfigurationError: as in :meth:`use`.
+            ConfigurationError: as in :meth:`use`, whoever controls the active configuration.
         """
         return self._plans.of(configuration)
 
     def take_knob(self, owner: str) -> Callable[[Configuration], None]:
-        """From now on only the returned function turns the knob; :meth:`use` and ``budget`` raise and name the owner.
+        """Take exclusive control of the active configuration (the "knob"), until :meth:`release_knob`.
+
+        Until then :meth:`use` and setting :attr:`budget` raise ConfigurationError.
+
+        Args:
+            owner: name of the object that takes control, for the message.
+
+        Returns:
+            a function that makes a configuration active.
 
         Raises:
-            ConfigurationError: it is taken already.
+            ConfigurationError: another object has taken control.
         """
         if self._owner is not None:
             raise self._owned()
@@ -164,33 +184,35 @@ class Session(EngineOwner):
         return turn
 
     def release_knob(self) -> None:
-        """Let everybody turn the knob again."""
+        """End the exclusive control of the active configuration."""
         self._owner = None
 
     def attach(self, observer: Observer) -> None:
-        """Call ``observer(result, seconds)`` after every call, in its thread. Without any, nothing is timed.
+        """Call ``observer(result, seconds)`` after every call, in the thread of the call.
+
+        Calls are timed only while there are observers. An exception from one propagates to the caller.
 
         Raises:
-            RuntimeInputError: it cannot be called.
+            RuntimeInputError: the observer is not callable.
         """
         if not callable(observer):
             raise RuntimeInputError(f"the observer is {shown(observer)}; expected a function")
         self._observers = (*self._observers, observer)
 
     def detach(self, observer: Observer) -> None:
-        """Stop that."""
+        """Stop calling an observer. An object that is not attached is ignored."""
         self._observers = tuple(other for other in self._observers if other is not observer)
 
     @property
     def budget(self) -> float | None:
-        """The share of the full model's cost that was last set as the limit; None after :meth:`use`.
+        """The cost limit that was last set, as a fraction of the full model's cost; None after :meth:`use`.
 
-        Setting it turns the knob to the most accurate configuration within it. Costs are means over the search
-        split, in the unit of the search.
+        Setting it activates the most accurate configuration within the limit. Costs are means over the search split,
+        in the unit of the search.
 
         Raises:
-            ConfigurationError: nothing costs as little as that, the bundle has no searched configurations, or it is
-                no number.
+            ConfigurationError: when set: no configuration is that cheap, the bundle has no searched configurations, the
+                value is not a number, or another object controls the active configuration.
         """
         return self._plan.budget
 
@@ -203,11 +225,12 @@ class Session(EngineOwner):
         self._plan = self._plans.within(share)
 
     def preprocess(self, images: Picture | Iterable[Picture]) -> Images:
-        """Pictures (paths, bytes, open files, PIL images or HWC arrays) to what a call takes.
+        """Convert images (paths, bytes, open files, PIL images or HWC arrays) to the argument of a call.
 
-        That is float32 (N, C, H, W); where savers prepare pictures in ways of their own these by the name of the
-        input, for what runs first now, for the others when a picture gets there (see
-        :class:`dyce_runtime.inputs.pictures.Pictures`).
+        Returns:
+            float32 (N, C, H, W). If the networks of the bundle differ in their preprocessing, a mapping of the name of
+            each input to such an array. It is computed at once for the network that runs first, and for the others when
+            a sample reaches them: see :class:`dyce_runtime.inputs.pictures.Pictures`.
 
         Raises:
             RuntimeInputError, DataError: see :func:`dyce_runtime.inputs.preprocessing.preprocess`.
@@ -219,17 +242,17 @@ class Session(EngineOwner):
         return Pictures(listed(images, self.manifest.preprocessing), ways, first)
 
     def inputs(self, images: Images) -> Inputs:
-        """What a call takes, checked, by the name of the input. Raises RuntimeInputError."""
+        """Check the argument of a call; return name of each input to images. Raises RuntimeInputError."""
         return as_inputs(images, self._inputs)
 
     def __call__(self, images: Images) -> Result:
         """Classify preprocessed images.
 
         Args:
-            images: float32 (N, C, H, W), N at least 1; or a dictionary of these, see :meth:`preprocess`.
+            images: float32 (N, C, H, W), N at least 1; or a mapping of input names to these, see :meth:`preprocess`.
 
         Raises:
-            RuntimeInputError: wrong type, shape or values, or the session is closed.
+            RuntimeInputError: type, shape or values are wrong, or the session is closed.
             PieceError: a piece failed; the session stays usable.
         """
         plan = self._plan
@@ -237,29 +260,29 @@ class Session(EngineOwner):
             raise self._gone()
         inputs = as_inputs(images, self._inputs)
         count = len(images) if type(images) is np.ndarray else count_of(inputs)
-        if (cap := self.cap) is not None:  # read once: another thread may take it away
+        if (cap := self.cap) is not None:  # read once: another thread may remove it
             plan = cap(plan, count)
         if self._observers:
             return self._observed(plan, inputs, count)
         return self._run(plan, inputs, count)
 
     def stream(self, images: Iterable[Images], *, batch: int = 8, in_flight: int = 32) -> Iterator[Result]:
-        """Classify samples as they come, in batches that are filled up at every segment.
+        """Classify a stream of samples, in batches that are filled up again after every exit.
 
         Each sample runs under the configuration that is active when it is taken from ``images``.
 
         Args:
-            images: preprocessed samples, float32 (C, H, W), one after another; or dictionaries of these, or what
-                :meth:`preprocess` makes of one picture where it makes several arrays of it.
-            batch: samples that run at once.
-            in_flight: samples taken and not yet yielded, at most.
+            images: an iterable of preprocessed samples: float32 (C, H, W), or a mapping of input names to such arrays,
+                or the mapping that :meth:`preprocess` returns for one image.
+            batch: the most samples that run at once.
+            in_flight: the most samples that are taken and not yet yielded.
 
         Yields:
             one result (N = 1) for each sample, in the order of the input.
 
         Raises:
-            RuntimeInputError: an argument is out of range; or a sample does not fit, then those before it are
-                yielded first.
+            RuntimeInputError: an argument is out of range; or a sample is invalid, after the results of the samples
+                before it were yielded.
             PieceError: a piece failed.
         """
 
@@ -285,11 +308,15 @@ class Session(EngineOwner):
         return Stream(self.device, admit, done, batch, in_flight).run(images)
 
     def run_uncut(self, images: Images) -> npt.NDArray[np.int64]:
-        """Labels (N,) int64 of the uncut model, in one engine call per chunk and nothing else: a benchmark's baseline.
+        """Return the labels (N,) int64 of the uncut model, by one engine call per chunk: the baseline of benchmarks.
+
+        Args:
+            images: as in :meth:`__call__`.
 
         Raises:
-            ConfigurationError: the uncut model was left out of memory.
-            PieceError: it failed, or its scores are not numbers.
+            ConfigurationError: the uncut model was not opened, because of ``max_memory``.
+            RuntimeInputError: type, shape or values are wrong, or the session is closed.
+            PieceError: the model failed, or its scores are not numbers.
         """
         if self._uncut not in self.pieces:
             raise ConfigurationError("the uncut model is not loaded", hint="Load without max_memory.")
@@ -313,13 +340,13 @@ class Session(EngineOwner):
             return label.copy()
 
     def close(self) -> None:
-        """Release the device; calls that are running end. In a forked child the parent's engine is left alone."""
+        """Release the device, after running calls have finished. In a forked child, the engine is not released."""
         ended, self._ended = self._ended, "closed"
         if ended != _FORKED:
             self.device.close()
 
     def inherited(self) -> Device:
-        """See :class:`EngineOwner`."""
+        """Mark the session as unusable in a forked child, and return its device: see :class:`EngineOwner`."""
         self._ended = self._ended or _FORKED
         return self.device
 
@@ -372,7 +399,10 @@ class Session(EngineOwner):
 
 
 def _fitting(bundle: Bundle, spans: bool, max_memory: float | None) -> list[str]:
-    """Ids of the pieces to open: all but the spans that are of no use or too much, the uncut model first of these."""
+    """Return the ids of the pieces to open: without spans that are not used or do not fit into ``max_memory``.
+
+    The uncut model is the last one to be included.
+    """
     wanted = bundle.runnable(spans=spans)
     if max_memory is None:
         return [piece.id for piece in wanted]

@@ -1,4 +1,4 @@
-"""A stream of samples: every stretch of the program runs full batches, filled up with samples that wait for it."""
+"""Run a stream of samples: every section of a plan runs full batches, filled up with samples that wait for it."""
 
 from __future__ import annotations
 
@@ -21,12 +21,14 @@ Admit: TypeAlias = Callable[[Images], "tuple[Plan, Inputs]"]
 Done: TypeAlias = Callable[[Result, float], None]
 
 
-class _Stretch:
-    """What runs between two places where samples wait: inputs that they bring, then steps up to a decision.
+class _Section:
+    """A part of a plan between two places where samples may wait: its inputs, and the steps up to the next exit.
 
     Attributes:
-        live: the tensors with which samples wait in front of it; none where they only bring inputs.
-        leave: the decision at its end; None where a network ends whose answer nobody asked for.
+        live: the tensors that waiting samples keep; empty if the section only reads inputs.
+        inputs: the inputs that are read at its start.
+        steps: what it runs.
+        leave: the exit at its end; None if a network ends without an exit that is on.
     """
 
     def __init__(self, live: tuple[str, ...], inputs: tuple[Bring, ...], steps: tuple[Step, ...]) -> None:
@@ -34,30 +36,30 @@ class _Stretch:
         self.leave = steps[-1] if steps and isinstance(steps[-1], LeaveAt) else None
 
 
-def _stretches(plan: Plan) -> list[_Stretch]:
-    """A plan, cut after each of its decisions."""
-    found: list[_Stretch] = []
+def _sections_of(plan: Plan) -> list[_Section]:
+    """Cut a plan after each of its exits."""
+    found: list[_Section] = []
     for stage in plan.stages:
         found += _of_stage(stage)
     return found
 
 
-def _of_stage(stage: Stage) -> Iterator[_Stretch]:
+def _of_stage(stage: Stage) -> Iterator[_Section]:
     inputs, live, steps = stage.inputs, stage.inputs[-1].live, []
     for step in stage.steps:
         steps.append(step)
         if isinstance(step, LeaveAt):
-            yield _Stretch(live, inputs, tuple(steps))
+            yield _Section(live, inputs, tuple(steps))
             inputs, live, steps = (), step.live, []
     if steps:
-        yield _Stretch(live, inputs, tuple(steps))
+        yield _Section(live, inputs, tuple(steps))
 
 
 class _Waiting:
-    """Samples that wait for one stretch of one plan, the longest waiting first, as they were gathered."""
+    """A queue of the samples that wait for one section of one plan, in the groups in which they were gathered."""
 
-    def __init__(self, plan: Plan, number: int, stretch: _Stretch) -> None:
-        self.plan, self.number, self.stretch = plan, number, stretch
+    def __init__(self, plan: Plan, number: int, section: _Section) -> None:
+        self.plan, self.number, self.section = plan, number, section
         self._parked: deque[tuple[list[int], Parked | None, int]] = deque()
 
     def __len__(self) -> int:
@@ -69,7 +71,7 @@ class _Waiting:
         return numbers[start]
 
     def fill(self, context: ExecutionContext, free: int) -> list[int]:
-        """Move samples into a context; returns their numbers."""
+        """Move up to ``free`` samples into a context; return their numbers."""
         moved: list[int] = []
         while self._parked and len(moved) < free:
             numbers, parked, start = self._parked.popleft()
@@ -82,28 +84,29 @@ class _Waiting:
         return moved
 
     def park(self, context: ExecutionContext, numbers: list[int]) -> None:
-        """Take all samples out of a context."""
-        live = self.stretch.live
+        """Add all samples of a context to the queue."""
+        live = self.section.live
         self._parked.append((numbers, context.gather(np.arange(len(numbers)), live) if live else None, 0))
 
 
 class Stream:
-    """Runs samples and yields their results in order.
+    """Runs a stream of samples and yields their results in order.
 
-    A sample keeps the plan that was active when it was admitted. When the input ends or breaks, what was admitted is
-    still finished; then the error is raised.
+    A sample keeps the plan that was active when it was admitted. If the input raises, the samples that were admitted
+    are finished first; then the error is raised.
 
     Args:
-        admit: checks one sample; says which plan it runs, and its images (1, C, H, W) by the name of the input.
+        device: the open pieces.
+        admit: checks one sample; returns the plan that it runs, and its images (1, C, H, W) by the name of the input.
         done: called with the result of each sample and the seconds since it was admitted.
-        batch: samples per run of a piece, at most.
-        in_flight: samples admitted and not yet yielded, at most; at least ``batch``.
+        batch: the most samples per run of a piece.
+        in_flight: the most samples that are admitted and not yet yielded; raised to ``batch`` if it is lower.
     """
 
     def __init__(self, device: Device, admit: Admit, done: Done, batch: int, in_flight: int) -> None:
         self._device, self._admit, self._done = device, admit, done
         self._batch, self._most = min(batch, device.max_rows), max(batch, in_flight)
-        self._plans: dict[int, tuple[Plan, list[_Stretch]]] = {}
+        self._plans: dict[int, tuple[Plan, list[_Section]]] = {}
         self._waiting: dict[tuple[int, int], _Waiting] = {}
         self._results: dict[int, Result] = {}
         self._admitted: dict[int, float] = {}
@@ -127,16 +130,16 @@ class Stream:
             raise self._error
 
     def _free(self) -> int:
-        """How many samples may be admitted."""
+        """Return how many samples may be admitted now."""
         return min(self._batch, self._most - (self._next - self._yielded))
 
     def _full(self) -> _Waiting | None:
-        """The deepest stretch for which a whole batch waits."""
+        """Return the queue of the deepest section for which a full batch waits; None if there is none."""
         full = [waiting for waiting in self._waiting.values() if len(waiting) >= self._batch]
         return max(full, key=lambda waiting: waiting.number, default=None)
 
     def _start(self, source: Iterator[Images]) -> bool:
-        """Admit samples and run the first step with them; False when no more will come."""
+        """Admit samples and run them; return whether more may come."""
         arrived: dict[int, tuple[Plan, list[int]]] = {}
         count, free = 0, self._free()
         try:
@@ -146,12 +149,12 @@ class Stream:
                 self._admitted[self._next] = time.perf_counter()
                 self._next += 1
                 count += 1
-        except Exception as error:  # of the source, or a sample that is refused: what came before is finished first
+        except Exception as error:  # the source failed or a sample is invalid: earlier samples are finished first
             self._error = error
         ended = count < free
         for plan, numbers in arrived.values():
             with self._device.context(self._batch) as context:
-                self._bring(context, self._stretches(plan)[0], numbers)
+                self._set_inputs(context, self._sections(plan)[0], numbers)
                 self._run_from(plan, 0, context, numbers, ended=ended)
         return not ended
 
@@ -161,45 +164,45 @@ class Stream:
             self._run_from(waiting.plan, waiting.number, context, numbers, ended=ended)
 
     def _run_from(self, plan: Plan, number: int, context: ExecutionContext, numbers: list[int], *, ended: bool) -> None:
-        """Run stretch after stretch while the context is full, or no other samples will come; otherwise they wait."""
-        stretches = self._stretches(plan)
+        """Run sections from ``number`` on while batches are full, or if no more samples come; otherwise park them."""
+        sections = self._sections(plan)
         while True:
-            numbers = self._step(plan, stretches[number], context, numbers)
+            numbers = self._step(plan, sections[number], context, numbers)
             if not numbers:
                 return
             number += 1
-            waiting = self._waiting.setdefault((id(plan), number), _Waiting(plan, number, stretches[number]))
+            waiting = self._waiting.setdefault((id(plan), number), _Waiting(plan, number, sections[number]))
             if len(numbers) + len(waiting) < self._batch and not ended:
                 waiting.park(context, numbers)
                 return
             numbers = self._fill(waiting, context, numbers)
 
     def _fill(self, waiting: _Waiting, context: ExecutionContext, numbers: list[int]) -> list[int]:
-        """Fill a context up with samples that wait, after those that are in it; returns the numbers of all."""
+        """Append waiting samples to a context until it is full; return the numbers of all samples in it."""
         numbers = numbers + waiting.fill(context, self._batch - len(numbers))
-        self._bring(context, waiting.stretch, numbers)
+        self._set_inputs(context, waiting.section, numbers)
         if not len(waiting):
             self._waiting.pop((id(waiting.plan), waiting.number), None)
         return numbers
 
-    def _bring(self, context: ExecutionContext, stretch: _Stretch, numbers: list[int]) -> None:
-        """The inputs of samples, where a network starts."""
-        for bring in stretch.inputs:
+    def _set_inputs(self, context: ExecutionContext, section: _Section, numbers: list[int]) -> None:
+        """Set the inputs of a section, if a network starts there."""
+        for bring in section.inputs:
             images = np.concatenate([self._inputs[number][bring.input] for number in numbers])
             context.set_input(bring.input, images)
 
-    def _stretches(self, plan: Plan) -> list[_Stretch]:
-        """Of a plan, which is kept as long as the stream is."""
+    def _sections(self, plan: Plan) -> list[_Section]:
+        """Return the sections of a plan. The plan is stored with them, so that its id stays unique."""
         if id(plan) not in self._plans:
-            self._plans[id(plan)] = plan, _stretches(plan)
+            self._plans[id(plan)] = plan, _sections_of(plan)
         return self._plans[id(plan)][1]
 
-    def _step(self, plan: Plan, stretch: _Stretch, context: ExecutionContext, numbers: list[int]) -> list[int]:
-        """Run one stretch; returns the samples that stay, in the order in which the context then holds them."""
-        for step in stretch.steps:
+    def _step(self, plan: Plan, section: _Section, context: ExecutionContext, numbers: list[int]) -> list[int]:
+        """Run one section; return the samples that remain, in the order in which the context then holds them."""
+        for step in section.steps:
             if not isinstance(step, LeaveAt):
                 run_step(context, step)
-        leave = stretch.leave
+        leave = section.leave
         if leave is None:
             return numbers
         score = context.read(CONFIDENCE)[0].copy()

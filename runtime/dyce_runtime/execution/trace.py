@@ -1,4 +1,4 @@
-"""Through the whole program, whatever a configuration would run: to record, to measure, to compare."""
+"""Run the whole program for all samples, without exits, to record, measure or compare what pieces compute."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from dyce_runtime.inputs.images import Inputs, count_of, rows_of
 from dyce_runtime.program.liveness import Choosing
 from dyce_runtime.program.operations import Choose, Feed, Leave, Run
 
-# Samples that run at once where the device takes more.
+# The most samples that run at once.
 _BATCH = 64
 
 
 class HeadAnswer(NamedTuple):
-    """What a head answers: logits (N, classes), score (N,) and label (N,). It owns its memory."""
+    """The answer of a head: logits (N, classes) float32, score (N,) float32 and label (N,) int64. Owns its memory."""
 
     logits: npt.NDArray[np.float32]
     score: npt.NDArray[np.float32]
@@ -28,13 +28,13 @@ class HeadAnswer(NamedTuple):
 
 
 def chunks(count: int, most: int) -> Iterator[slice]:
-    """The samples of a call, in parts of at most ``most``."""
+    """Yield slices that divide ``count`` samples into chunks of at most ``most``."""
     for start in range(0, count, most):
         yield slice(start, min(start + most, count))
 
 
 def whole_program(manifest: Manifest) -> list[Computing | Feed]:
-    """Everything that a bundle can run, in order; samples take the ways that its gates were made for."""
+    """Return all operations of a bundle except exits, in order; its gates choose by the cut points of the program."""
     found: list[Computing | Feed] = []
     for operation in manifest.program:
         if isinstance(operation, Choose):
@@ -47,14 +47,17 @@ def whole_program(manifest: Manifest) -> list[Computing | Feed]:
 def trace(
     device: Device, manifest: Manifest, operations: Sequence[Computing | Feed], inputs: Inputs, tensors: Collection[str]
 ) -> dict[tuple[str, str], npt.NDArray[Any]]:
-    """Run operations one after another on all samples, in as many parts as the device needs.
+    """Run operations one after another on all samples, in chunks that the device can hold.
 
     Args:
-        inputs: of everything that the operations feed.
-        tensors: names of those to return.
+        device: the open pieces.
+        manifest: of the bundle.
+        operations: what to run.
+        inputs: images for every input that the operations feed.
+        tensors: names of the tensors to return.
 
     Returns:
-        by the id of a piece and the name of a tensor that it writes, what it wrote, (N, ...).
+        (id of a piece, name of a tensor that it writes) to the values (N, ...).
 
     Raises:
         PieceError: a piece failed.
@@ -76,7 +79,7 @@ def trace(
 
 
 def head_answers(device: Device, manifest: Manifest, inputs: Inputs) -> dict[tuple[str, str], HeadAnswer]:
-    """What every head answers, by the id of its exit and its type. Raises PieceError."""
+    """Return (exit id, head type) to the answers of every head for all samples. Raises PieceError if a piece failed."""
     found = trace(device, manifest, whole_program(manifest), inputs, ANSWER)
     return {
         (exit.id, head.type): HeadAnswer(*(found[head.piece, name] for name in ANSWER))

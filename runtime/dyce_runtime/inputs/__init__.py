@@ -1,1 +1,1 @@
-"""From pictures, folders and files to what a network takes, with labels that mean what it means by them."""
+"""Read images and labels from folders and files, match the labels with a model's classes, and preprocess images."""

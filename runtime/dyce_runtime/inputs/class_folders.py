@@ -1,4 +1,4 @@
-"""Which class of a model each class folder is, as far as names and lists say."""
+"""Map class folders to the classes of a model, by their names or by a list of classes."""
 
 from __future__ import annotations
 
@@ -20,21 +20,24 @@ _PARTS = {"train", "training", "val", "valid", "validation", "test"}
 def class_folders(
     folder: Path, names: Sequence[str], model: Sequence[str] | None, classes: int | None, classes_file: Path | None
 ) -> tuple[dict[str, int] | None, tuple[Numbering, ...]]:
-    """The class index of every class folder if that is known; otherwise the ways in which they may be numbered.
+    """Map class folders to class indices, or find the possible numberings if the mapping is not known.
 
     Args:
-        folder: in which they are, for messages.
-        names: of the class folders.
-        model: names of the model's classes in index order, if they are known.
-        classes: how many the model has.
-        classes_file: what the user says; see :func:`dyce_runtime.inputs.class_lists.read_classes`.
+        folder: the folder that contains them, for messages.
+        names: names of the class folders.
+        model: names of the model's classes in index order; None if they are not known.
+        classes: number of classes of the model; None if it is not known.
+        classes_file: the user's list of classes; see :func:`dyce_runtime.inputs.class_lists.read_classes`.
+
+    Returns:
+        name of the folder to class index and an empty tuple; or None and the possible numberings, the likeliest first.
 
     Raises:
-        DataError: the folders are not those of the model's classes, or the file cannot be read.
+        DataError: the folders do not match the model's classes, or the file cannot be read.
     """
     if classes_file is not None:
         return _listed(folder, names, classes_file), ()
-    # A name that the model has twice says nothing ("crane" of ImageNet).
+    # A name that two classes of the model share is ambiguous ("crane" in ImageNet).
     of_model = [normalize("NFC", name) for name in model or ()]
     times = Counter(of_model)
     position = {name: index for index, name in enumerate(of_model) if times[name] == 1}
@@ -59,7 +62,7 @@ def class_folders(
 
 
 def in_order(index: Mapping[str, int], classes: int | None = None) -> tuple[str, ...] | None:
-    """The folders in index order if there is one for every class; None otherwise."""
+    """Return the folders in index order if there is exactly one for every class; None otherwise."""
     if sorted(index.values()) != list(range(classes or len(index))):
         return None
     return tuple(sorted(index, key=index.__getitem__))
@@ -80,5 +83,5 @@ def _listed(folder: Path, names: Sequence[str], file: Path) -> dict[str, int]:
 
 
 def _first(names: Sequence[str]) -> str:
-    """The first three, for a message."""
+    """Return the first three names, for a message."""
     return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")

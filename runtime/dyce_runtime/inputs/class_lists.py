@@ -1,4 +1,4 @@
-"""Lists of classes in files: which index the folder of a class has."""
+"""Read lists of classes from files, which give the class index of every class folder."""
 
 from __future__ import annotations
 
@@ -14,16 +14,17 @@ from dyce_runtime.json_files import check_regular
 
 
 def read_classes(file: Path, folders: Iterable[str]) -> dict[str, int]:
-    """The class index of every name in a file: one name per line in index order, or JSON ``{name: index}``.
+    """Read name to class index from a file: one name per line in index order, or JSON ``{name: index}`` (``.json``).
 
-    A byte-order mark, either kind of line ends, and spaces and blank lines at the ends do not matter.
+    A byte-order mark, the kind of line ends, spaces around lines, and blank lines at the start and the end are ignored.
 
     Args:
-        folders: names that are meant. A name that is the same in another Unicode form (file systems differ in how they
-            write accents) is returned as the folder writes it.
+        file: the list, in UTF-8.
+        folders: names of the class folders. A name that equals one of them up to Unicode normalisation (file systems
+            differ in how they encode accents) is returned in the spelling of the folder.
 
     Raises:
-        DataError: the file cannot be read, or holds something else.
+        DataError: the file cannot be read or is not such a list.
     """
     try:
         check_regular(file)

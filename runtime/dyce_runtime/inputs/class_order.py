@@ -1,8 +1,8 @@
-"""The order of the classes: does the label of a picture mean the class that the model means by that index?
+"""Check the order of the classes: whether a label denotes the class that the model denotes by the same index.
 
-A class folder says what its pictures show. It does not say which output of the model stands for that: torchvision
-numbers folders in the order of their names as strings, timm in natural order, others by a list. So unless the order is
-known, the possible orders are compared with what the model answers on the labelled pictures.
+A class folder says what its images show, but not which output of the model stands for that class: torchvision numbers
+folders by their names as strings, timm in natural order, and others by a list. Unless the order is known, the possible
+orders are compared with the model's predictions for the labelled images.
 """
 
 from __future__ import annotations
@@ -17,17 +17,19 @@ import numpy as np
 import numpy.typing as npt
 
 Labels: TypeAlias = npt.NDArray[np.int64]
-# From pictures to the class (N,) int64 that the model answers for each.
+# A function from N images to the classes (N,) int64 that the model predicts.
 Answer: TypeAlias = Callable[[Sequence[Any]], Labels]
 
-# Differences count from three standard errors on.
+# A difference is significant from three standard errors on.
 _SURE = 3.0
-# An accuracy near chance says something from that many labels on.
+# With fewer labels, an accuracy near chance is not reported.
 FEWEST_LABELS = 200
+# Images that the model is run on: per class, and the limits of their total.
 _PER_CLASS, _FEWEST, _MOST = 20, 256, 1024
+# The most pairs of classes in a message.
 _MOST_SHOWN = 24
 
-# What spoils answers without an error, most often.
+# The most frequent causes of wrong predictions without an error.
 CAUSES = "the order of the classes, --mean and --std, RGB or BGR, the size of the input"
 
 
@@ -52,11 +54,13 @@ class Numbering(NamedTuple):
 
 
 class Doubt(NamedTuple):
-    """Why labels may not mean what the model means, and what to do about it.
+    """Why labels may not denote the classes that the model denotes by the same indices, and what to do about it.
 
     Attributes:
-        order: whether it is the order of the classes that is in doubt.
-        assumed: what is taken to be so where the doubt is allowed; may be empty.
+        message: what was found.
+        hint: what to do about it.
+        order: whether the order of the classes is in doubt.
+        assumed: the assumption under which the data is used if the user accepts the doubt; may be empty.
     """
 
     message: str
@@ -66,11 +70,12 @@ class Doubt(NamedTuple):
 
 
 def numberings(folders: Sequence[str], classes: int | None) -> tuple[Numbering, ...]:
-    """The ways in which class folders may be numbered, the likeliest first; those that come to the same once.
+    """Return the possible numberings of class folders, the likeliest first and without duplicates.
 
     Args:
         folders: their names.
-        classes: how many the model has. A sorted order needs a folder for each of them; None allows any number.
+        classes: number of classes of the model. A numbering by sorted names requires a folder for each of them; None
+            allows any number.
     """
     ways: list[Numbering] = []
     if all(name.isascii() and name.isdecimal() for name in folders):
@@ -88,7 +93,7 @@ def numberings(folders: Sequence[str], classes: int | None) -> tuple[Numbering, 
 
 
 def natural_key(name: str) -> list[tuple[bool, int, str]]:
-    """Sorts names with numbers in them by the value of these, without regard to case: ``a2`` before ``A10``."""
+    """Return a sort key that compares numbers in names by value and ignores case: ``a2`` comes before ``A10``."""
     parts = re.split(r"([0-9]+)", name.lower())
     return [(part.isdecimal(), int(part) if part.isdecimal() else 0, part) for part in parts]
 
@@ -98,10 +103,12 @@ def _positions(folders: Sequence[str], key: Callable[[str], Any] | None) -> dict
 
 
 def sample_rows(count: int, classes: int, *, most: bool = False) -> npt.NDArray[np.intp]:
-    """Which of ``count`` pictures are shown to the model: 20 for each class, 256 to 1,024 in all, spread evenly.
+    """Return the evenly spaced indices of the images that the model is run on: 20 per class, 256 to 1,024 in all.
 
     Args:
-        most: 1,024 in any case, to look again where something is in doubt.
+        count: number of images.
+        classes: number of classes.
+        most: whether to take 1,024 in any case, to check a doubt again.
     """
     wanted = _MOST if most else min(max(_PER_CLASS * classes, _FEWEST), _MOST)
     return np.unique(np.linspace(0, count - 1, min(wanted, count)).astype(np.intp))
@@ -109,7 +116,7 @@ def sample_rows(count: int, classes: int, *, most: bool = False) -> npt.NDArray[
 
 @dataclass(frozen=True)
 class Comparison:
-    """Labels next to what a model answers, both (N,) int64 in [0, classes)."""
+    """Labels and a model's predictions for the same samples, both (N,) int64 in [0, classes)."""
 
     labels: Labels
     answers: Labels
@@ -117,27 +124,27 @@ class Comparison:
 
     @property
     def right(self) -> npt.NDArray[np.bool_]:
-        """(N,) where the answer is the label."""
+        """(N,) bool, whether the prediction is the label."""
         right: npt.NDArray[np.bool_] = self.labels == self.answers
         return right
 
     @property
     def agreement(self) -> float:
-        """The share of answers that are the label."""
+        """The fraction of predictions that are the label."""
         return float(self.right.mean())
 
     @property
     def chance(self) -> float:
-        """The share that would be right if labels and answers had nothing to do with each other (Cohen's kappa)."""
+        """The expected agreement if labels and predictions were independent, as in Cohen's kappa."""
         shares = [np.bincount(part, minlength=self.classes) / len(part) for part in (self.labels, self.answers)]
         return float(shares[0] @ shares[1])
 
     @property
     def chance_error(self) -> float:
-        """The standard error of that share, over all ways to hand out the same answers to the same samples.
+        """The standard deviation of the agreement over all permutations of the predictions.
 
-        The variance of a permutation statistic (Hoeffding 1951): where one class is nearly everything, agreement varies
-        far less by chance than that of independent draws.
+        It follows from the variance of a permutation statistic (Hoeffding 1951): if nearly all samples are of one
+        class, agreement varies far less by chance than that of independent draws.
         """
         count = len(self.labels)
         rows, columns = (
@@ -148,40 +155,40 @@ class Comparison:
         return sqrt(max(squares, 0.0) / max(count - 1, 1)) / count
 
     def by_chance(self) -> bool:
-        """Whether the agreement is within three standard errors of chance or below, on at least 200 labels.
+        """Return whether the agreement is less than three standard errors above chance, on at least 200 labels.
 
-        Labels of a single class say nothing: whatever the model answers agrees as often as by chance.
+        False for labels of a single class: any predictions then agree exactly as often as by chance.
         """
         if len(self.labels) < FEWEST_LABELS or len(np.unique(self.labels)) < 2:
             return False
         return self.agreement < self.chance + _SURE * self.chance_error + 1e-9
 
     def likeliest(self, rows: slice = slice(None)) -> dict[int, int]:
-        """For labels of some rows the class that the model most likely means: each label one, no class twice.
+        """Map each label in some rows to the class that the model most likely uses for it, no class twice.
 
-        Pairs are taken greedily by how often they occur, a label with its own class before others.
+        Pairs are assigned greedily by their frequency; among equally frequent ones, a label with its own class first.
         """
         pairs, counts = np.unique(np.stack([self.labels[rows], self.answers[rows]], 1), axis=0, return_counts=True)
         other = pairs[:, 0] != pairs[:, 1]
         found: dict[int, int] = {}
-        taken: set[int] = set()
+        assigned: set[int] = set()
         for label, answer in pairs[np.lexsort((other, -counts))].tolist():
-            if label not in found and answer not in taken:
+            if label not in found and answer not in assigned:
                 found[label] = answer
-                taken.add(answer)
+                assigned.add(answer)
         return found
 
     def permuted(self) -> bool:
-        """Whether another assignment of the labels fits the answers better, surely.
+        """Return whether another assignment of labels to classes fits the predictions significantly better.
 
-        The assignment is made on one half of the samples and judged on the other, and the reverse.
+        The assignment is made on one half of the samples and evaluated on the other, and vice versa.
         """
         fits = np.zeros(len(self.labels), np.bool_)
         for known, judged in ((slice(0, None, 2), slice(1, None, 2)), (slice(1, None, 2), slice(0, None, 2))):
             meant = self.likeliest(known)
-            # A label whose class was given away means none: two labels for one class are no order.
-            left = {label: label for label in range(self.classes) if label not in meant.values()} | meant
-            fits[judged] = [left.get(label) == answer for label, answer in self._pairs(judged)]
+            # A label without an assignment keeps its own class, unless that class is assigned to another label.
+            mapping = {label: label for label in range(self.classes) if label not in meant.values()} | meant
+            fits[judged] = [mapping.get(label) == answer for label, answer in self._pairs(judged)]
         return better(fits, self.right)
 
     def _pairs(self, rows: slice) -> list[tuple[int, int]]:
@@ -189,13 +196,13 @@ class Comparison:
 
 
 def better(these: npt.NDArray[np.bool_], those: npt.NDArray[np.bool_]) -> bool:
-    """Whether more of these (N,) hits than of those are by more than chance: three sigma of McNemar's sign test."""
+    """Return whether ``these`` (N,) has significantly more hits than ``those``: three sigma of McNemar's sign test."""
     gained, lost = int((these & ~those).sum()), int((those & ~these).sum())
     return gained - lost > _SURE * sqrt(gained + lost)
 
 
 def choose(ways: Sequence[Comparison]) -> tuple[int, bool]:
-    """The index of the labels that agree best with the answers, and whether that is sure against all the others."""
+    """Return the index of the labels that agree best, and whether they are significantly better than all others."""
     best = max(range(len(ways)), key=lambda way: ways[way].agreement)
     return best, all(better(ways[best].right, other.right) for way, other in enumerate(ways) if way != best)
 
@@ -203,12 +210,13 @@ def choose(ways: Sequence[Comparison]) -> tuple[int, bool]:
 def doubt_of(
     comparison: Comparison, source: str, names: Sequence[str] | None = None, *, folders: bool = True
 ) -> Doubt | None:
-    """What speaks against labels whose order is given; None if nothing does.
+    """Return the doubt about labels whose order is given; None if there is none.
 
     Args:
+        comparison: the labels and the model's predictions.
         source: where the labels come from, for the message.
-        names: what a label is called; its number without.
-        folders: whether they come from class folders, or are numbers in an array.
+        names: names of the labels in index order; without them, messages show the numbers.
+        folders: whether the labels come from class folders rather than from an array.
     """
     count = len(comparison.labels)
     seen = f"{source}: the model's answer is the label of {_percent(comparison.agreement)} of {count} pictures"
@@ -228,11 +236,13 @@ def doubt_of(
 def doubt_of_folders(
     ways: Sequence[Numbering], found: Sequence[Comparison], best: int, *, sure: bool, source: str
 ) -> Doubt | None:
-    """What speaks against the best numbering of class folders, of which nothing is known; None if nothing does.
+    """Return the doubt about the best numbering of class folders whose order is not known; None if there is none.
 
     Args:
-        found: for every numbering its labels next to the answers.
-        best, sure: see :func:`choose`.
+        ways: the possible numberings.
+        found: for every numbering, its labels and the model's predictions.
+        best, sure: the result of :func:`choose`.
+        source: where the labels come from, for the message.
     """
     names = {index: name for name, index in ways[best].indices.items()}
     permuted = found[best].permuted()
@@ -256,7 +266,11 @@ def doubt_of_folders(
 
 
 def _mapping(comparison: Comparison, names: Sequence[str] | Mapping[int, str] | None, *, changed: bool = False) -> str:
-    """The labels that seem to mean another class first, or they alone; as many as fit into a message."""
+    """Describe the likeliest mapping of labels to classes, up to 24 pairs, those that differ first.
+
+    Args:
+        changed: whether to leave out labels that are mapped to their own class.
+    """
     meant = comparison.likeliest()
     if changed:
         meant = {label: answer for label, answer in meant.items() if label != answer}

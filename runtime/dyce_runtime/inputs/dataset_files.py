@@ -1,6 +1,6 @@
-"""Pictures and labels out of one file or a set of files: ``.npz``, MNIST-style IDX, scikit-learn's digits.
+"""Read images and labels from one file or a set of files: ``.npz``, MNIST-style IDX, scikit-learn's digits.
 
-Every reader raises DataError if a file cannot be read or does not hold pictures.
+Every reader raises DataError if a file cannot be read or does not hold images.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _IDX_PARTS = {"train": "train", "test": "t10k"}
 
 
 class Arrays(NamedTuple):
-    """What a reader found; the fields are those of :class:`dyce_runtime.inputs.datasets.Dataset`."""
+    """The result of a reader; the fields are those of :class:`dyce_runtime.inputs.datasets.Dataset`."""
 
     source: str
     items: NDArray[np.uint8] | NDArray[np.floating[Any]]
@@ -30,12 +30,12 @@ class Arrays(NamedTuple):
 
 
 def read_npz(path: Path) -> Arrays:
-    """``images`` or ``x``, and if they are there ``labels`` or ``y``."""
+    """Read the arrays ``images`` or ``x`` and, if the file has them, ``labels`` or ``y``."""
     try:
         with np.load(path, allow_pickle=False) as archive:
             arrays = {name: archive[name] for name in archive.files if name in ("images", "x", "labels", "y")}
             found = ", ".join(archive.files)
-    except Exception as error:  # zip, zlib and numpy's own headers each raise their own kinds
+    except Exception as error:  # zipfile, zlib and numpy each raise exception types of their own
         objects = "store pictures of one size as one array, numpy.stack(pictures), and labels as class indices"
         hint = objects if "Object arrays" in str(error) else ""
         raise DataError(f"{path}: cannot be read as .npz ({error})", hint=hint) from error
@@ -58,7 +58,7 @@ def _checked(source: str, images: NDArray[Any], labels: NDArray[Any] | None) -> 
 
 
 def _check_images(images: NDArray[Any], found: str) -> None:
-    """Raise DataError unless they may be pictures of some model: what is checked against one comes later."""
+    """Raise DataError unless the array may hold images. Whether they fit a model is checked later."""
     floats = np.issubdtype(images.dtype, np.floating)
     if images.dtype != np.uint8 and not (floats and np.isfinite(images).all()):
         raise DataError(
@@ -76,7 +76,7 @@ def _check_images(images: NDArray[Any], found: str) -> None:
 
 
 def find_idx(folder: Path) -> Path | None:
-    """The folder that holds MNIST-style files: this one, or where torchvision puts them below it."""
+    """Return the folder with MNIST-style files: this one, or a subfolder in which torchvision stores them; or None."""
     for candidate in (folder, folder / "raw", *sorted(folder.glob("*/raw"))):
         if any(_idx_file(candidate, prefix, "images?idx3") for prefix in _IDX_PARTS.values()):
             return candidate
@@ -84,13 +84,16 @@ def find_idx(folder: Path) -> Path | None:
 
 
 def _idx_file(folder: Path, prefix: str, kind: str) -> Path | None:
-    """``train-images-idx3-ubyte`` and the like, plain before gzipped; some copies have a dot for the second hyphen."""
+    """Find a file such as ``train-images-idx3-ubyte``, preferring it to its gzipped copy; None if there is none.
+
+    ``kind`` is a glob pattern: some copies have a dot instead of the second hyphen.
+    """
     found = [file for ending in ("", ".gz") for file in sorted(folder.glob(f"{prefix}-{kind}-ubyte{ending}"))]
     return found[0] if found else None
 
 
 def read_idx(folder: Path, part: str | None) -> Arrays:
-    """One part of MNIST-style files, ``train`` or ``test``; None takes the first that is there."""
+    """Read one part of MNIST-style files, ``train`` or ``test``; None takes the first that exists."""
     files = {name: _idx_file(folder, prefix, "images?idx3") for name, prefix in _IDX_PARTS.items()}
     there = {name: file for name, file in files.items() if file}
     part = next(iter(there)) if part is None else part
@@ -118,13 +121,13 @@ def _idx_array(file: Path, axes: int) -> NDArray[np.uint8]:
 
 
 def read_digits(part: str | None) -> Arrays:
-    """Scikit-learn's handwritten digits, all or one part of a fixed division."""
+    """Load scikit-learn's handwritten digits: all (None), or the part ``train`` or ``test`` of a fixed division."""
     try:
         from sklearn.datasets import load_digits
     except ImportError:
         raise DataError("digits: needs scikit-learn", hint="pip install 'dyce-export[demo]'") from None
     digits = load_digits()
-    # RandomState's stream, unlike that of newer generators, is promised never to change.
+    # numpy guarantees that the stream of RandomState never changes, unlike that of newer generators.
     order = np.random.RandomState(0).permutation(len(digits.target))
     test = np.arange(len(order)) % 4 == 0
     chosen = {None: order, "train": order[~test], "test": order[test]}

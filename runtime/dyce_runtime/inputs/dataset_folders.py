@@ -1,4 +1,4 @@
-"""What lies in a folder of data: class folders, pictures, and other files; links in circles are followed once."""
+"""List the content of a data folder: class folders, images and other files. Symbolic links may form cycles."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from typing import NoReturn
 
 from dyce_runtime.errors import DataError
 
-# ``.npy`` holds one picture as an array.
+# Suffixes of image files. An ``.npy`` file holds one image as an array.
 PICTURES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".tif", ".tiff", ".pgm", ".gif", ".npy")
-# What file managers, archives and storage devices leave behind; some hold pictures, such as thumbnails.
+# Files and folders that file managers, archivers and storage devices create; some contain images, such as thumbnails.
 _LITTER = frozenset(
     ("thumbs.db", "ehthumbs.db", "desktop.ini", "@eadir", "__macosx", "$recycle.bin", "system volume information")
 )
 
 
 def top_level(folder: Path) -> tuple[list[str], list[str]]:
-    """The names of the folders in a folder and of the pictures beside them, sorted; without what is hidden.
+    """Return the sorted names of the folders in a folder and of the image files next to them, without hidden ones.
 
     Raises:
-        DataError: it cannot be listed.
+        DataError: the folder cannot be listed.
     """
     try:
         entries = sorted(entry.name for entry in folder.iterdir())
@@ -33,9 +33,9 @@ def top_level(folder: Path) -> tuple[list[str], list[str]]:
 
 
 def files_below(folder: Path) -> tuple[list[Path], list[Path]]:
-    """Pictures and other files at any depth, sorted; what is hidden is left out of both.
+    """Return the image files and the other files at any depth, folder by folder in sorted order, without hidden ones.
 
-    Folders that are links are listed, but not one that contains them, and none twice.
+    Links to folders are followed, except to a folder that contains the link, and no folder is listed twice.
 
     Raises:
         DataError: a folder cannot be listed.
@@ -64,11 +64,11 @@ def _is_picture(name: str) -> bool:
 
 
 def _identities(paths: Iterable[Path]) -> Iterable[tuple[int, int]]:
-    """What tells folders apart, by whichever road they are reached."""
+    """Yield the device and inode of folders, which identify a folder whatever the path to it."""
     for path in paths:
         try:
             found = path.stat()
-        except OSError:  # a link to nothing, or to itself
+        except OSError:  # a broken link, or one to itself
             continue
         yield found.st_dev, found.st_ino
 

@@ -1,4 +1,4 @@
-"""Labelled pictures from folders and files, by one function: :func:`open_dataset`."""
+"""Data sets of images, with or without labels, from folders and files: see :func:`open_dataset`."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ from dyce_runtime.inputs.decoding import check_array, check_scale, decode, open_
 _log = logging.getLogger("dyce_runtime")
 
 MOST_SKIPPED = 0.01
-# Threads that wait for the disk; and those that decode, each of which may hold a large picture.
+# Threads that read files, and threads that decode images. Each of the latter may hold a large image in memory.
 _READERS, _DECODERS = 16, 4
-# Where nobody says what pictures are for.
+# The preprocessing that images are checked against if the model is not known.
 _RGB = Preprocessing(1, (1, 1), "nearest", (0.5,) * 3, (0.5,) * 3)
 
 _T = TypeVar("_T")
@@ -36,17 +36,17 @@ _T = TypeVar("_T")
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
-    """Pictures, with labels or without.
+    """Images, with or without labels.
 
     Attributes:
-        source: where they come from, as in ``digits#test``.
+        source: where they come from, such as ``digits#test``.
         items: N paths, or an array (N, H, W) or (N, H, W, C) of uint8, or of floats as
             :func:`dyce_runtime.inputs.preprocessing.preprocess` takes them.
         labels: (N,) int64 class indices, or None.
-        class_names: names in index order, where known.
-        skipped_files: files of the source that are no pictures, or that cannot be opened.
-        numberings: the ways in which the class folders may be numbered where nothing says which is the model's; the
-            labels follow the first one. Empty where the labels are known. See :mod:`dyce_runtime.inputs.labelled`.
+        class_names: names in index order; None if they are not known.
+        skipped_files: files of the source that are not images, or that cannot be read.
+        numberings: the possible numberings of the class folders if it is not known which one the model uses; the labels
+            follow the first one. Empty if the labels are known. See :mod:`dyce_runtime.inputs.labelled`.
     """
 
     source: str
@@ -57,36 +57,37 @@ class Dataset:
     numberings: tuple[Numbering, ...] = ()
 
     def __len__(self) -> int:
-        """Number of samples."""
+        """Return the number of samples."""
         return len(self.items)
 
     @property
     def skipped(self) -> int:
-        """Number of files that were left out."""
+        """Number of files that were skipped."""
         return len(self.skipped_files)
 
     def images(self, indices: Iterable[int]) -> list[Path | NDArray[np.uint8] | NDArray[np.floating[Any]]]:
-        """Pictures as :func:`dyce_runtime.inputs.preprocessing.preprocess` takes them; files are not opened yet."""
+        """Return images as :func:`dyce_runtime.inputs.preprocessing.preprocess` takes them; files are not opened."""
         return [self.items[int(index)] for index in indices]
 
     @cached_property
     def hashes(self) -> NDArray[np.uint64]:
-        """(N,) first eight bytes of the SHA-256 of every file, or of every array's shape and pixels.
+        """(N,) uint64, the first eight bytes of the SHA-256 of every file, or of every array's shape and pixels.
 
         Computed on first use. Raises DataError if a file cannot be read.
         """
         return np.array(_map(_content_hash, self.items, _READERS), np.uint64)
 
     def take(self, rows: NDArray[np.int64]) -> Dataset:
-        """The data set with some of its samples."""
+        """Return a data set with the samples at indices ``rows`` only."""
         items = self.items[rows] if isinstance(self.items, np.ndarray) else [self.items[row] for row in rows]
         return replace(self, items=items, labels=None if self.labels is None else self.labels[rows])
 
     def numbered(self, way: Numbering, classes: int) -> Dataset:
-        """The data set with the labels of one of its numberings, which are then taken for known.
+        """Return the data set with the labels of one of its numberings, which then count as known.
 
         Args:
-            classes: of the model; where each has a folder, the folders are the names of the classes.
+            way: one of :attr:`numberings`.
+            classes: number of classes of the model. If each has a folder, the folders become the class names.
         """
         assert self.labels is not None
         first = self.numberings[0].indices
@@ -96,20 +97,21 @@ class Dataset:
         return replace(self, labels=other[self.labels], class_names=names, numberings=())
 
     def relabelled(self, order: Sequence[int]) -> Dataset:
-        """The data set in the classes of another model, whose index for class k is ``order[k]``; it may name them."""
+        """Return the data set with the labels of another model, whose index for class k is ``order[k]``.
+
+        The class names are dropped.
+        """
         indices = np.asarray(order, np.int64)
         return replace(self, labels=None if self.labels is None else indices[self.labels], class_names=None)
 
     def check(self, spec: Preprocessing | None = None) -> Dataset:
-        """The data set without the files that cannot be decoded; how many is logged. All of them are decoded for that.
-
-        What comes after it can rely on every sample.
+        """Decode all files, and return the data set without those that cannot be decoded; their number is logged.
 
         Args:
-            spec: how pictures are prepared for the model; RGB pictures are expected without it.
+            spec: how images are prepared for the model; None expects RGB images.
 
         Raises:
-            DataError: no picture fits the model, or more than 1 % of the files are unreadable or no pictures.
+            DataError: no image fits the model, or more than 1 % of the files are unreadable or not images.
         """
         if isinstance(self.items, np.ndarray):
             if spec is not None:
@@ -136,7 +138,7 @@ class Dataset:
             raise DataError(error.message, hint=error.hint) from None
 
     def describe(self) -> str:
-        """One line for people: source, number of pictures, classes."""
+        """Return one line for the user: source, number of images, number of classes."""
         classes = "no labels" if self.labels is None else f"classes: {np.unique(self.labels).size}"
         skipped = f", files skipped: {self.skipped}" if self.skipped else ""
         return f"{self.source} (pictures: {len(self)}, {classes}{skipped})"
@@ -149,25 +151,25 @@ def open_dataset(
     num_classes: int | None = None,
     classes_file: Path | None = None,
 ) -> Dataset:
-    """Open labelled or unlabelled pictures. Files are listed, not opened: see :meth:`Dataset.check`.
+    """Open labelled or unlabelled images. Image files are listed, but not opened: see :meth:`Dataset.check`.
 
     Args:
         source: one of
 
-            - a folder of class folders. ``classes_file`` maps them, or their names are the model's class names (not all
-              need be there). Failing that they are numbers, or as many as the model has classes: which order is the
-              model's is then open, see :attr:`Dataset.numberings`;
-            - a folder with pictures directly in it, or one picture: no labels. Here as in class folders an array
-              (H, W, C) in an ``.npy`` file is a picture;
-            - an ``.npz`` file with ``images`` or ``x``, (N, H, W) or (N, H, W, C), uint8 or floats from 0 to 1, and if
-              there are labels ``labels`` or ``y``, integers (N,);
-            - a folder of MNIST-style IDX files, gzipped or not, also below ``raw`` or ``NAME/raw`` as torchvision
-              stores them. ``FOLDER#train`` and ``FOLDER#test`` choose; without a choice it is the training part;
-            - ``digits``: scikit-learn's handwritten digits; ``digits#train`` and ``digits#test`` are a fixed
-              division, three to one. (A folder of that name is ``./digits``.)
-        class_names: the model's, in index order.
+            - a folder of class folders. ``classes_file`` maps them to class indices, or their names are class names of
+              the model (some may be missing). Otherwise their names must be numbers, or there must be one folder per
+              class of the model; the order is then not known, see :attr:`Dataset.numberings`;
+            - a folder that contains images at any depth but no class folders, or a single image: no labels. Here and in
+              class folders, an array (H, W, C) in an ``.npy`` file counts as an image;
+            - an ``.npz`` file with ``images`` or ``x``, (N, H, W) or (N, H, W, C), uint8 or floats from 0 to 1, and
+              optionally ``labels`` or ``y``, integers (N,);
+            - a folder of MNIST-style IDX files, gzipped or not, also below ``raw`` or ``NAME/raw``, where torchvision
+              stores them. ``FOLDER#train`` and ``FOLDER#test`` select a part; the default is the training part;
+            - ``digits``: scikit-learn's handwritten digits; ``digits#train`` and ``digits#test`` are a fixed division,
+              three to one. (A folder of that name is ``./digits``.)
+        class_names: names of the model's classes, in index order.
         num_classes: number of classes of the model; labels must be smaller.
-        classes_file: for class folders: a text file with one folder name per line in index order, or JSON
+        classes_file: for class folders, a text file with one folder name per line in index order, or JSON
             ``{folder: index}``.
 
     Raises:
@@ -203,14 +205,14 @@ def open_dataset(
 
 
 def has_class_folders(source: str | Path) -> bool:
-    """Whether a source is a folder of class folders."""
+    """Return whether a source is a folder of class folders."""
     path, part = _split_part(source)
     named = source == "digits" or part is not None
     return not named and path.is_dir() and not find_idx(path) and bool(top_level(path)[0])
 
 
 def require_classes(dataset: Dataset) -> None:
-    """Raise DataError unless the samples are labelled, with two classes at least: what fitting needs."""
+    """Raise DataError unless the samples are labelled with at least two classes, as fitting requires."""
     if dataset.labels is None:
         raise DataError(f"{dataset.source}: has no labels", hint="put the pictures into one folder per class")
     present = np.unique(dataset.labels)
@@ -222,7 +224,7 @@ def require_classes(dataset: Dataset) -> None:
 
 
 def _split_part(source: str | Path) -> tuple[Path, str | None]:
-    """Take ``FOLDER#part`` apart, unless a file is really called that."""
+    """Split ``FOLDER#part``, unless a file of that name exists."""
     folder, hash_sign, part = str(source).rpartition("#")
     return (Path(folder), part) if hash_sign and not Path(source).exists() else (Path(source), None)
 
@@ -261,7 +263,7 @@ def _read_folder(
     listings = {name: files_below(folder / name) for name in folders}
     pictures = [picture for found, _ in listings.values() for picture in found]
     labels = np.repeat([index[name] for name in folders], [len(found) for found, _ in listings.values()])
-    # Loose files beside the class folders, such as a list of classes, are nobody's sample and not counted.
+    # Files next to the class folders, such as a list of classes, do not count as skipped.
     skipped = _skip(folder, len(pictures), [other for _, others in listings.values() for other in others])
     ordered = None if known is None else in_order(known, classes)
     return Dataset(str(folder), pictures, labels.astype(np.int64), ordered, skipped, ways)
@@ -291,7 +293,7 @@ def _content_hash(item: Path | NDArray[Any]) -> int:
 
 
 def _problem(path: Path, spec: Preprocessing) -> DyceError | None:
-    """Why a file cannot be prepared for a model; None if it can."""
+    """Return the error with which a file cannot be prepared for a model; None if it can."""
     try:
         decode(path, spec, str(path), reduced=True)
     except DyceError as error:
@@ -300,7 +302,7 @@ def _problem(path: Path, spec: Preprocessing) -> DyceError | None:
 
 
 def _skip(source: str | Path, kept: int, skipped: Sequence[Path], *, why: str = "") -> tuple[Path, ...]:
-    """Log the files that are left out. Raises DataError if they are more than 1 % of all."""
+    """Log the files that are skipped, and return them. Raises DataError if they are more than 1 % of all."""
     message = f"{source}: {len(skipped)} of {kept + len(skipped)} files are no pictures that can be read"
     if len(skipped) > MOST_SKIPPED * (kept + len(skipped)):
         reason = f" The first: {why}" if why else ""
@@ -312,5 +314,5 @@ def _skip(source: str | Path, kept: int, skipped: Sequence[Path], *, why: str = 
 
 
 def _first(names: Sequence[Any]) -> str:
-    """The first three, for a message."""
+    """Return the first three names, for a message."""
     return ", ".join(str(name) for name in names[:3]) + (", ..." if len(names) > 3 else "")

@@ -1,8 +1,8 @@
-"""From what callers and data sets hold as a picture to pixels: files, bytes, PIL images and arrays, checked.
+"""Decode images from files, bytes, PIL images and arrays, and check them.
 
-A decoded picture is a list of layers: images of Pillow, of the same size, whose bands together are the channels that
-the model takes. Usually that is one image, ``L`` or ``RGB``. Arrays with other numbers of channels, and those of
-floats, have one layer for each channel: Pillow takes a fourth band for alpha, and has no floats of several bands.
+A decoded image is a list of layers: PIL images of the same size whose bands together are the channels that the model
+takes. Usually there is one layer, ``L`` or ``RGB``. Arrays with other numbers of channels, and arrays of floats, have
+one layer per channel: Pillow interprets a fourth band as alpha, and does not support floats with several bands.
 """
 
 from __future__ import annotations
@@ -25,37 +25,40 @@ if TYPE_CHECKING:
 
 Picture: TypeAlias = "str | Path | bytes | BinaryIO | Image.Image | NDArray[np.uint8] | NDArray[np.floating[Any]]"
 
-# Pillow can read many more, some of them by starting other programs (EPS: Ghostscript).
+# The formats that are accepted. Pillow supports more, some of them by starting other programs (EPS: Ghostscript).
 FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "TIFF", "PPM", "GIF")
-# By the number of channels that a model takes. The last band of those with two and four is alpha.
+# Pillow's mode for the number of channels that a model takes. The last band of LA and RGBA is alpha.
 MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}
-# No picture is as narrow as that: a shorter axis holds channels.
+# An axis shorter than this holds channels rather than pixels.
 NARROWEST = 8
-# Of an open file; no picture that may be decoded is larger.
+# The most bytes of an open file: no image that may be decoded is larger.
 _MOST_BYTES = 1 << 30
-# Floats are on the scale 0 to 1, give or take what rounding adds.
+# Floats on the scale 0 to 1 may exceed it by this rounding error.
 _ROUNDING = 1e-3
-# Floats that are taken as they are, if the model changes nothing (mean 0, std 1). Normalised pixels stay far below.
+# The largest absolute value of floats if the model does not normalise (mean 0, std 1). Normalised pixels are far below.
 _MOST_AS_THEY_ARE = 64.0
-# What Pillow makes grey of colours by: ITU-R 601-2.
+# The weights with which Pillow converts RGB to greyscale: ITU-R 601-2.
 _LUMA = np.array((0.299, 0.587, 0.114), np.float32)
 
 
 def decode(picture: Any, spec: Preprocessing, name: str, *, reduced: bool = False) -> list[Image.Image]:
-    """The layers of a picture, decoded and converted to the channels that a model takes.
+    """Decode an image and convert it to the channels that a model takes.
 
-    Alpha is dropped for models that take 1 or 3 channels: colours under it show, as in timm and torchvision. Of a file
-    with several frames the first is taken.
+    Alpha is dropped for models that take 1 or 3 channels, so that transparent pixels show their colour, as in timm and
+    torchvision. Of a file with several frames, the first is used.
 
     Args:
         picture: a path (``.npy`` for an array), the bytes of a file, a PIL image or an array (H, W[, C]).
-        spec: says how many channels; floats are checked against its scale.
-        name: what a message calls a picture that has no path.
-        reduced: decode JPEG at an eighth of its size: quicker, and what is broken shows all the same.
+        spec: preprocessing of the model, which determines the number of channels and the scale of floats.
+        name: the name in messages of an image that has no path.
+        reduced: whether to decode JPEG at reduced size, which is faster and still detects damaged files.
+
+    Returns:
+        the layers of the image; see the module's docstring.
 
     Raises:
-        RuntimeInputError: this is no picture, or an array that does not fit.
-        DataError: a file or an image that cannot be read, or does not fit.
+        RuntimeInputError: the value is not an image, or an array does not fit.
+        DataError: a file or an image cannot be read or does not fit.
     """
     from PIL import Image
 
@@ -83,7 +86,7 @@ def decode(picture: Any, spec: Preprocessing, name: str, *, reduced: bool = Fals
 
 
 def open_file(path: str | os.PathLike[str]) -> BinaryIO:
-    """Open a file of data. Raises DataError if there is none, or it is a folder, or a pipe or a device without end."""
+    """Open a data file for reading. Raises DataError if it does not exist, or is a folder, a pipe or a device."""
     hint = "fetch it first, and pass its bytes" if "://" in str(path) else ""
     try:
         mode = os.stat(path).st_mode
@@ -98,7 +101,11 @@ def open_file(path: str | os.PathLike[str]) -> BinaryIO:
 
 
 def read_all(file: Any, name: str) -> bytes:
-    """Everything in an open file, from its start if it can be rewound. Raises RuntimeInputError."""
+    """Read an open file, from its start if it is seekable.
+
+    Raises:
+        RuntimeInputError: the file cannot be read, does not return bytes, or is larger than 1 GiB.
+    """
     try:
         if file.seekable():
             file.seek(0)
@@ -137,7 +144,7 @@ def _read_image(file: BinaryIO, spec: Preprocessing, name: str, *, reduced: bool
 
 
 def _converted(image: Image.Image, spec: Preprocessing, name: str, *, reduced: bool) -> Image.Image:
-    """The image in the mode for a model. Raises DataError."""
+    """Load an image and convert it to the mode for the model. Raises DataError if it cannot be loaded or converted."""
     check_size(image.width, image.height, spec, name)
     channels = len(spec.mean)
     if image.mode.startswith("I") or image.mode == "F":
@@ -160,7 +167,7 @@ def _converted(image: Image.Image, spec: Preprocessing, name: str, *, reduced: b
             image.draft(image.mode, (1, 1))
         image.load()
         return image if image.mode == MODES[channels] else image.convert(MODES[channels])
-    except Exception as error:  # as above
+    except Exception as error:  # Pillow's decoders share no base class of exceptions, as above
         raise _unreadable(name, error) from error
 
 
@@ -179,22 +186,22 @@ def _unreadable(name: str, reason: object) -> DataError:
 
 
 def is_array_file(path: str | os.PathLike[str]) -> bool:
-    """Whether a file holds an array, by its name."""
+    """Return whether a file holds an array, judging by its name."""
     return str(path).lower().endswith(".npy")
 
 
 def read_array(path: str | os.PathLike[str]) -> NDArray[Any]:
-    """The array in an ``.npy`` file. Raises DataError if it cannot be read, or holds objects."""
+    """Read the array in an ``.npy`` file. Raises DataError if it cannot be read, or holds objects."""
     with open_file(path) as file:
         try:
             array: NDArray[Any] = np.lib.format.read_array(file, allow_pickle=False)
-        except Exception as error:  # numpy's header is Python
+        except Exception as error:  # numpy parses the header as Python, which may raise many types
             raise DataError(f"{path}: cannot be read as an array ({error})", hint="write it with numpy.save") from error
     return array
 
 
 def check_array(array: NDArray[Any], spec: Preprocessing, name: str) -> None:
-    """Raise RuntimeInputError unless an array (H, W[, C]) is a picture for a model: its type, shape and values."""
+    """Raise RuntimeInputError unless dtype, shape and values of an array (H, W[, C]) fit a model."""
     found, channels = f"{name} is a {array.dtype} array of shape {array.shape}", len(spec.mean)
     if array.dtype != np.uint8 and not np.issubdtype(array.dtype, np.floating):
         hint = "array.astype(numpy.uint8) * 255" if array.dtype == bool else "convert it to uint8, 0 to 255"
@@ -221,7 +228,7 @@ def _channels_hint(array: NDArray[Any], channels: int) -> str:
 
 
 def check_scale(array: NDArray[Any], spec: Preprocessing, found: str) -> None:
-    """Raise RuntimeInputError unless floats are on the scale 0 to 1; or anything plausible if they are not changed."""
+    """Raise RuntimeInputError unless floats are within 0 to 1, or within -64 to 64 if the model does not normalise."""
     lowest, highest = float(array.min()), float(array.max())
     if not any(spec.mean) and set(spec.std) == {1.0}:
         if lowest >= -_MOST_AS_THEY_ARE and highest <= _MOST_AS_THEY_ARE:

@@ -1,16 +1,17 @@
-"""Where the pixels of a picture go: sizes and places of resize and crop, rounded as torchvision and timm do."""
+"""Compute the sizes and offsets of resize and crop, with the rounding of torchvision and timm."""
 
 from __future__ import annotations
 
 from dyce_runtime.bundle.manifest import Preprocessing
 from dyce_runtime.errors import DataError
 
-# Of a picture, as it comes and as it is resized: 4 bytes each in Pillow, 512 MB. Cameras make up to 108 million.
+# The most pixels of an image, before and after resizing: with 4 bytes per pixel in Pillow, 512 MiB. Cameras make up to
+# 108 million.
 MOST_PIXELS = 1 << 27
 
 
 def size_after_resize(width: int, height: int, spec: Preprocessing) -> tuple[int, int]:
-    """(width, height). The roundings differ from one transform of torchvision's and timm's to the next."""
+    """Return (width, height) after resizing, rounded as the respective transform of torchvision or timm does."""
     if not isinstance(spec.resize, tuple):
         shorter = min(width, height)
         # torchvision truncates the longer edge; the order of operations matters for the last bit.
@@ -24,7 +25,7 @@ def size_after_resize(width: int, height: int, spec: Preprocessing) -> tuple[int
 
 
 def check_size(width: int, height: int, spec: Preprocessing, name: str) -> None:
-    """Raise DataError if a picture has no pixels, or too many as it comes or as it is resized."""
+    """Raise DataError if an image has no pixels, or too many before or after resizing."""
     if width * height == 0:
         raise DataError(f"{name} has no pixels: its size is {width} x {height}")
     if width * height > MOST_PIXELS:
@@ -42,5 +43,8 @@ def check_size(width: int, height: int, spec: Preprocessing, name: str) -> None:
 
 
 def crop_start(length: int, crop: int) -> int:
-    """Where torchvision's CenterCrop starts: it rounds half to even when it cuts, down when it pads."""
+    """Return the offset of torchvision's CenterCrop, which is negative for padding.
+
+    Half a pixel is rounded to even for cropping, and to the smaller padding before the image for padding.
+    """
     return round((length - crop) / 2) if length >= crop else -((crop - length) // 2)

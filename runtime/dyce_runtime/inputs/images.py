@@ -1,4 +1,4 @@
-"""What a call takes: checked before anything runs."""
+"""Check the argument of a call before anything runs, and select samples from it."""
 
 from __future__ import annotations
 
@@ -12,25 +12,30 @@ from dyce_runtime.bundle.manifest import TensorSpec
 from dyce_runtime.errors import RuntimeInputError
 from dyce_runtime.inputs.pictures import Pictures
 
-# What a bundle's networks read, (N, C, H, W) each, by the name of the input.
+# Name of each input of a bundle to images (N, C, H, W).
 Inputs: TypeAlias = Mapping[str, npt.NDArray[np.float32]]
-# The same from a caller: a bundle with one input needs no name.
+# The argument of a call: for a bundle with one input, a single array is enough.
 Images: TypeAlias = "npt.NDArray[np.float32] | Inputs"
 
 _FLOAT32 = np.dtype(np.float32)
-# Up to that many numbers BLAS starts no threads for a sum.
+# The most values for which BLAS computes a dot product without starting threads.
 _SMALL = 8192
-# Further from zero, float32 overflows within a network, and engines make different numbers of infinity and NaN.
+# The largest absolute value. Beyond it, float32 overflows within a network, and engines differ in how they treat
+# infinity and NaN.
 _LARGEST = 1e12
 
 
 def as_inputs(images: Images, specs: Sequence[TensorSpec]) -> Inputs:
-    """The images of every input of a bundle, checked.
+    """Check the argument of a call and return name of each input to images. Arrays are not copied.
+
+    Args:
+        images: the argument.
+        specs: the inputs of the bundle.
 
     Raises:
-        RuntimeInputError: an input is missing, or they do not fit; see :func:`check_images`.
+        RuntimeInputError: an input is missing, or an array does not fit; see :func:`check_images`.
     """
-    # Asking whether an array is a mapping takes as long as checking a small one.
+    # The type is tested first, since isinstance(array, Mapping) takes as long as checking a small array.
     if len(specs) == 1 and (type(images) is np.ndarray or not isinstance(images, Mapping)):
         check_images(images, specs[0].shape[1:])
         return {specs[0].name: images}
@@ -53,31 +58,31 @@ def as_inputs(images: Images, specs: Sequence[TensorSpec]) -> Inputs:
 
 
 def count_of(inputs: Inputs) -> int:
-    """How many images there are."""
+    """Return the number of samples."""
     if type(inputs) is not dict and isinstance(inputs, Pictures):
         return inputs.count
     return len(next(iter(inputs.values())))
 
 
 def rows_of(inputs: Inputs, rows: slice) -> Inputs:
-    """Some of the images, of all inputs."""
+    """Return a range of the samples, for all inputs."""
     if isinstance(inputs, Pictures):
         return inputs.part(rows)
     return {name: images[rows] for name, images in inputs.items()}
 
 
 def some_of(inputs: Inputs, name: str, rows: npt.NDArray[np.intp]) -> npt.NDArray[np.float32]:
-    """Some of the images of one input."""
+    """Return the samples at indices ``rows``, for one input."""
     return inputs.some(name, rows) if isinstance(inputs, Pictures) else inputs[name][rows]
 
 
 def all_of(images: Images) -> Images:
-    """The same, with nothing left to prepare: for measurements without preprocessing."""
+    """Return the same with the preprocessing of all inputs done, so that it is not measured."""
     return dict(images) if isinstance(images, Mapping) else images
 
 
 def check_images(images: npt.NDArray[np.float32], shape: tuple[int | str, ...]) -> None:
-    """Raise RuntimeInputError unless it is a float32 array (N, *shape), N at least 1, of numbers within 1e12."""
+    """Raise RuntimeInputError unless this is a float32 array (N, *shape), N at least 1, with values within 1e12."""
     fits = isinstance(images, np.ndarray) and images.dtype == _FLOAT32 and images.shape[1:] == shape
     if not fits or len(images) == 0 or (type(images) is not np.ndarray and np.ma.is_masked(images)):
         raise _misfit(images, shape)
@@ -86,8 +91,8 @@ def check_images(images: npt.NDArray[np.float32], shape: tuple[int | str, ...]) 
 
 
 def _within(images: npt.NDArray[np.float32]) -> bool:
-    """Without allocating; of the quickest way for a small picture and for a large one, after an inference."""
-    # A sum of squares is larger than each of them; comparisons with NaN are false.
+    """Return whether all values are within 1e12, without allocating, by the fastest method for the size."""
+    # A sum of squares bounds each of them, and comparisons with NaN are false.
     if images.size <= _SMALL and np.vdot(images, images) <= _LARGEST**2:
         return True
     return bool(images.max() <= _LARGEST and images.min() >= -_LARGEST)

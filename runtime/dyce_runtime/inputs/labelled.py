@@ -1,4 +1,4 @@
-"""Pictures whose labels are known to mean what a model means by them: the one way to open data for a model."""
+"""Open labelled images for a model, and check that the labels denote the model's classes."""
 
 from __future__ import annotations
 
@@ -31,22 +31,22 @@ from dyce_runtime.inputs.datasets import Dataset, has_class_folders, open_datase
 _log = logging.getLogger("dyce_runtime")
 
 _BATCH = 32
-# A model may be worse than was claimed by that share of the pictures, or by four standard errors of it.
+# The accuracy of a model may be lower than claimed by this much, or by four standard errors if that is more.
 _MOST_WORSE, _SURE = 0.10, 4.0
 
-# Where pictures are, or these themselves.
+# The source of images as for ``open_dataset``, or an open data set.
 Pictures: TypeAlias = "str | Path | Dataset"
 
 
 class ModelFacts(NamedTuple):
-    """What of a model matters for its data.
+    """The properties of a model that its data has to match.
 
     Attributes:
-        classes: how many it tells apart.
-        preprocessing: how pictures are prepared for it.
-        class_names: in index order, if known.
-        classes_file: what the user says about class folders, see :func:`dyce_runtime.inputs.datasets.open_dataset`.
-        claimed: its accuracy in [0, 1], as whoever trained it says.
+        classes: number of classes.
+        preprocessing: how images are prepared for it.
+        class_names: in index order; None if they are not known.
+        classes_file: the user's list of classes, see :func:`dyce_runtime.inputs.datasets.open_dataset`.
+        claimed: its accuracy in [0, 1] according to its checkpoint; None if it is not known.
     """
 
     classes: int
@@ -59,17 +59,18 @@ class ModelFacts(NamedTuple):
 def open_labelled(
     places: Sequence[Pictures | None], model: ModelFacts, answer: Answer
 ) -> tuple[list[Dataset | None], tuple[Doubt, ...]]:
-    """Open pictures for a model and compare their labels with what it answers.
+    """Open images for a model and compare their labels with the model's predictions.
 
-    Class folders of which nothing says which class they are get the numbering that the model's answers confirm; further
-    places follow it.
+    If the class indices of class folders are not known, the numbering that agrees best with the predictions is chosen,
+    and used for further sources as well.
 
     Args:
-        places: as in :func:`dyce_runtime.inputs.datasets.open_dataset`, or opened already; None stays None.
-        answer: the class (N,) that the model answers for pictures.
+        places: sources as in :func:`dyce_runtime.inputs.datasets.open_dataset`, or open data sets; None stays None.
+        model: the properties of the model.
+        answer: predicts the classes (N,) int64 of N images.
 
     Returns:
-        the data sets, without files that cannot be decoded, and what speaks against their labels.
+        the data sets, without files that cannot be decoded, and the doubts about their labels.
 
     Raises:
         DataError: the data is missing, empty or unreadable, or does not fit the model.
@@ -89,7 +90,7 @@ def open_labelled(
 
 
 def _check_classes_file(places: Sequence[Pictures | None], model: ModelFacts) -> None:
-    """Raise DataError if the user's list of classes would not be used for any of the places."""
+    """Raise DataError if the user's list of classes would not be used for any of the sources."""
     named = [place for place in places if place is not None and not isinstance(place, Dataset)]
     if model.classes_file is not None and named and not any(map(has_class_folders, named)):
         raise DataError(
@@ -107,15 +108,15 @@ def _opened(place: Pictures, model: ModelFacts) -> Dataset:
 
 
 def answer_of(session: Session) -> Answer:
-    """What the uncut model of a session answers."""
+    """Return a function that preprocesses images and predicts their classes with the uncut model of a session."""
     return lambda pictures: session.run_uncut(session.preprocess(pictures))
 
 
 def settle(dataset: Dataset, answer: Answer, model: ModelFacts) -> tuple[Dataset, Doubt | None]:
-    """Number the class folders of a data set as the model does, and say what speaks against its labels.
+    """Number the class folders of a data set as the model does, and return the doubt about its labels, if any.
 
-    Runs the model on 256 to 1,024 of the pictures, and again on 1,024 if something is in doubt. A data set without
-    labels stays as it is.
+    Runs the model on 256 to 1,024 of the images, and again on 1,024 if there is a doubt. A data set without labels is
+    returned as it is.
     """
     if dataset.labels is None:
         return dataset, None
@@ -147,7 +148,7 @@ def _settle(
 
 
 def _doubt_of_claim(right: float, count: int, claimed: float | None, source: str) -> Doubt | None:
-    """Doubt about a model that is right on a share of so many pictures, and far less often than was claimed for it."""
+    """Return the doubt about a model whose accuracy ``right`` on ``count`` images is far below ``claimed``; or None."""
     if claimed is None or count < FEWEST_LABELS:
         return None
     if not claimed - right > max(_MOST_WORSE, _SURE * sqrt(claimed * (1 - claimed) / count)):
@@ -165,6 +166,6 @@ def _labels(dataset: Dataset) -> Labels:
 
 
 def _ask(dataset: Dataset, answer: Answer, rows: npt.NDArray[np.intp]) -> Labels:
-    """What the model answers for some of the pictures."""
+    """Predict the classes of the images at indices ``rows``, in batches."""
     batches = np.array_split(rows, -(-len(rows) // _BATCH))
     return np.concatenate([answer(dataset.images(batch)) for batch in batches])

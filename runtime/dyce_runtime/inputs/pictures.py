@@ -1,4 +1,4 @@
-"""Pictures on their way into a bundle whose networks prepare them in different ways."""
+"""Lazily preprocessed images, for a bundle whose networks differ in their preprocessing."""
 
 from __future__ import annotations
 
@@ -15,17 +15,27 @@ Floats = npt.NDArray[np.float32]
 
 
 class Pictures(Mapping[str, Floats]):
-    """Pictures as networks read them, (N, C, H, W) by the name of the input; prepared for a network when it runs.
+    """A mapping of input names to images (N, C, H, W) float32, which are preprocessed for a network when it runs.
 
-    For one input they are prepared at once, so that a picture that cannot be read shows at once. What a saver
-    answers is never prepared for the base; a file that is needed again is read again.
+    The images of one input are preprocessed at once, so that an unreadable image is reported at once. Images that exit
+    in a saver (a network that runs before the base) are not preprocessed for the base. A file that is needed again is
+    read again.
 
     Attributes:
-        count: of the pictures.
+        count: number of images.
     """
 
     def __init__(self, pictures: Sequence[Any], ways: Mapping[str, Preprocessing], first: str) -> None:
-        """Prepare for the input ``first``. Raises what :func:`dyce_runtime.inputs.preprocessing.preprocess` raises."""
+        """Preprocess images for the input ``first``.
+
+        Args:
+            pictures: images as :func:`dyce_runtime.inputs.preprocessing.preprocess` takes them.
+            ways: name of each input to its preprocessing.
+            first: name of the input that is needed first.
+
+        Raises:
+            RuntimeInputError, DataError: see :func:`dyce_runtime.inputs.preprocessing.preprocess`.
+        """
         self.count = len(pictures)
         self._pictures, self._ways = pictures, ways
         self._made = {first: preprocess(pictures, ways[first])}
@@ -39,21 +49,21 @@ class Pictures(Mapping[str, Floats]):
         return iter(self._ways)
 
     def __len__(self) -> int:
-        """The number of inputs."""
+        """Return the number of inputs."""
         return len(self._ways)
 
     def shape(self, name: str) -> tuple[int, ...]:
-        """(C, H, W) of an input."""
+        """Return (C, H, W) of an input."""
         return (len(self._ways[name].mean), *self._ways[name].crop)
 
     def some(self, name: str, rows: npt.NDArray[np.intp]) -> Floats:
-        """Some of the pictures for one input."""
+        """Return the images at indices ``rows`` for one input."""
         if name in self._made:
             return self._made[name][rows]
         return preprocess([self._pictures[row] for row in rows.tolist()], self._ways[name])
 
     def part(self, rows: slice) -> Pictures:
-        """Some of the pictures for all inputs; what is prepared is not prepared again."""
+        """Return a range of the images for all inputs, with the preprocessing that has been done already."""
         part = Pictures.__new__(Pictures)
         part._pictures, part._ways = self._pictures[rows], self._ways
         part.count = len(part._pictures)

@@ -1,8 +1,8 @@
-"""From pictures to model inputs, with Pillow and numpy only.
+"""Convert images to model inputs, with Pillow and numpy only.
 
-The arithmetic is that of timm's evaluation transform on PIL images, bit for bit: torchvision's ``Resize`` and
-``CenterCrop`` with their rounding, ``ToTensor`` and ``Normalize`` in float32. Like timm, it ignores the
-orientation that a camera wrote into a file's EXIF data.
+The result equals that of timm's evaluation transform on PIL images, bit for bit: torchvision's ``Resize`` and
+``CenterCrop`` with their rounding, ``ToTensor`` and ``Normalize`` in float32. Like timm, it ignores the orientation in
+a file's EXIF data.
 """
 
 from __future__ import annotations
@@ -26,22 +26,25 @@ Images: TypeAlias = "Picture | Iterable[Picture]"
 
 
 def preprocess(images: Images, spec: Preprocessing) -> NDArray[np.float32]:
-    """Make the input of a model, (N, C, H, W) float32, where C is the length of ``spec.mean``.
+    """Make the input of a model.
+
+    Files and PIL images are converted to ``L``, ``LA``, ``RGB`` or ``RGBA``, by the number of channels of the model.
+    Alpha is dropped for greyscale and RGB, as in timm; a model that takes 2 or 4 channels needs images with alpha,
+    which Pillow resizes with colours weighted by alpha. The channels of an array are resized independently.
 
     Args:
-        images: one picture or several. A picture is a path, the bytes of a file, a file that is open in binary mode, a
-            PIL image or an array: (H, W), (H, W, 1) or (H, W, 3) for models that take grey or RGB, converted where it
-            is the other; (H, W, C) for all others. Arrays are uint8, or floats (of 16, 32 or 64 bits) on the scale 0 to
-            1; where mean is 0 and std 1, which changes nothing, floats may be normalised already. One array may hold
-            several pictures: (N, H, W, C), and (N, H, W) for a model that takes grey.
-        spec: the numbers of the transform, from the manifest.
+        images: one image or several. An image is a path, the bytes of a file, a file that is open in binary mode, a PIL
+            image or an array: (H, W), (H, W, 1) or (H, W, 3) for models that take greyscale or RGB, converted if it is
+            the other of the two; (H, W, C) for all other models. Arrays are uint8, or floats (of 16, 32 or 64 bits) on
+            the scale 0 to 1; if mean is 0 and std 1, so that nothing is normalised, floats may be normalised already.
+            One array may hold several images: (N, H, W, C), and (N, H, W) for a model that takes greyscale.
+        spec: the parameters of the transform, from the manifest.
 
-    Files and PIL images are converted to ``L``, ``LA``, ``RGB`` or ``RGBA`` by the number of channels. Alpha is dropped
-    for grey and RGB, as in timm; a model that takes 2 or 4 channels needs pictures with alpha, which are resized as
-    Pillow does (colours weighted by alpha), while channels of an array do not touch each other.
+    Returns:
+        (N, C, H, W) float32, where C is the length of ``spec.mean``.
 
     Raises:
-        RuntimeInputError: nothing to do, or a value that is no picture, or an array that does not fit.
+        RuntimeInputError: there are no images, a value is not an image, or an array does not fit.
         DataError: a file or an image cannot be read; the message names it.
     """
     pictures = listed(images, spec)
@@ -69,15 +72,15 @@ def preprocess(images: Images, spec: Preprocessing) -> NDArray[np.float32]:
 
 
 def listed(images: Any, spec: Preprocessing) -> list[Any]:
-    """Tell one picture from several, and read files that are open, which can be read only once.
+    """Return the argument of :func:`preprocess` as a list of images. Open files are read, which is possible only once.
 
     Raises:
-        RuntimeInputError: an open file gives no bytes.
+        RuntimeInputError: an open file cannot be read, or does not return bytes.
     """
     if isinstance(images, np.ndarray):
         grey = images.ndim == 3 and len(spec.mean) == 1 and images.shape[2] >= NARROWEST
         return list(images) if images.ndim == 4 or grey else [images]
-    # A PIL image cannot be iterated, but much else can that is one thing.
+    # Several types of a single image are iterable.
     one = isinstance(images, (str, os.PathLike, bytes, bytearray, memoryview, Mapping))
     one = one or hasattr(images, "read") or hasattr(images, "__array__") or not isinstance(images, Iterable)
     pictures = [images] if one else images
@@ -99,7 +102,7 @@ def _resize(image: Image.Image, spec: Preprocessing) -> Image.Image:
 
 
 def _center_crop(image: Image.Image, spec: Preprocessing, mean: tuple[float, ...]) -> Image.Image:
-    """Cut (height, width) out of the middle; around a smaller image stands the mean if it was contained, else 0."""
+    """Crop the centre. A smaller image is padded with the mean if ``fit`` is ``contain``, otherwise with 0."""
     from PIL import Image
 
     height, width = spec.crop

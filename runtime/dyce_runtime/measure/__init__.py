@@ -1,1 +1,1 @@
-"""Measuring on this machine: benchmarks, costs of pieces, energy, memory."""
+"""Measurements on this machine: benchmarks, costs of pieces, energy and memory."""

@@ -1,4 +1,4 @@
-"""How many samples should run at once, and when those that stay should be moved together: measured on this machine."""
+"""Measure on this machine which chunk size is the fastest, and from when on compacting a batch saves time."""
 
 from __future__ import annotations
 
@@ -20,13 +20,15 @@ _ROUNDS = 15
 
 
 def measure_best_batch(session: Session, images: Images) -> int:
-    """In chunks of how many samples a call with these images is answered soonest: a power of two, or all at once.
+    """Return the chunk size with which a call with these images is fastest: a power of two, or all at once.
 
-    The active configuration counts, since chunks shrink where samples leave. A larger one keeps more threads busy and
-    pays each call for more samples; the activations of a smaller one stay in the processor's caches.
+    The result depends on the active configuration, since chunks shrink when samples exit. A larger chunk keeps more
+    threads busy and spreads the overhead of a call over more samples; the activations of a smaller one stay in the
+    processor's caches.
 
     Args:
-        images: a batch.
+        session: an open session.
+        images: a batch, as for a call of the session.
     """
     inputs = session.inputs(images)
     plan, classes = session.plan(session.configuration), session.manifest.model.num_classes
@@ -40,28 +42,33 @@ def measure_best_batch(session: Session, images: Images) -> int:
             with session.device.context(size) as context:
                 route(plan, context, chunk, rows.stop - rows.start, classes)
         seconds[turn, column] = time.perf_counter() - start
-    # Relative to the round, since a shared machine is slow for some rounds.
+    # Times are relative to their round, since some rounds are slow on a shared machine.
     relative = np.median(seconds / seconds.mean(axis=1, keepdims=True), axis=0)
     return sizes[int(relative.argmin())]
 
 
 def measure_compaction(session: Session, images: Images) -> dict[str, int]:
-    """For every exit within a network, how many samples have to have left for the rest to be moved together.
+    """Measure, for every exit within a network, how many samples must have exited for compacting to save time.
 
-    Moving k samples takes a + c k; the segment after it then takes b k less. It pays from k = a / (b - c) on; if a
-    segment hardly takes less for fewer samples, never, which is one more than there are.
+    Moving k samples takes a + c k seconds, and the next segment then takes b k seconds less, so compacting saves time
+    from k = a / (b - c) on. If a segment hardly gets faster with fewer samples, the result is one more than the number
+    of samples, which means never.
 
     Args:
-        images: a batch of at least 2.
+        session: an open session.
+        images: a batch of at least 2, as for a call of the session.
+
+    Returns:
+        exit id to number of samples.
     """
     manifest = session.manifest
     inputs = rows_of(session.inputs(images), slice(0, session.device.max_rows))
     found, count = {}, count_of(inputs)
     for network in manifest.networks:
         for exit, after in pairwise(network.exits):
-            stretch = _Stretch(session.device, manifest, network, exit, after, inputs)
-            one, half = (stretch.moving(count, k) for k in (1, count // 2))
-            per_sample = (stretch.after(count) - stretch.after(count - count // 2)) / (count // 2)
+            boundary = _Boundary(session.device, manifest, network, exit, after, inputs)
+            one, half = (boundary.moving(count, k) for k in (1, count // 2))
+            per_sample = (boundary.after(count) - boundary.after(count - count // 2)) / (count // 2)
             per_move = max(0.0, (half - one) / max(1, count // 2 - 1))
             gain = per_sample - per_move
             never = count + 1
@@ -69,8 +76,8 @@ def measure_compaction(session: Session, images: Images) -> dict[str, int]:
     return found
 
 
-class _Stretch:
-    """A network up to an exit, and the segment after it."""
+class _Boundary:
+    """An exit within a network, with the segments before it and the segment after it."""
 
     def __init__(
         self, device: Device, manifest: Manifest, network: Network, exit: str, after: str, inputs: Inputs
@@ -82,17 +89,17 @@ class _Stretch:
         self._next = own[after][0]
 
     def moving(self, count: int, moved: int) -> float:
-        """Seconds that it takes to move samples after the exit."""
+        """Return the seconds that it takes to compact ``count`` samples by moving ``moved`` of them."""
         order = np.arange(count - moved)
         order[:moved] = np.arange(count - moved, count)
         return self._median(count, lambda context: context.keep(order, self._next.reads))
 
     def after(self, count: int) -> float:
-        """Seconds that the segment after the exit takes."""
+        """Return the seconds that the segment after the exit takes for ``count`` samples."""
         return self._median(count, lambda context: context.run(self._next.id))
 
     def _median(self, count: int, run: Callable[[ExecutionContext], object]) -> float:
-        """Of what is timed, with all that came before it done."""
+        """Return the median seconds of ``run``, called after the segments before the exit have finished."""
         seconds = []
         for _ in range(_ROUNDS):
             with self._device.context(count) as context:

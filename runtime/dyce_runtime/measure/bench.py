@@ -1,4 +1,4 @@
-"""Benchmark: the uncut model and every configuration, in turn, on the same inputs in one run."""
+"""Benchmark the uncut model and configurations in turn, on the same inputs in one run."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ from dyce_runtime.measure.machine_state import power_mode
 # Stands for every named configuration and the whole front.
 ALL = "all"
 _WARM_UP_CALLS = 5
-# At most that many samples are timed; a loss of half a point needs more, so the others are answered as well.
+# The most samples that are timed, and the most that are classified: it takes more to detect a loss of half a point.
 MOST_TIMED = 1000
 MOST_ANSWERED = 10_000
-# Splits of which a bundle's heads and thresholds know nothing.
+# Splits that neither the heads nor the thresholds of a bundle were fitted on.
 _UNUSED_SPLITS = ("certification", "test", "unseen")
 
 _Track: TypeAlias = Callable[[Iterable[int]], Iterable[int]]
@@ -54,21 +54,26 @@ def benchmark(
 ) -> dict[str, Any]:
     """Measure configurations next to the uncut model and return the ``bench`` document (see the reference).
 
-    Every call goes to the uncut model, to the chain of all segments and to every configuration before the next one,
-    in rotating order, so that a drift of the machine hits all alike. Preprocessing is not timed. At most 1,000 samples,
-    or one batch, are timed; with labels the others are answered as well, all configurations in one pass, since a small
-    loss shows only on many. The knob is left as it was found.
+    Each batch is run by the uncut model, by the chain of all segments and by every configuration before the next batch,
+    in rotating order, so that a drift of the machine affects all alike. Preprocessing is not timed. At most 1,000
+    samples, or one batch, are timed. With labels, the other samples are classified as well, by all configurations in
+    one pass, since a small loss of accuracy is detectable only with many samples. The active configuration is restored
+    at the end.
 
     Args:
-        configurations: none measures the uncut model and the chain alone.
-        batch: samples per call; of several sizes, the first is the one that figures are stored of.
-        limit: at most that many samples, evenly spread over the data.
-        chain: whether to run the full model in segments, too.
-        find_meter: gives what to measure energy with, behind all the timing; see ``dyce_runtime.measure.energy``.
+        session: an open session.
+        data: the images, with or without labels.
+        configurations: names or configurations; without any, only the uncut model and the chain are measured.
+        batch: samples per call, or several such sizes, of which the first is the one whose figures are stored.
+        limit: the most samples to use, evenly spread over the data.
+        chain: whether to measure the chain of all segments as well.
+        find_meter: returns the meter to measure energy with, after all timing; see ``dyce_runtime.measure.energy``.
+        progress: wraps an iterable of calls, to show progress.
 
     Raises:
         ConfigurationError: a configuration does not fit the bundle.
-        DataError: there are fewer samples than a batch holds.
+        DataError: there are fewer samples than one batch.
+        PieceError: a piece failed.
     """
     rows = spread_rows(data, limit)
     sizes = [batch] if isinstance(batch, int) else list(batch)
@@ -86,7 +91,7 @@ def benchmark(
     before = session.configuration
     try:
         contenders = make_contenders(session, resolved, chain=chain)
-        # The chain and the uncut model are the same network, verified as such.
+        # The chain computes the same as the uncut model, which the export verified.
         uncut, answers = answer_all(session, data, rest, resolved, progress)
         further = [Answers(uncut, np.empty(0, np.int64))] * (1 + chain) + answers
         parts = []
@@ -112,24 +117,24 @@ def benchmark(
 
 
 def _timed_and_rest(rows: NDArray[np.int64], most: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """The samples that are timed, at most ``most`` and evenly spread, and the others."""
+    """Divide samples into those that are timed, at most ``most`` and evenly spread, and the others."""
     chosen = spread_rows(rows, most)
     return rows[chosen], np.delete(rows, chosen)
 
 
 def _with_further(timed: Timings, further: Answers) -> Timings:
-    """The same with the answers to further samples."""
+    """Append the answers to further samples, which were not timed."""
     exits = None if timed.exits is None else np.concatenate([timed.exits, further.exits])
     return Timings(timed.seconds, np.concatenate([timed.labels, further.labels]), exits)
 
 
 def choose(bundle: Bundle, names: Sequence[str]) -> list[Configuration]:
-    """Configurations by name. ``all`` stands for every named one and those of the front that have no name.
+    """Look up configurations by name. ``all`` stands for every named one and those of the front that have no name.
 
-    The latter are called after their place in the front, from 1: ``front 3``.
+    The latter are named after their position in the front, counted from 1: ``front 3``.
 
     Raises:
-        ConfigurationError: there is none of that name.
+        ConfigurationError: there is no configuration of that name.
     """
     known = bundle.configurations
     chosen: dict[str, Configuration] = {}
@@ -145,12 +150,12 @@ def choose(bundle: Bundle, names: Sequence[str]) -> list[Configuration]:
 
 
 def spread_rows(data: Sized, limit: int) -> NDArray[np.int64]:
-    """At most ``limit`` rows, evenly spread over the data."""
+    """Return the indices (n,) int64 of at most ``limit`` samples, evenly spread over the data."""
     return np.unique(np.linspace(0, len(data) - 1, min(limit, len(data))).astype(int))
 
 
 def check_batches(sizes: Iterable[int], pictures: int) -> None:
-    """Raise DataError if a batch holds more than there are."""
+    """Raise DataError if a batch size is larger than the number of images."""
     if (largest := max(sizes)) > pictures:
         raise DataError(
             f"there are {pictures} pictures for --batch {largest}; expected one batch at the least",
@@ -159,11 +164,12 @@ def check_batches(sizes: Iterable[int], pictures: int) -> None:
 
 
 def save_figures(bundle: Bundle, document: Mapping[str, Any]) -> None:
-    """Keep what :func:`benchmark` found of configurations for this machine.
+    """Store the figures of a benchmark's configurations in the user's cache.
 
-    Of several batch sizes the first is kept.
+    If several batch sizes were measured, the figures of the first one are stored.
 
     Args:
+        bundle: the bundle.
         document: as :func:`benchmark` returns it.
 
     Raises:
@@ -194,7 +200,7 @@ def save_figures(bundle: Bundle, document: Mapping[str, Any]) -> None:
 
 
 def environment(session: Session) -> dict[str, str]:
-    """The machine and the versions that a measurement belongs to."""
+    """Describe the machine, the versions and the options of a measurement."""
     return {
         "cpu": cpu_name(),
         "cores": str(os.cpu_count()),
@@ -212,7 +218,7 @@ def environment(session: Session) -> dict[str, str]:
 
 
 def split_counts(session: Session, data: Dataset, rows: NDArray[np.int64]) -> dict[str, int]:
-    """How many of the samples took part in making the bundle, by split, and how many it has ``unseen``."""
+    """Count the samples that belong to each split of the bundle, and those in none of them (``unseen``)."""
     hashes = data.take(rows).hashes  # reads these files only
     counts = {name: int(np.isin(hashes, known).sum()) for name, known in read_splits(session.bundle).items()}
     counts = {name: count for name, count in counts.items() if count}
@@ -227,7 +233,7 @@ def _measure(
     batch: int,
     progress: _Track,
 ) -> list[Timings]:
-    """Of all contenders, in their order. A last batch that is not full is answered, and not timed."""
+    """Measure all contenders; return their timings in order. An incomplete last batch is classified but not timed."""
     seconds: list[list[float]] = [[] for _ in contenders]
     answers: list[list[Answer]] = [[] for _ in contenders]
     starts = list(range(0, len(rows), batch))
@@ -263,7 +269,7 @@ def _part(
     chain: Timings | None,
     timings: Sequence[Timings],
 ) -> dict[str, Any]:
-    """What the document says of one batch size; the first timings are those of the uncut model."""
+    """Return the part of the document for one batch size. The first timings are those of the uncut model."""
     uncut, *others = timings
     labels, names = pictures
     entries = [
@@ -286,7 +292,7 @@ def _part(
 
 
 def cpu_name() -> str:
-    """The processor as the system names it."""
+    """Return the name of the processor, as the system reports it."""
     try:
         with open("/proc/cpuinfo", encoding="utf-8") as file:
             for line in file:

@@ -1,4 +1,4 @@
-"""Energy of a sample, for the uncut model and configurations: what a benchmark adds where there is a meter."""
+"""Measure the energy per sample of the uncut model and of configurations, for a benchmark with a meter."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from dyce_runtime.measure.contenders import Contender
 from dyce_runtime.measure.energy import Meter
 from dyce_runtime.measure.piece_costs import at_least_0, idle_watts, joules_of
 
-# Measured over and over on that many pictures, or on one batch if that is more, in rounds.
+# Energy is measured by repeated passes over 64 images (or one batch, if that is larger), in 3 rounds.
 _PICTURES = 64
 _ROUNDS = 3
 _log = logging.getLogger("dyce_runtime")
@@ -32,15 +32,20 @@ def add_energies(
     parts: Sequence[dict[str, Any]],
     find_meter: Callable[[], Meter] | None,
 ) -> str | None:
-    """Add the joules of a sample to all parts of a document, where a meter is found.
+    """Add ``joules_per_sample`` to all parts of a benchmark document, if a meter is found.
 
-    The knob is left where the last configuration needs it.
+    The last configuration stays active.
 
     Args:
+        session: an open session.
+        data: the images.
+        rows: indices of the images to choose from.
         contenders: the uncut model and the configurations of the document, in its order.
+        parts: the parts of the document, one per batch size, which are changed in place.
+        find_meter: returns a meter, or raises TargetError; None measures nothing.
 
     Returns:
-        what was read; None if nothing could be.
+        the source that the meter reads; None if nothing was measured.
     """
     try:
         if find_meter is None:
@@ -71,9 +76,9 @@ def _energies(
     meter: Meter,
     idle: float,
 ) -> list[float]:
-    """Joules of a sample above those of the idle machine; noise may make one negative.
+    """Return the joules per sample of each contender above the idle machine; noise may make them negative.
 
-    Passes over pictures from all over the data, so that samples leave where they do in the benchmark, about.
+    The images are evenly spread over the data, so that the shares of the exits taken are about those of the benchmark.
     """
     count = max(1, min(_PICTURES, len(rows)) // batch)
     chosen = rows[np.linspace(0, len(rows) - 1, count * batch).astype(int)]

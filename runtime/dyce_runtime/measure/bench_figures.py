@@ -1,4 +1,4 @@
-"""From latencies and answers to the figures of a benchmark."""
+"""Compute the figures of a benchmark from latencies and answers."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ class Timings:
     """Latencies and answers of one contender.
 
     Attributes:
-        seconds: (calls,) wall-clock time of each call of a whole batch.
-        labels: (N,) int64, of the samples that were timed, followed by those that were only answered.
-        exits: (N,) int64, index into the manifest's exits; None for what knows no exits.
+        seconds: (calls,) float64, wall-clock time of each call with a full batch.
+        labels: (N,) int64, predictions for the samples that were timed, followed by those that were only classified.
+        exits: (N,) int64, index of the exit taken in the manifest's exits; None for a contender without exits.
     """
 
     seconds: NDArray[np.float64]
@@ -32,7 +32,7 @@ class Timings:
 
 
 def figures(timing: Timings, labels: NDArray[np.int64] | None, batch: int) -> dict[str, Any]:
-    """What there is to say of any contender by itself."""
+    """Return the figures of a single contender: latencies in ms, samples per second, and accuracy (None: no labels)."""
     p50, p90, p99 = np.percentile(timing.seconds, [50, 90, 99]) * 1e3
     return {
         "mean_ms": float(timing.seconds.mean() * 1e3),
@@ -45,10 +45,10 @@ def figures(timing: Timings, labels: NDArray[np.int64] | None, batch: int) -> di
 
 
 def beside_uncut(timing: Timings, uncut: Timings) -> dict[str, Any]:
-    """What there is to say of a contender next to the uncut model: the median ratio over rounds of calls.
+    """Compare a contender with the uncut model: the median ratio of times over rounds of calls, and equal labels.
 
-    Between the second smallest and the second largest of ten rounds the true median lies with a probability of 97.9 %,
-    whatever the distribution; with fewer rounds the smallest and the largest are given.
+    The range goes from the second smallest to the second largest of ten rounds, between which the true median lies with
+    a probability of 97.9 %, whatever the distribution; with fewer rounds, from the smallest to the largest.
     """
     rounds = min(_ROUNDS, len(timing.seconds))
     parts = (np.array_split(one.seconds, rounds) for one in (timing, uncut))
@@ -62,7 +62,7 @@ def beside_uncut(timing: Timings, uncut: Timings) -> dict[str, Any]:
 
 
 def early_exit(manifest: Manifest, configuration: Configuration, timing: Timings, uncut: Timings) -> dict[str, Any]:
-    """What there is to say of a configuration: where samples left, and what that saved."""
+    """Return the figures of early exit for a configuration: the exits taken, and the savings of work and time."""
     assert timing.exits is not None
     shares = np.bincount(timing.exits, minlength=len(manifest.exits)) / len(timing.exits)
     macs = float(shares @ path_macs(manifest, configuration)) / manifest.model.macs

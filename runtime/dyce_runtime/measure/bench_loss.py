@@ -1,4 +1,4 @@
-"""What a configuration loses against the uncut model: answered on the same pictures, with the error of that figure."""
+"""Measure the accuracy that configurations lose against the uncut model on the same images, with its standard error."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from dyce_runtime.inputs.datasets import Dataset
 from dyce_runtime.program.rule import leaves
 
 _BATCH = 32
-# A difference counts from two standard errors on.
+# A difference is significant from two standard errors on.
 SURE = 2.0
 
 
 class Pictures(NamedTuple):
-    """What is known of the pictures, in the order of the answers.
+    """The labels of the images, in the order of the answers.
 
     Attributes:
-        labels: (N,) int64; None without any.
-        class_names: in index order, if known.
+        labels: (N,) int64; None if the images have none.
+        class_names: in index order; None if they are not known.
     """
 
     labels: NDArray[np.int64] | None
@@ -33,11 +33,11 @@ class Pictures(NamedTuple):
 
 
 class Answers(NamedTuple):
-    """What was answered.
+    """Predictions for N images.
 
     Attributes:
         labels: (N,) int64.
-        exits: (N,) int64, index into the manifest's exits.
+        exits: (N,) int64, index of the exit taken in the manifest's exits.
     """
 
     labels: NDArray[np.int64]
@@ -51,9 +51,19 @@ def answer_all(
     configurations: Sequence[Configuration],
     progress: Callable[[Iterable[int]], Iterable[int]],
 ) -> tuple[NDArray[np.int64], list[Answers]]:
-    """Answers (N,) of the full model and of every configuration to some of the pictures, all from one pass.
+    """Classify images with the full model and every configuration, in one pass.
 
-    Every segment and every head runs once; where a sample leaves follows from the thresholds.
+    Every segment and every head runs once; the exits taken follow from the thresholds.
+
+    Args:
+        session: an open session.
+        data: the images.
+        rows: indices (N,) of the images to classify.
+        configurations: the configurations.
+        progress: wraps an iterable of batches, to show progress.
+
+    Returns:
+        labels (N,) int64 of the full model, and the answers of each configuration.
 
     Raises:
         PieceError: a piece failed.
@@ -78,19 +88,22 @@ def loss_of(
     allowed: float | None,
     class_names: Sequence[str] | None,
 ) -> dict[str, Any]:
-    """What there is to say of a loss, as a fraction of all samples; None without labels.
+    """Compute the loss of accuracy of a configuration against the uncut model, as a fraction of all samples.
 
     The standard error is that of a difference of paired proportions, with half a sample added to each of the four
-    outcomes, so that it is not 0 where few samples differ (Agresti and Min, Statistics in Medicine 24, 2005).
+    outcomes, so that it is not 0 if few samples differ (Agresti and Min, Statistics in Medicine 24, 2005).
 
     Args:
-        mine, uncut, labels: (N,) of the same samples.
-        allowed: what it may lose as it was chosen; None if nothing was said.
+        mine, uncut, labels: (N,) predictions of the configuration and of the uncut model, and labels (or None), of the
+            same samples.
+        allowed: the loss that the configuration was allowed when it was chosen; None if there was no limit.
+        class_names: in index order; None if they are not known.
 
     Returns:
-        ``loss``, ``loss_error``, ``allowed_loss``, ``worst_class`` and ``loss_verdict``: ``kept`` or ``exceeded`` where
-        the loss is under or over what is allowed by more than two standard errors, ``none`` or ``loses`` the same
-        against nothing where nothing was said, ``undecided`` otherwise.
+        ``loss``, ``loss_error``, ``allowed_loss``, ``worst_class`` and ``loss_verdict``; all but ``allowed_loss`` are
+        None without labels. The verdict is ``kept`` or ``exceeded`` if the loss is below or above the allowed one by
+        more than two standard errors. Without an allowed loss it is ``none`` or ``loses`` if the loss is below or above
+        0 by as much. Otherwise it is ``undecided``.
     """
     if labels is None:
         return {"loss": None, "loss_error": None, "allowed_loss": allowed, "worst_class": None, "loss_verdict": None}
@@ -112,7 +125,7 @@ def paired_error(lost: NDArray[Any]) -> float:
 
 
 def judge(loss: float, error: float, allowed: float | None) -> str:
-    """The ``loss_verdict`` of :func:`loss_of`."""
+    """Return the ``loss_verdict`` of :func:`loss_of`."""
     if loss - (allowed or 0.0) > SURE * error:
         return "loses" if allowed is None else "exceeded"
     if allowed is not None and loss + SURE * error <= allowed:
@@ -125,7 +138,7 @@ def judge(loss: float, error: float, allowed: float | None) -> str:
 def _worst_class(
     lost: NDArray[np.int_], labels: NDArray[np.int64], class_names: Sequence[str] | None
 ) -> dict[str, Any] | None:
-    """The class that loses most right answers; None if none loses any."""
+    """Return the class that loses the most correct predictions; None if no class loses any."""
     counts = np.bincount(labels, weights=lost)
     worst = int(counts.argmax())
     if counts[worst] <= 0:
@@ -135,7 +148,7 @@ def _worst_class(
 
 
 def _leave(session: Session, configuration: Configuration, said: Mapping[tuple[str, str], HeadAnswer]) -> Answers:
-    """Every sample leaves at the first exit that is on and whose confidence is strictly above its threshold."""
+    """Let every sample exit at the first exit that is on and whose confidence is strictly above its threshold."""
     *before, last = session.manifest.exits
     labels = said[last.id, last.heads[0].type].label.copy()
     exits = np.full(len(labels), len(before))

@@ -1,4 +1,4 @@
-"""What a benchmark's figures mean, in sentences that weigh the time against the answers that are lost."""
+"""Summarise the figures of a benchmark in sentences that weigh the time saved against the accuracy lost."""
 
 from __future__ import annotations
 
@@ -9,10 +9,11 @@ from dyce_runtime.bundle.configuration import FULL
 from dyce_runtime.bundle.manifest import Manifest
 from dyce_runtime.measure.bench_loss import SURE
 
-# What a configuration has to gain before the benchmark says so; less is within the noise of a shared machine.
+# The smallest change of time that is reported; a smaller one is within the noise of a shared machine.
 _NOTABLE = 0.03
+# The most images that are suggested for a decision.
 _MOST_PICTURES = 1_000_000
-# What is said of the fastest configuration, by what is known of its loss: the first of these that is faster counts.
+# The statement about the best configuration, by its ``loss_verdict``.
 _FASTER = {
     "none": "gains",
     "kept": "gains",
@@ -26,12 +27,14 @@ _Entry = Mapping[str, Any]
 
 
 def verdict(entries: Sequence[_Entry], manifest: Manifest, batch: int, samples: int, used: int) -> str:
-    """What early exit gains on this machine, and what it loses.
+    """Return sentences that say what early exit gains on this machine, and what it loses.
 
     Args:
-        entries: of the configurations, as the ``bench`` document has them.
-        samples: how many were answered.
-        used: how many of them the heads or the thresholds were fitted on.
+        entries: the configurations, as in the ``bench`` document.
+        manifest: of the bundle.
+        batch: samples per call.
+        samples: number of samples that were classified.
+        used: number of these that the heads or the thresholds were fitted on.
     """
     if not entries:
         return "Only the uncut model was measured; nothing can be said about early exit."
@@ -50,7 +53,10 @@ def verdict(entries: Sequence[_Entry], manifest: Manifest, batch: int, samples: 
 
 
 def best_of(rivals: Sequence[_Entry]) -> _Entry:
-    """The fastest of those of which most is known to be well; the fastest of all if none of them is faster."""
+    """Return the fastest configuration among those with the best verdict on their loss that are faster than the model.
+
+    If no configuration is notably faster than the uncut model, return the fastest of all.
+    """
     for verdicts in (("none", "kept"), ("undecided", None), ("loses",), ("exceeded",)):
         faster = [e for e in rivals if e["loss_verdict"] in verdicts and _ratio(e) <= 1 - _NOTABLE]
         if faster:
@@ -81,7 +87,7 @@ def _of_best(best: _Entry, samples: int) -> str:
 
 
 def loss_words(entry: _Entry, samples: int) -> str:
-    """What is known of a loss, with how many pictures would decide what is not."""
+    """Describe the loss of a configuration; if it is undecided, with the number of images that would decide it."""
     if entry["loss"] is None:
         return (
             f"without labels its loss is unknown, {entry['same_label_as_uncut']:.1%} of its answers are those of the "
@@ -103,7 +109,7 @@ def loss_words(entry: _Entry, samples: int) -> str:
 
 
 def _would_decide(entry: _Entry, samples: int) -> str:
-    """How many pictures would, if the loss stayed what it is; nothing where that is more than anybody has."""
+    """Name the number of images that would decide, if the loss stayed the same; empty if it is above a million."""
     gap = abs(entry["loss"] - (entry["allowed_loss"] or 0.0))
     if gap * _MOST_PICTURES**0.5 <= SURE * entry["loss_error"] * samples**0.5:
         return ""
@@ -112,7 +118,7 @@ def _would_decide(entry: _Entry, samples: int) -> str:
 
 
 def _exceeded(rivals: Sequence[_Entry], best: _Entry) -> list[str]:
-    """A sentence for those that lose too much, if there are others than the one that was named."""
+    """Return a sentence about the configurations that lose too much; if only ``best`` does, only the advice."""
     others = [e for e in rivals if e["loss_verdict"] == "exceeded"]
     named = [f"{e['name']} loses {loss_text(e)} points instead of at most {points(e['allowed_loss'])}" for e in others]
     if not others:
@@ -133,10 +139,10 @@ def _caveat(samples: int, used: int) -> list[str]:
 
 
 def loss_text(entry: _Entry) -> str:
-    """A loss in points with its standard error, such as ``0.7 ± 0.3``."""
+    """Return a loss in percentage points with its standard error, such as ``0.7 ± 0.3``."""
     return f"{100 * entry['loss']:.1f} ± {100 * entry['loss_error']:.1f}"
 
 
 def points(share: float) -> str:
-    """A fraction in points, such as ``0.5``."""
+    """Return a fraction in percentage points, such as ``0.5``."""
     return f"{100 * share:g}"

@@ -1,4 +1,4 @@
-"""What a benchmark runs against each other: the uncut model, the chain of all segments, and configurations."""
+"""The contenders that a benchmark compares: the uncut model, the chain of all segments, and configurations."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from dyce_runtime.execution.session import Session
 from dyce_runtime.execution.trace import chunks
 from dyce_runtime.inputs.images import Images, count_of, rows_of
 
-# Labels, and the exits that were taken, where there are exits.
+# Labels (N,) and the exits taken (N,), which are None for a contender without exits.
 Answer: TypeAlias = "tuple[NDArray[np.int64], NDArray[np.int64] | None]"
 
 
 class Contender(NamedTuple):
-    """Something that classifies.
+    """A classifier that takes part in a benchmark.
 
     Attributes:
-        knob: how the session has to be set before it runs; None if that does not matter.
-        run: takes preprocessed images.
+        knob: the configuration that has to be active before it runs; None if that does not matter.
+        run: classifies preprocessed images.
     """
 
     knob: Configuration | None
@@ -32,7 +32,7 @@ class Contender(NamedTuple):
 
 
 def make_contenders(session: Session, configurations: Sequence[Configuration], *, chain: bool) -> list[Contender]:
-    """The uncut model, the chain if it is wanted, and every configuration."""
+    """Return the uncut model, the chain of all segments if ``chain``, and every configuration."""
 
     def uncut(images: Images) -> Answer:
         return session.run_uncut(images), None
@@ -46,7 +46,7 @@ def make_contenders(session: Session, configurations: Sequence[Configuration], *
 
 
 def _chain(session: Session) -> Callable[[Images], Answer]:
-    """The full model, segment after segment and without any head: what cutting costs where every seam is paid."""
+    """Return a function that runs all segments one by one without heads, to measure the cost of splitting the model."""
     manifest = session.manifest
     plan = make_plan(manifest, Configuration(FULL), ())
 

@@ -1,4 +1,4 @@
-"""Energy that a machine draws, read from Linux's sysfs: counters of processors, power sensors of Jetson boards."""
+"""Measure the energy that a machine uses, through Linux's sysfs: processor counters and Jetson power sensors."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ from threading import Event, Lock, Thread
 from dyce_runtime.errors import TargetError
 
 _SAMPLE_SECONDS = 0.01
-# By board, the rails that together carry what the module draws, none of it twice: those with one rail for it all
-# (Orin NX, Orin Nano, Xavier NX, TX2; Nano), AGX Orin, AGX Xavier. AGX Orin's VDDQ_VDD2_1V8AO hangs on VIN_SYS_5V0.
+# By board, the rails that add up to the power of the module, without counting any of it twice: boards with a single
+# rail (Orin NX, Orin Nano, Xavier NX, TX2; Nano), AGX Orin, AGX Xavier. AGX Orin's VDDQ_VDD2_1V8AO is supplied by
+# VIN_SYS_5V0.
 _WHOLE = (
     ("VDD_IN",),
     ("POM_5V_IN",),
@@ -31,17 +32,17 @@ _NOWHERE = (
 
 
 class Meter(ABC):
-    """Counts energy from when it is made; used in ``with``.
+    """Counts energy, starting at 0 when it is created. Used as a context manager.
 
     Attributes:
-        source: what is read, for a reader.
+        source: name of the counters or sensors that are read, for the user.
     """
 
     source: str
 
     @abstractmethod
     def joules(self) -> float:
-        """Energy so far. Raises TargetError if it can no longer be read."""
+        """Return the energy used so far. Raises TargetError if it can no longer be read."""
 
     def __enter__(self) -> Meter:
         return self
@@ -51,10 +52,10 @@ class Meter(ABC):
 
 
 class Rapl(Meter):
-    """The counters of processor packages, added up; memory is not in them.
+    """The sum of the RAPL energy counters of all processor packages, which do not include memory.
 
-    A counter starts again at 0 behind its range, which takes minutes at the least: ``joules`` has to be called more
-    often than that.
+    A counter wraps around at the end of its range, after some minutes or more; ``joules`` has to be called more often
+    than that.
     """
 
     def __init__(self, packages: Sequence[Path]) -> None:
@@ -65,7 +66,7 @@ class Rapl(Meter):
         self._microjoules = 0
 
     def joules(self) -> float:
-        """Energy so far."""
+        """Return the energy used so far. Raises TargetError if a counter cannot be read."""
         now = self._counts()
         for before, after, whole in zip(self._last, now, self._ranges, strict=True):
             self._microjoules += (after - before) % whole
@@ -77,7 +78,7 @@ class Rapl(Meter):
 
 
 class Ina3221(Meter):
-    """The power of rails, added up; a thread sums it up over time, between ``__enter__`` and ``__exit__``."""
+    """The power of rails, integrated over time by a thread that runs from ``__enter__`` to ``__exit__``."""
 
     def __init__(self, rails: Mapping[str, tuple[Path, Path]]) -> None:
         self.source = "INA3221, " + " + ".join(rails)
@@ -88,7 +89,7 @@ class Ina3221(Meter):
         self._thread = Thread(target=self._watch, daemon=True)
 
     def joules(self) -> float:
-        """Energy so far."""
+        """Return the energy used so far, after another sample. Raises TargetError if a sensor cannot be read."""
         with self._lock:
             watts, now = self._power(), time.perf_counter()
             self._joules += (self._watts + watts) / 2 * (now - self._at)
@@ -105,7 +106,7 @@ class Ina3221(Meter):
 
     def _watch(self) -> None:
         while not self._stop.wait(_SAMPLE_SECONDS):
-            with suppress(TargetError):  # the next sample closes the gap
+            with suppress(TargetError):  # the next successful sample covers the gap
                 self.joules()
 
     def _power(self) -> float:
@@ -113,16 +114,17 @@ class Ina3221(Meter):
 
 
 def find_meter(root: Path = Path("/sys")) -> Meter:
-    """The energy meter of this machine: RAPL (Intel and AMD) or a Jetson's INA3221.
+    """Find the energy meter of this machine: RAPL (Intel and AMD) or a Jetson's INA3221.
 
     Args:
         root: where sysfs is mounted.
 
     Raises:
-        TargetError: there is none, it may not be read, or a board's rails are not known to add up to the whole.
+        TargetError: there is none, it may not be read, or it is not known which rails of the board add up to its total
+            power.
     """
     zones = sorted(root.glob("class/powercap/intel-rapl:*"))
-    # Zones inside a package (core, uncore, dram) stand beside it here, and psys holds them all: no sum of all zones.
+    # Only packages are added up: their parts (core, uncore, dram) are listed here too, and psys includes all of them.
     if packages := [zone for zone in zones if _read(zone / "name").startswith("package")]:
         return Rapl(packages)
     rails = _rails(root)
@@ -138,7 +140,7 @@ def find_meter(root: Path = Path("/sys")) -> Meter:
 
 
 def _rails(root: Path) -> dict[str, tuple[Path, Path]]:
-    """The label of every rail to its files: voltage in mV and current in mA."""
+    """Return label of each rail to its files: voltage in mV and current in mA."""
     labels = sorted(root.glob("bus/i2c/drivers/ina3221/*/hwmon/hwmon*/in[123]_label"))
     return {
         _read(label): (label.with_name(f"in{label.name[2]}_input"), label.with_name(f"curr{label.name[2]}_input"))

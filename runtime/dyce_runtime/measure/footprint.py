@@ -1,4 +1,4 @@
-"""The memory that a bundle takes: measured in a new process, so that nothing else is counted."""
+"""Measure the memory that a bundle takes, in a new process so that nothing else is counted."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ _KINDS = ("segment", "head", "span")
 
 
 def footprint(session: Session) -> dict[str, int | None]:
-    """What the bundle of a session takes, opened as the session opened it.
+    """Measure the memory of a session's bundle, opened with the same target and options.
 
     Returns:
-        ``model_bytes``: by how much the memory of a new process grows when the bundle is loaded and answers one
-        sample; ``process_bytes``: all memory of that process then, Python and the engine included. Both None where the
-        system does not tell. ``segments_bytes``, ``heads_bytes``, ``spans_bytes``: of the open pieces, on disk.
+        ``model_bytes``: the growth of a new process when the bundle is loaded and classifies one sample;
+        ``process_bytes``: the resident memory of that process, including Python and the engine. Both are None if they
+        cannot be determined. ``segments_bytes``, ``heads_bytes``, ``spans_bytes``: sizes of the open pieces on disk.
     """
     sizes = dict.fromkeys(_KINDS, 0)
     for piece in session.pieces:
@@ -33,16 +33,16 @@ def footprint(session: Session) -> dict[str, int | None]:
     question = {"path": str(session.bundle.path), "target": session.target.name, "spec": spec}
     try:
         found = ask(__name__, question) or {}
-    except TargetError:  # the process ended; the session here runs, so that only this figure is missing
+    except TargetError:  # the process crashed; since the session works here, only these figures are missing
         found = {}
     memory = {key: found.get(key) for key in ("model_bytes", "process_bytes")}
     return {**memory, **{f"{kind}s_bytes": size for kind, size in sizes.items()}}
 
 
 def answer(question: dict[str, Any]) -> dict[str, int | None]:
-    """What the new process says."""
+    """Measure in the new process: called by :func:`dyce_runtime.targets.subprocess_call.ask`."""
     bundle = open_bundle(question["path"], check_hashes=False)
-    registry.find(question["target"])  # imports the engine, which is there for any bundle
+    registry.find(question["target"])  # imports the engine first, so that it does not count as part of the bundle
     before = resident_bytes()
     with Session(bundle, question["target"], TargetSpec(**question["spec"])) as session:
         inputs = bundle.manifest.specs(bundle.manifest.inputs)

@@ -1,4 +1,4 @@
-"""How a machine was set while something was measured on it: its power mode, and the memory of a process."""
+"""Read the state of the machine during a measurement: its power mode, and the memory of the process."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ _QUERY_SECONDS = 5
 
 
 def power_mode(root: Path = Path("/")) -> dict[str, str]:
-    """What decides how fast the processor may run, each ``unknown`` where the machine does not tell.
+    """Return the settings that determine the speed of the processor, each ``unknown`` if it cannot be read.
 
     Args:
         root: the folder that holds ``sys``, ``var`` and ``etc``.
 
     Returns:
-        ``cpu_governor``: of the frequency of the first core, such as ``performance``.
-        ``power_mode``: of a Jetson, such as ``2 (15W)``.
+        ``cpu_governor``: the frequency governor of the first core, such as ``performance``.
+        ``power_mode``: the power mode of a Jetson, such as ``2 (15W)``.
     """
     governor = _read(root / "sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")
     return {"cpu_governor": governor or UNKNOWN, "power_mode": _stored_mode(root) or _queried_mode() or UNKNOWN}
 
 
 def resident_bytes(root: Path = Path("/proc")) -> int | None:
-    """Bytes of memory that the process holds now; None where the system does not tell.
+    """Return the resident memory of this process in bytes; None if the system does not provide it.
 
     Args:
         root: where procfs is mounted.
@@ -36,7 +36,7 @@ def resident_bytes(root: Path = Path("/proc")) -> int | None:
 
 
 def _stored_mode(root: Path) -> str:
-    """The number of the mode, as nvpmodel stores it, and its name from the table of modes."""
+    """Return the number of the power mode, as nvpmodel stores it, with its name from nvpmodel's table; or empty."""
     found = re.search(r"pmode:0*(\d+)", _read(root / "var/lib/nvpmodel/status"))
     if found is None:
         return ""
@@ -46,11 +46,11 @@ def _stored_mode(root: Path) -> str:
 
 
 def _queried_mode() -> str:
-    """What nvpmodel says, where it is installed and answers."""
+    """Return the power mode that the command ``nvpmodel`` prints; empty if it is not installed or fails."""
     command = shutil.which("nvpmodel")
     if command is None:
         return ""
-    import subprocess  # takes long to import, and is seldom needed
+    import subprocess  # imported late: slow, and seldom needed
 
     try:
         done = subprocess.run([command, "-q"], capture_output=True, text=True, timeout=_QUERY_SECONDS, check=False)
@@ -61,7 +61,7 @@ def _queried_mode() -> str:
 
 
 def _read(path: Path) -> str:
-    """The text of a file, without space around it; empty if it cannot be read."""
+    """Return the stripped text of a file; empty if it cannot be read."""
     try:
         return path.read_text(encoding="utf-8").strip()
     except (OSError, UnicodeDecodeError):

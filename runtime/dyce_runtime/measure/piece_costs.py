@@ -1,4 +1,4 @@
-"""What every segment and head costs on this machine, in time or energy: what a search needs to weigh either."""
+"""Measure the time or energy that every segment and head takes on this machine, as costs for a search."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ from dyce_runtime.program.operations import Feed
 from dyce_runtime.program.operations import Run as RunPiece
 from dyce_runtime.program.structure import bodies, ends_of, needed_heads
 
-# Where the first segment starts.
+# Stands for the start of the first segment, in the key of a span.
 IMAGE = "image"
 _WARM_UP_CALLS = 5
 _IDLE_SECONDS = 3.0
-# Energy is measured on that many batches, on each for so long: a processor's counter moves every millisecond, a
-# Jetson's sensors are read every ten.
+# Energy is measured on 3 batches, for half a second each, which is long compared with the resolution of the meters: a
+# processor's counter is updated every millisecond, a Jetson's sensors are read every ten.
 _ENERGY_BATCHES = 3
 _ENERGY_SECONDS = 0.5
 
@@ -43,12 +43,12 @@ class PieceCosts:
 
     Attributes:
         segments: exit id, ``final`` last, to the cost of the segment that ends there.
-        heads: (exit id, head type) to the cost of the head, the decision behind it included; at the end of a saver it
-            is in the segment.
-        uncut: of the uncut model.
-        spans: (exit id behind which it starts or ``image``, exit id at its end) to the cost of a span; behind savers
-            the uncut model is one.
-        savers: exit ids at which a saver ends.
+        heads: (exit id, head type) to the cost of the head and of the decision after it. For the head at the end of a
+            saver (a network that runs before the base), only the decision: the head is part of the segment.
+        uncut: cost of the uncut model.
+        spans: (id of the exit after which it starts or ``image``, id of the exit at its end) to the cost of a span. If
+            there are savers, the uncut model counts as a span after the last one.
+        savers: ids of the exits at which savers end.
         needs: see :func:`dyce_runtime.program.structure.needed_heads`.
     """
 
@@ -61,30 +61,40 @@ class PieceCosts:
 
 
 def measure_times(session: Session, batches: Iterable[Images]) -> PieceCosts:
-    """Milliseconds of all pieces, measured in the order in which a call runs them, batch after batch.
+    """Measure the milliseconds of all pieces, in the order in which a call runs them, batch after batch.
 
-    What the session itself adds (routing, results) is measured with every exit on and none ever taken, and
-    counted with the heads, as it falls away with them.
+    The overhead of the session (routing, results) is measured with every exit on and none taken, and is added to the
+    cost of the heads, since without heads there is none.
 
     Args:
+        session: an open session, whose active configuration is restored at the end.
         batches: preprocessed inputs of one size; at least one.
+
+    Raises:
+        PieceError: a piece failed.
     """
     return _measure(session, batches, _milliseconds)
 
 
 def measure_energies(session: Session, batches: Iterable[Images], meter: Meter) -> PieceCosts:
-    """The same in joules, above what the machine draws when idle: it is left alone for seconds first.
+    """Measure the joules of all pieces above those of the idle machine, whose power is measured first, for 3 seconds.
 
-    The meter counts whatever else runs, so nothing else should. Three batches do.
+    The meter includes all other processes, so nothing else should run. Only the first three batches are used.
+
+    Args:
+        session: an open session, whose active configuration is restored at the end.
+        batches: preprocessed inputs of one size; at least one.
+        meter: an open meter.
 
     Raises:
         TargetError: the meter cannot be read.
+        PieceError: a piece failed.
     """
     return _measure(session, islice(batches, _ENERGY_BATCHES), partial(joules_of, meter, idle_watts(meter)))
 
 
 def idle_watts(meter: Meter) -> float:
-    """What the machine draws when it is left alone, which it is for seconds.
+    """Measure the power of the idle machine in watts, which takes 3 seconds.
 
     Raises:
         TargetError: the meter cannot be read.
@@ -97,7 +107,7 @@ def idle_watts(meter: Meter) -> float:
 
 
 def joules_of(meter: Meter, idle: float, run: Run) -> float:
-    """Energy of one call above ``idle`` watts, from many calls back to back; noise may make it negative.
+    """Measure the energy of one call above ``idle`` watts, by calling ``run`` for half a second. May be negative.
 
     Raises:
         TargetError: the meter cannot be read.
@@ -111,7 +121,7 @@ def joules_of(meter: Meter, idle: float, run: Run) -> float:
 
 
 def at_least_0(what: object, cost: float) -> float:
-    """A cost, and 0 with a warning if noise made it negative."""
+    """Return a cost, or 0 with a warning if noise made it negative. ``what`` names it in the warning."""
     if cost < 0:
         _log.warning("%s: no energy above that of the idle machine was seen; it counts as 0", what)
     return max(0.0, cost)
@@ -148,7 +158,7 @@ def _measure(session: Session, batches: Iterable[Images], cost_of: Callable[[Run
 
 
 def _spans(session: Session) -> Iterator[tuple[Piece, tuple[str, str]]]:
-    """The spans that are open, but for the uncut model, and between which exits they run."""
+    """Yield the open spans except the uncut model, with the exits between which they run, as in :class:`PieceCosts`."""
     manifest = session.manifest
     ends = dict(zip((exit.id for exit in manifest.exits), (IMAGE, *(exit.id for exit in manifest.exits)), strict=False))
     own = bodies(manifest)
@@ -159,7 +169,7 @@ def _spans(session: Session) -> Iterator[tuple[Piece, tuple[str, str]]]:
 
 
 def _walk(session: Session, images: Images) -> Iterator[tuple[object, Run]]:
-    """Every piece, then a whole call and the uncut model. Each has to be run before the next is taken."""
+    """Yield every piece, then a whole call and the uncut model. Each must be run before the next one is requested."""
     manifest, inputs = session.manifest, session.inputs(images)
     spans: dict[str, list[Piece]] = defaultdict(list)
     for span, _ in _spans(session):
@@ -183,7 +193,7 @@ def _walk(session: Session, images: Images) -> Iterator[tuple[object, Run]]:
 
 
 def _run(context: ExecutionContext, piece: Piece) -> None:
-    """Run a piece to its end; of one that answers, with what a decision reads."""
+    """Run a piece and wait for it; if it writes an answer, read the confidence as a decision does."""
     context.run(piece.id)
     if piece.answers:
         context.read(CONFIDENCE)

@@ -1,1 +1,1 @@
-"""What an application that runs for long wants to know of its session."""
+"""Monitoring of a session in a long-running application: counters, latency and drift."""

@@ -1,4 +1,4 @@
-"""Drift: what leaves where and how sure, beside what the calibration records let expect."""
+"""Detect drift: compare the exits taken and their confidences with those expected from the calibration records."""
 
 from __future__ import annotations
 
@@ -17,34 +17,36 @@ from dyce_runtime.bundle.manifest import FINAL, Manifest
 from dyce_runtime.errors import BundleError
 from dyce_runtime.program.rule import leaves
 
-# Splits that no threshold was chosen on: what leaves where, and how sure, is there as it is on new samples. On the
-# search split the thresholds were fitted to just these samples. Two splits, as few samples mean much chance.
+# Splits that no threshold was chosen on, so that exits and confidences are distributed as on new samples. The search
+# split is not, as the thresholds were fitted to it. Both splits are used, since few samples make a noisy reference.
 _HELD_OUT = ("certification", "test")
-# Engines differ by less: confidences that are as near count as equal.
+# Confidences are rounded to multiples of this, since engines differ by less.
 _GRAIN = 1e-5
-# A bin has at least that many of the records' samples; below, the law of the index under chance does not hold.
+# Fewest expected samples in a bin; with fewer, the chi-square approximation of the index does not hold.
 _LEAST_EXPECTED = 5
-# The quantile of a standard normal that is exceeded once in a million times: several indices are looked at, often.
+# Standard normal quantile that is exceeded once in a million times. It is this high since several indices are tested,
+# many times.
 _RARELY = 4.753
-# Drift is judged whenever that many samples have come.
+# Drift is evaluated after every 100 samples.
 _EVERY = 100
-# A distribution of that many observed samples is halved, so that the older ones are forgotten.
+# When a distribution holds this many samples, all its counts are halved, so that older samples lose weight.
 _REMEMBERED = 10_000
-# Where a work cap sends samples out, those are missing further on: the shares count again after that many samples
-# without any.
+# Samples that a work cap forces to exit are missing at later exits. The shares are counted again after this many
+# samples without a forced exit.
 _CAPPED = 1000
-# Drift has ended when the index is below that share of its limit, so that one at the limit does not come and go.
+# Drift ends when the index falls below this fraction of its limit (hysteresis).
 _ENDED = 0.5
 
 
 class Stability(msgspec.Struct, frozen=True):
-    """How far one observed distribution is from the one that the records let expect.
+    """How far an observed distribution is from the expected one.
 
     Attributes:
-        psi: the population stability index; None if it cannot be told.
-        limit: above it, it counts as drift; None with ``psi``.
-        samples: observed ones that it rests on, the latest ones: at every 10 000 the older ones lose half their weight.
-        reason: why there is no number; empty if there is one.
+        psi: the population stability index; None if it cannot be computed.
+        limit: a ``psi`` above it counts as drift; None if ``psi`` is None.
+        samples: the total weight of the observed samples: all counts are halved whenever it reaches 10,000 (or twice
+            the minimum of samples, if that is more).
+        reason: why ``psi`` is None; empty if it is not.
     """
 
     psi: float | None
@@ -54,13 +56,15 @@ class Stability(msgspec.Struct, frozen=True):
 
 
 class DriftReport(msgspec.Struct, frozen=True):
-    """What was last found of a configuration; it is looked at after every 100 of its samples.
+    """The latest drift evaluation of a configuration, made after every 100 of its samples.
 
     Attributes:
-        configuration: the first one seen that does this; others may do the same under another name.
-        drifted: whether an index went above its limit and has not fallen below half of that; None if none is known.
-        shares: of the exits that samples leave at.
-        exits: exit id to the stability of the confidences of what left there, for exits that are on and ``final``.
+        configuration: the first one seen with these settings; others may have the same settings and another name.
+        drifted: whether an index rose above its limit and has not fallen below half of it since; None if no index is
+            known.
+        shares: stability of the shares of the exits taken.
+        exits: exit id to the stability of the confidences of the samples that exited there, for the exits that are on
+            and ``final``.
     """
 
     configuration: Configuration
@@ -70,10 +74,11 @@ class DriftReport(msgspec.Struct, frozen=True):
 
 
 def population_stability_index(expected: Sequence[float], observed: Sequence[float]) -> float:
-    """The sum over bins of (a - e) ln(a / e), for the shares e and a of the expected and of the observed samples.
+    """Return the sum over bins of (a - e) ln(a / e), where e and a are the expected and the observed share of a bin.
 
     Args:
-        expected, observed: samples in each bin, as many bins. Half a sample is added to each, so that no share is 0.
+        expected, observed: samples in each bin; both have the same length. Half a sample is added to each bin, so that
+            no share is 0.
     """
     all_expected, all_observed = sum(expected) + len(expected) / 2, sum(observed) + len(observed) / 2
     index = 0.0
@@ -84,14 +89,26 @@ def population_stability_index(expected: Sequence[float], observed: Sequence[flo
 
 
 class Expected(msgspec.Struct, frozen=True, eq=False):
-    """Confidences (N, heads + 1) float32 of the samples that no threshold was chosen on, the final head's last."""
+    """Recorded confidences of the samples that no threshold was chosen on.
+
+    Attributes:
+        columns: (exit id, head type) to the column of that head.
+        confidences: (N, heads + 1) float32; the last column is that of the final head.
+    """
 
     columns: dict[tuple[str, str], int]
     confidences: npt.NDArray[np.float32]
 
 
 def read_expected(path: Path) -> tuple[Expected | None, str]:
-    """The records, or why there are none to compare with. Raises BundleError if they are damaged."""
+    """Read the calibration records of a bundle.
+
+    Returns:
+        the records and an empty string, or None and the reason why there are none to compare with.
+
+    Raises:
+        BundleError: the file is damaged.
+    """
     if not path.is_file():
         return None, "the bundle has no records: it was exported without data"
     file = read_arrays(path, "records")
@@ -111,9 +128,13 @@ def read_expected(path: Path) -> tuple[Expected | None, str]:
 
 
 def replay(records: Expected, configuration: Configuration, manifest: Manifest) -> dict[str, npt.NDArray[np.float32]]:
-    """The confidences of the records' samples that leave at each exit that is on, and at the final head.
+    """Apply a configuration to the recorded confidences.
 
-    Raises KeyError with (exit id, head type) if a head was not recorded.
+    Returns:
+        exit id to the confidences (n,) float32 of the samples that exit there, for the exits that are on and ``final``.
+
+    Raises:
+        KeyError: with (exit id, head type) of a head that was not recorded.
     """
     expected, going = {}, records.confidences
     for exit in manifest.exits[:-1]:
@@ -126,11 +147,11 @@ def replay(records: Expected, configuration: Configuration, manifest: Manifest) 
 
 
 class Comparison:
-    """The samples observed in each bin of a distribution, beside those expected there.
+    """Counts of the observed samples in each bin of a distribution, compared with the expected counts.
 
     Attributes:
-        edges: between the bins, if these are of numbers.
-        reason: why there is nothing to compare; empty if there is.
+        edges: the ascending boundaries between the bins; empty if the bins are categories.
+        reason: why no comparison is possible; empty if it is.
     """
 
     def __init__(self, expected: Sequence[int], edges: Sequence[float] = (), reason: str = "") -> None:
@@ -141,7 +162,7 @@ class Comparison:
         self._total = 0.0
 
     def add(self, bin: int, remembered: int) -> None:
-        """Count a sample; at ``remembered`` of them all lose half their weight."""
+        """Count a sample. When the total reaches ``remembered``, halve all counts."""
         self._observed[bin] += 1
         self._total += 1
         if self._total >= remembered:
@@ -149,7 +170,7 @@ class Comparison:
             self._total /= 2
 
     def stability(self, minimum: int, threshold: float) -> Stability:
-        """Of at least ``minimum`` samples."""
+        """Return the current stability; its ``psi`` is None with fewer than ``minimum`` samples."""
         samples = int(self._total)
         if self.reason:
             return Stability(None, None, samples, self.reason)
@@ -161,13 +182,21 @@ class Comparison:
 
 
 def _by_chance(bins: int) -> float:
-    """What a chi-square number with ``bins`` - 1 degrees of freedom seldom exceeds, after Wilson and Hilferty."""
+    """Return the one-in-a-million quantile of chi-square with ``bins`` - 1 degrees of freedom (Wilson-Hilferty)."""
     spread = 2 / (9 * (bins - 1))
     return (bins - 1) * float((1 - spread + _RARELY * math.sqrt(spread)) ** 3)
 
 
 def compare_confidences(expected: npt.NDArray[np.float32] | None, bins: int, reason: str) -> Comparison:
-    """Compares the confidences at one exit, in quantile bins of the expected ones. Equal ones are in one bin."""
+    """Make the comparison of the confidences at one exit, with at most ``bins`` quantile bins of the expected ones.
+
+    Equal confidences share a bin, and every bin holds at least 5 expected samples.
+
+    Args:
+        expected: (n,) confidences, or None if nothing is known of them.
+        bins: the most bins.
+        reason: why ``expected`` is None.
+    """
     if expected is None:
         return Comparison([0], reason=reason)
     values, counts = np.unique(np.rint(expected.astype(np.float64) / _GRAIN), return_counts=True)
@@ -186,15 +215,15 @@ def compare_confidences(expected: npt.NDArray[np.float32] | None, bins: int, rea
     return Comparison(np.diff([0, *up_to[ends], total]).tolist(), edges)
 
 
-# An exit that is off: no confidence is enough.
+# Stands for an exit that is off: no confidence is above its threshold.
 _NOWHERE = math.inf, 0, Comparison([0])
 
 
 class Watched:
-    """A configuration, where its samples leave, and how sure.
+    """The exits taken under a configuration and their confidences, compared with the expected ones.
 
     Attributes:
-        report: what was last found.
+        report: the latest evaluation.
     """
 
     def __init__(
@@ -210,9 +239,9 @@ class Watched:
         self._threshold, self._minimum = threshold, minimum
         self._remembered = max(_REMEMBERED, 2 * minimum)
         self._shares, self._exits = shares, exits
-        # Samples to come that do not count in the shares.
+        # How many further samples are left out of the shares, after a forced exit.
         self._capped = 0
-        # By the index of an exit that is on: what a sample has to exceed, its bin among the shares, its confidences.
+        # Index of each exit that is on to its threshold, its bin in the shares, and the comparison of its confidences.
         self._places: dict[int, tuple[float, int, Comparison]] = {}
         for place, (id, own) in enumerate(exits.items()):
             floor = -1.0 if id == FINAL else float(np.float32(configuration.exits[id].threshold))
@@ -221,7 +250,7 @@ class Watched:
         self.report = self._judge(False)
 
     def add(self, exits: Sequence[int], confidences: Sequence[float]) -> DriftReport | None:
-        """Count samples. Returns the report if drift begins with them."""
+        """Count samples by exit index and confidence. Return the report if they make drift begin, otherwise None."""
         for exit, confidence in zip(exits, confidences, strict=True):
             floor, place, own = self._places.get(exit, _NOWHERE)
             if confidence <= floor:
@@ -241,14 +270,10 @@ class Watched:
         return self.report if self.report.drifted and not before else None
 
     def _judge(self, before: bool) -> DriftReport:
-        """What can be said now.
-
-        Args:
-            before: whether there was drift.
-        """
+        """Evaluate drift now. ``before`` says whether there was drift at the previous evaluation (hysteresis)."""
         shares = self._shares.stability(self._minimum, self._threshold)
         if self._capped and shares.psi is not None:
-            shares = Stability(None, None, shares.samples, "a work cap sent samples out before they were sure")
+            shares = Stability(None, None, shares.samples, "a work cap forced samples to exit early")
         exits = {id: own.stability(self._minimum, self._threshold) for id, own in self._exits.items()}
         ratios = [
             found.psi / found.limit

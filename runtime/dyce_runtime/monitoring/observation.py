@@ -1,4 +1,4 @@
-"""What a session does, in numbers for a monitor, and whether its inputs still look like those of the calibration."""
+"""Observe a session: count its calls and samples for a monitoring system, and detect drift of its inputs."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from dyce_runtime.process_bound import ProcessBound
 #: Upper boundaries of the latency histogram in seconds: three a decade.
 BUCKETS = (1e-4, 2.5e-4, 5e-4, 1e-3, 2.5e-3, 5e-3, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 
-# Configurations, and names of configurations, that are told apart.
+# The most configurations, and the most names of configurations, that are counted separately.
 _MOST_KEPT = 64
 _OTHER = "other"
 
@@ -33,40 +33,44 @@ _log = logging.getLogger("dyce_runtime")
 
 
 class Observation(ProcessBound):
-    """Counts what a session does, and tells when its confidences are no longer those of the calibration.
+    """Counts the calls and samples of a session, and detects when its confidences drift from the calibration.
 
-    ``session.attach(Observation(session))`` starts it. Counters and a latency histogram count from then on. Drift is
-    measured under each configuration by itself: its exits are replayed on the records of the samples that no
-    threshold was chosen on (the splits ``certification`` and ``test``), which says how many samples should leave at
-    each exit, and how sure. What does leave is compared by the population stability index (PSI), in bins that hold
-    equally many of the expected confidences, and so are the shares of the exits.
+    ``session.attach(Observation(session))`` starts it; counters and a latency histogram start at 0. Drift is measured
+    for each configuration separately: its exits are replayed on the calibration records of the samples that no
+    threshold was chosen on (the splits ``certification`` and ``test``), which gives the expected share of samples at
+    each exit and their expected confidences. The observed confidences are compared with them by the population
+    stability index (PSI), in bins that hold equally many of the expected confidences, and so are the shares of the
+    exits.
 
-    A PSI is drift above ``threshold``: 0.1 and 0.2 are usual bounds of a small and a significant change (Wu and
+    A PSI above ``threshold`` counts as drift: 0.1 and 0.2 are usual bounds of a small and a significant change (Wu and
     Olson, "Enterprise risk management: coping with model risk in a large bank", Journal of the Operational Research
-    Society 61, 2010; Siddiqi, "Credit Risk Scorecards", 2006, puts the second at 0.25). They know nothing of the
-    number of samples: without any drift the PSI of n samples in B bins against m records is about chi-square
+    Society 61, 2010; Siddiqi, "Credit Risk Scorecards", 2006, puts the second at 0.25). These bounds do not depend on
+    the number of samples. Without any drift, the PSI of n samples in B bins against m records is about chi-square
     distributed with B - 1 degrees of freedom, times 1/n + 1/m (Yurdakul, "Statistical Properties of Population
-    Stability Index", 2018): above 0.2 nearly every second time for n = 200, m = 50. So it also has to be above what
-    chance exceeds once in a million times.
+    Stability Index", 2018): for n = 200 and m = 50 it is above 0.2 nearly half of the time. A PSI therefore also has to
+    be above the value that chance exceeds once in a million times.
 
-    A sample that a work cap sends out, not as sure as its configuration asks for or where no exit is on, counts in the
-    counters alone; the shares of the exits cannot be told then, nor for the next 1000 samples.
+    A sample that a work cap forces to exit, with a confidence below the threshold of its configuration or at an exit
+    that is off, only counts in the counters. The shares of the exits are then unknown until 1,000 samples have come
+    without a forced exit.
 
-    All threads that call the session may share an observation. The last 64 configurations are kept; those that do
-    the same count as one, whatever their names. Samples are counted for the first 64 names, then for ``other``.
+    All threads that call the session may share an observation. The 64 configurations used last are kept; those with
+    the same settings count as one, whatever their names. Samples are counted under the first 64 names, then under
+    ``other``.
 
     Args:
         source: the session to observe, or its bundle.
         on_drift: called with the report when drift begins under a configuration, in the thread that called the
-            session, and again only after it has ended. What it raises is logged.
+            session, and again only after that drift has ended. An exception from it is logged.
         buckets: upper boundaries of the latency histogram, in seconds, ascending.
         threshold: the PSI above which there is drift.
-        minimum: observed samples below which a PSI is None.
-        bins: of the confidences at an exit, at most; fewer where few records leave or confidences are equal.
+        minimum: with fewer observed samples, a PSI is None.
+        bins: the most bins for the confidences at an exit; there are fewer if few records exit there or their
+            confidences are equal.
 
     Raises:
         BundleError: the bundle's records are damaged.
-        UsageError: an option makes no sense.
+        UsageError: an option is invalid.
     """
 
     def __init__(
@@ -100,8 +104,8 @@ class Observation(ProcessBound):
         """Count a call.
 
         Args:
-            result: what it returned, of the bundle that is observed.
-            seconds: that it took.
+            result: the result that it returned, from the bundle that is observed.
+            seconds: the time that it took.
         """
         current = self._current
         if current is None or current[0] is not result.configuration:
@@ -118,20 +122,20 @@ class Observation(ProcessBound):
         if begun is not None and self._on_drift is not None:
             try:
                 self._on_drift(begun)
-            except Exception:  # the answer of the call is worth more
+            except Exception:  # a failing callback must not make the call of the session fail
                 _log.exception("on_drift failed")
 
     @property
     def drifted(self) -> bool | None:
-        """Whether there is drift under the configuration of the last call; None if that cannot be told (yet)."""
+        """Whether there is drift under the configuration of the last call; None if that is not known (yet)."""
         current = self._current
         return None if current is None else current[2].report.drifted
 
     def as_dict(self) -> dict[str, Any]:
-        """Everything, ready for JSON: counts, ``latency_seconds`` with cumulative buckets, and ``drift``.
+        """Return all figures, ready for JSON: counts, ``latency_seconds`` with cumulative buckets, and ``drift``.
 
-        ``drift`` has ``drifted`` of the configuration of the last call, ``reason`` (why nothing can be told, or
-        None), and a :class:`DriftReport` for each of ``configurations``, the last used one first.
+        ``drift`` holds ``drifted`` for the configuration of the last call, ``reason`` (why drift cannot be measured, or
+        None), and the :class:`DriftReport` of each of ``configurations``, the last used one first.
         """
         now = self._snapshot()
         per_exit = {
@@ -152,9 +156,10 @@ class Observation(ProcessBound):
         }
 
     def prometheus(self) -> str:
-        """The same in Prometheus' text format, version 0.0.4 (``text/plain; version=0.0.4``), names in ``dyce_...``.
+        """Return the same in Prometheus' text format, version 0.0.4 (``text/plain; version=0.0.4``).
 
-        A PSI that is not known has no line. Of equally named configurations the last used one is shown.
+        All names start with ``dyce_``. A PSI that is not known has no line. If several configurations have the same
+        name, the last used one is shown.
         """
         now = self._snapshot()
         samples = [
@@ -166,7 +171,7 @@ class Observation(ProcessBound):
         latency: list[Line] = [("_bucket", {"le": boundary}, count) for boundary, count in now.latency.items()]
         families = [
             family("calls_total", "counter", "Calls of the session.", [("", {}, calls)]),
-            family("samples_total", "counter", "Samples by the exit that they left at.", samples),
+            family("samples_total", "counter", "Samples by the exit that they took.", samples),
             family(
                 "call_duration_seconds",
                 "histogram",
@@ -193,7 +198,7 @@ class Observation(ProcessBound):
         return current
 
     def _watch(self, configuration: Configuration) -> Watched:
-        """What to expect of a configuration. The records are replayed here, which takes milliseconds: in no lock."""
+        """Compute what to expect of a configuration. Called without the lock: replaying takes milliseconds."""
         expected, reason = None, self._reason
         if self._records is not None:
             try:
@@ -209,7 +214,7 @@ class Observation(ProcessBound):
         return Watched(self._manifest, configuration, shares, exits, self._threshold, self._minimum)
 
     def _snapshot(self) -> _Snapshot:
-        """Everything at one moment."""
+        """Copy all counts and reports under the lock, so that they belong together."""
         with self._lock:
             calls, seconds = list(self._calls), self._seconds
             samples = {name: list(counts) for name, counts in self._samples.items()}
@@ -220,7 +225,7 @@ class Observation(ProcessBound):
 
 
 class _Snapshot(msgspec.Struct, frozen=True):
-    """Latency is cumulative: upper boundary to the calls that took no longer."""
+    """A consistent copy of all figures. ``latency`` maps each upper boundary to the calls that took no longer."""
 
     latency: dict[str, int]
     seconds: float

@@ -1,4 +1,4 @@
-"""Prometheus' text format, version 0.0.4."""
+"""Write metrics in Prometheus' text format, version 0.0.4."""
 
 from __future__ import annotations
 
@@ -12,7 +12,10 @@ Line: TypeAlias = tuple[str, Mapping[str, str], float]
 
 
 def drift_families(reports: Mapping[str, DriftReport]) -> list[Iterator[str]]:
-    """Of reports by the names of their configurations."""
+    """Return the drift metrics of reports, which are keyed by the name of their configuration.
+
+    A value that is not known has no line.
+    """
     shares, confidences, drifted = [], [], []
     for name, report in reports.items():
         configuration = {"configuration": name}
@@ -25,14 +28,14 @@ def drift_families(reports: Mapping[str, DriftReport]) -> list[Iterator[str]]:
             drifted.append(("", configuration, int(report.drifted)))
     psi = "Population stability index of the {} against the records."
     return [
-        family("exit_share_psi", "gauge", psi.format("exits that samples left at"), shares),
-        family("confidence_psi", "gauge", psi.format("confidences of what left at an exit"), confidences),
+        family("exit_share_psi", "gauge", psi.format("exits that samples took"), shares),
+        family("confidence_psi", "gauge", psi.format("confidences of the samples that took an exit"), confidences),
         family("drifted", "gauge", "Whether there is drift under a configuration: 0 or 1.", drifted),
     ]
 
 
 def family(name: str, type: str, help: str, lines: Iterable[Line]) -> Iterator[str]:
-    """The lines of one metric: its help, its type, its values."""
+    """Yield the lines of one metric: its help, its type and its values. The name is prefixed with ``dyce_``."""
     yield f"# HELP dyce_{name} {help}"
     yield f"# TYPE dyce_{name} {type}"
     for suffix, labels, value in lines:

@@ -1,1 +1,1 @@
-"""What can run, what a configuration needs of it, and when a sample leaves."""
+"""The program of a bundle, the part of it that a configuration needs, and the rule by which samples exit."""

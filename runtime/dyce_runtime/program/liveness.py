@@ -1,7 +1,8 @@
-"""What a configuration runs of a program: an operation is needed if a later one that is needed reads what it writes.
+"""Find the operations of a program that a configuration needs, by liveness analysis.
 
-A head that leaves tensors for a later one therefore runs without samples leaving there, and a saver of which nothing
-is on disappears by itself.
+An operation is needed if it lets samples exit, or if a later needed operation reads a tensor that it writes. A head
+whose tensors a later head reads therefore runs even if its own exit is off, and a saver (a smaller network that runs
+before the base) without active exits is dropped.
 """
 
 from __future__ import annotations
@@ -21,13 +22,13 @@ _NO_HEADS: Mapping[str, str] = MappingProxyType({})
 
 
 class Copy(msgspec.Struct, frozen=True):
-    """Tensors (keys) become copies of others (values)."""
+    """Make tensors (keys) copies of others (values)."""
 
     copies: dict[str, str]
 
 
 class Choosing(msgspec.Struct, frozen=True):
-    """Each sample takes the case with as many cut points, which are float32, strictly below its value."""
+    """Send each sample to case k, where k is the number of cut points (float32) strictly below its gate value."""
 
     gate: str
     by: str
@@ -36,9 +37,9 @@ class Choosing(msgspec.Struct, frozen=True):
 
 
 class Leaving(msgspec.Struct, frozen=True):
-    """A place where samples leave if their score is strictly above the threshold, a float32.
+    """Let samples exit whose score is strictly above the threshold, a float32.
 
-    At -inf all of them leave: every score is above it.
+    At -inf all samples exit.
     """
 
     exit: str
@@ -52,12 +53,13 @@ Needed: TypeAlias = Feed | Run | Copy | Choosing | Leaving
 def needed(
     manifest: Manifest, configuration: Configuration, last: str | None = None, heads: Mapping[str, str] = _NO_HEADS
 ) -> tuple[Needed, ...]:
-    """The operations that a configuration runs, in order; the last one lets all samples leave.
+    """Return the operations that a configuration runs, in order; at the last one all remaining samples exit.
 
     Args:
         configuration: has to fit the bundle.
-        last: id of an exit at which all samples leave that get there, instead of at the final one.
-        heads: the type of head there if the configuration has that exit off; otherwise the cheapest trained one.
+        last: id of an exit at which all remaining samples exit, instead of at the final one.
+        heads: exit id to the type of head used at ``last`` if the configuration has that exit off. Without an entry,
+            the cheapest trained head is used.
     """
     pieces = {piece.id: piece for piece in manifest.pieces}
     live: set[str] = set()
@@ -71,7 +73,7 @@ def needed(
 
 
 def effect_of(operation: Needed | Choose | Leave, pieces: Mapping[str, Piece]) -> tuple[set[str], set[str]]:
-    """The tensors that an operation reads and those that it writes."""
+    """Return the names of the tensors that an operation reads, and of those that it writes."""
     if isinstance(operation, Feed):
         return set(), {operation.input}
     if isinstance(operation, Run):
@@ -86,14 +88,14 @@ def effect_of(operation: Needed | Choose | Leave, pieces: Mapping[str, Piece]) -
 
 
 def operation_of(case: Case) -> Run | Copy:
-    """What a case does."""
+    """Return the operation that a case performs."""
     return Copy(case.copies) if case.piece is None else Run(case.piece)
 
 
 def _settled(
     manifest: Manifest, configuration: Configuration, last: str | None, heads: Mapping[str, str]
 ) -> Iterator[Needed]:
-    """The program up to where all samples leave, without the places where none can."""
+    """Yield the program up to the exit at which all samples exit, without the exits that are off."""
     for operation in manifest.program:
         if isinstance(operation, Choose):
             yield _choosing(operation, configuration)
@@ -114,7 +116,7 @@ def _settled(
 
 
 def _choosing(choose: Choose, configuration: Configuration) -> Needed:
-    """A choice as a configuration sets it; with a fixed case there is nothing to choose."""
+    """Return a choice with the cut points of the configuration, or the only operation left if it fixes the case."""
     setting = configuration.gates.get(choose.gate, choose.cut_points)
     if isinstance(setting, int):
         return operation_of(choose.cases[setting])
@@ -122,7 +124,7 @@ def _choosing(choose: Choose, configuration: Configuration) -> Needed:
 
 
 def _head_at(manifest: Manifest, configuration: Configuration, exit: str, heads: Mapping[str, str]) -> str:
-    """The type of head by which all samples leave at an exit."""
+    """Return the type of the head with which all samples exit at an exit."""
     on = configuration.exits.get(exit)
     return on.head if on is not None else heads.get(exit) or _cheapest(manifest, manifest.exit(exit)).type
 
@@ -133,13 +135,13 @@ def _cheapest(manifest: Manifest, exit: Exit) -> Head:
 
 
 def head_macs(manifest: Manifest, head: Head) -> int:
-    """What a head adds: nothing where it is the end of a segment, which has it."""
+    """Return the multiply-accumulates that a head adds: 0 if a segment ends in it and already includes them."""
     piece = manifest.piece(head.piece)
     return piece.macs if piece.role == "head" else 0
 
 
 def live_after(operations: Iterable[Needed], pieces: Mapping[str, Piece]) -> list[tuple[str, ...]]:
-    """For each of the operations the tensors that a later one reads before anything writes them again."""
+    """Return, for each operation, the tensors that a later one reads before anything writes them again, sorted."""
     live: set[str] = set()
     found: list[tuple[str, ...]] = []
     for operation in reversed([*operations]):

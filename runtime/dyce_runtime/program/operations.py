@@ -1,7 +1,7 @@
-"""The program of a bundle: everything that can run, in order, for each sample.
+"""The operations of a bundle's program: everything that can run for a sample, in order.
 
-The program is maximal: all networks, all exits, all heads, all branches. A configuration runs the part of it that it
-needs, which :mod:`dyce_runtime.program.liveness` finds.
+The program contains all networks, exits, heads and branches. A configuration runs the part that it needs, which
+:mod:`dyce_runtime.program.liveness` finds.
 """
 
 from __future__ import annotations
@@ -12,33 +12,33 @@ import msgspec
 
 
 class Feed(msgspec.Struct, frozen=True, tag="feed", tag_field="op"):
-    """The samples that are still here bring this input."""
+    """Read this input for the samples that have not exited yet."""
 
     input: str
 
 
 class Run(msgspec.Struct, frozen=True, tag="run", tag_field="op"):
-    """A piece computes its tensors."""
+    """Run a piece, which reads and writes named tensors."""
 
     piece: str
 
 
 class Case(msgspec.Struct, frozen=True):
-    """What one case of a choice does: it runs a piece, or tensors (keys) become copies of others (values)."""
+    """One case of a choice: it runs a piece, or makes tensors (keys) copies of others (values)."""
 
     piece: str | None = None
     copies: dict[str, str] = msgspec.field(default_factory=dict)
 
 
 class Choose(msgspec.Struct, frozen=True, tag="choose", tag_field="op"):
-    """Each sample takes one of the cases: the one with as many cut points strictly below its value.
+    """Send each sample to case k, where k is the number of cut points strictly below its gate value.
 
-    Every case defines the same tensors, with the same shapes.
+    Every case writes the same tensors, with the same shapes.
 
     Attributes:
-        gate: its id, by which a configuration sets the cut points.
-        by: name of a float32 tensor of shape (batch,) that holds a value for each sample.
-        cut_points: ascending, one fewer than there are cases; used where a configuration does not set them.
+        gate: id of the gate, under which a configuration sets the cut points.
+        by: name of the float32 tensor of shape (batch,) with the gate value of each sample.
+        cut_points: ascending, one fewer than there are cases; the default if a configuration does not set them.
     """
 
     gate: str
@@ -48,7 +48,13 @@ class Choose(msgspec.Struct, frozen=True, tag="choose", tag_field="op"):
 
 
 class Leave(msgspec.Struct, frozen=True, tag="leave", tag_field="op"):
-    """Samples leave with the answer of a head: if their score is strictly above the threshold, or ``always``."""
+    """Let samples exit with the answer of a head: those whose score is strictly above the threshold, or all.
+
+    Attributes:
+        exit: id of the exit.
+        head: type of the head.
+        always: whether all samples exit, whatever their score.
+    """
 
     exit: str
     head: str

@@ -1,4 +1,4 @@
-"""The rule by which samples leave."""
+"""The rule that decides which samples exit."""
 
 from __future__ import annotations
 
@@ -7,5 +7,5 @@ import numpy.typing as npt
 
 
 def leaves(scores: npt.NDArray[np.float32], threshold: float | np.float32) -> npt.NDArray[np.bool_]:
-    """Whether each of the scores is strictly above a threshold, as float32; NaN is above none."""
+    """Return (N,) bool: whether each score (N,) is strictly above the threshold as float32. NaN never is."""
     return scores > np.float32(threshold)

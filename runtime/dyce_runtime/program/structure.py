@@ -1,4 +1,4 @@
-"""Questions about a bundle that its program answers: which segments lead to an exit, and what a head needs."""
+"""Derive the structure of a bundle from its program: the segments before each exit, and what each head needs."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dyce_runtime.program.operations import Leave, Run
 
 
 def bodies(manifest: Manifest) -> dict[str, tuple[Piece, ...]]:
-    """Exit id to the segments that run between the exit before it, or the start of its network, and that exit."""
+    """Map each exit id to the segments between that exit and the previous one (or the start of its network)."""
     found: dict[str, tuple[Piece, ...]] = {}
     waiting: list[Piece] = []
     for operation in manifest.program:
@@ -21,14 +21,21 @@ def bodies(manifest: Manifest) -> dict[str, tuple[Piece, ...]]:
 
 
 def segments_of(manifest: Manifest, network: str) -> tuple[Piece, ...]:
-    """The segments of a network, in order. Raises KeyError if there is no such network."""
+    """Return the segments of a network, in order. Raises KeyError if there is no such network."""
     exits = {one.id: one.exits for one in manifest.networks}[network]
     own = bodies(manifest)
     return tuple(piece for exit in exits for piece in own[exit])
 
 
 def ends_of(manifest: Manifest, span: Piece) -> tuple[str | None, str]:
-    """The exit after which a span starts, None at the start of its network, and the exit at its end."""
+    """Return the ids of the exits between which a span (a piece that equals several segments) runs.
+
+    Returns:
+        the exit after which it starts, None at the start of its network, and the exit at its end.
+
+    Raises:
+        KeyError: its segments are not part of any network.
+    """
     own = bodies(manifest)
     for network in manifest.networks:
         starts = dict(zip(network.exits, (None, *network.exits), strict=False))
@@ -40,7 +47,12 @@ def ends_of(manifest: Manifest, span: Piece) -> tuple[str | None, str]:
 
 
 def needed_heads(manifest: Manifest) -> dict[str, dict[str, tuple[tuple[str, str], ...]]]:
-    """Exit id and type of a head that reads what others have left to the exits and types of these, in order."""
+    """Find the heads that read tensors of earlier heads.
+
+    Returns:
+        exit id to head type to the (exit id, head type) of the earlier heads that it needs, in execution order. Heads
+        that need no others are left out.
+    """
     of_piece = {head.piece: (exit.id, head.type) for exit in manifest.exits[:-1] for head in exit.heads}
     found: dict[str, dict[str, tuple[tuple[str, str], ...]]] = {}
     for exit in manifest.exits[:-1]:

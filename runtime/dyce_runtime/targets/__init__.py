@@ -1,1 +1,1 @@
-"""Choosing a target: which are installed, which is fastest here, and whether one computes what it should."""
+"""Choose a target: find the installed ones, measure which is fastest here, and check what an engine computes."""

@@ -1,4 +1,4 @@
-"""The fastest way to run a bundle on this machine: measured once, then remembered in the user's cache."""
+"""Choose the fastest target and precision for a bundle on this machine, and store the choice in the user's cache."""
 
 from __future__ import annotations
 
@@ -26,15 +26,23 @@ FILE = "fastest.json"
 
 
 def fastest(bundle: Bundle, candidates: Sequence[Candidate], spec: TargetSpec, options: dict[str, Any]) -> Session:
-    """Open the candidate that answers a sample soonest of those that compute what the bundle's test vectors say.
+    """Open a session on the candidate with the lowest latency for one sample that reproduces the test vectors.
 
-    Nothing is measured where there is one candidate; or no test vectors, then the first that opens runs it.
+    Nothing is measured if there is only one candidate, if this machine has measured the same candidates before, or if
+    the bundle has no test vectors: then the first one that opens is used.
 
     Args:
-        options: of the session.
+        bundle: the bundle in its own precision.
+        candidates: targets and precisions to choose from.
+        spec: how the pieces are opened.
+        options: keyword arguments of the session.
+
+    Returns:
+        an open session, which the caller has to close.
 
     Raises:
-        TargetError: none is available, or none passes; says why for each.
+        TargetError: no candidate is available, or none passes; the message says why for each.
+        BundleError: a piece of the only candidate does not load.
     """
 
     def opened(candidate: Candidate) -> Session:
@@ -43,7 +51,7 @@ def fastest(bundle: Bundle, candidates: Sequence[Candidate], spec: TargetSpec, o
     if len(candidates) == 1:
         return opened(candidates[0])
     if not candidates:
-        registry.find()  # says why for each
+        registry.find()  # raises TargetError, which says why each target is unavailable
     if not bundle.file(TEST_VECTORS).is_file():
         own = [candidate for candidate in candidates if candidate.bundle is bundle] or candidates
         return _first_that_opens(own, opened, [])
@@ -51,7 +59,7 @@ def fastest(bundle: Bundle, candidates: Sequence[Candidate], spec: TargetSpec, o
     key = _key(candidates, spec)
     remembered = next((one for one in candidates if one.name == known.get(key)), None)
     if remembered is not None:
-        with suppress(TargetError):  # it may have broken since
+        with suppress(TargetError):  # it may have stopped working since
             return opened(remembered)
     ranked, refused = _ranked(candidates, spec, options, opened)
     session = _first_that_opens(ranked, opened, refused)
@@ -65,12 +73,12 @@ def _ranked(
     options: dict[str, Any],
     opened: Callable[[Candidate], Session],
 ) -> tuple[list[Candidate], list[str]]:
-    """Those that compute what they should, the fastest first, and why others do not."""
+    """Return the candidates that reproduce the test vectors, the fastest first, and why the others do not."""
     times: dict[Candidate, float] = {}
     refused = []
     for candidate in candidates:
         try:
-            # What only this process knows, another one cannot open.
+            # A target that only this process has registered cannot be opened in another one.
             found = milliseconds_apart(candidate, spec, options) if registry.is_installed(candidate.target) else None
             times[candidate] = milliseconds_here(lambda one=candidate: opened(one)) if found is None else found  # type: ignore[misc]
         except (BundleError, PieceError, TargetError) as error:
@@ -99,23 +107,23 @@ def _first_that_opens(
 
 
 def _key(candidates: Sequence[Candidate], spec: TargetSpec) -> str:
-    """What a choice depends on: the machine, how it will run, and what there is to choose from."""
+    """Return a key for a stored choice: the machine, the options, and the candidates with their engines' versions."""
     versions = {name: registry.get(name).version() for name in dict.fromkeys(one.target for one in candidates)}
     chosen_from = ", ".join(f"{one.name} ({versions[one.target]})" for one in candidates)
     return f"{platform.node()}, threads {spec.threads}, {spec.pool}, {spec.mode}: {chosen_from}"
 
 
 def _read(bundle: Bundle) -> dict[str, str]:
-    """What was chosen before; nothing if that cannot be read."""
+    """Read the stored choices; nothing if they cannot be read."""
     with suppress(OSError, msgspec.DecodeError):
         return read_json(cache_of(bundle) / FILE, dict[str, str])
     return {}
 
 
 def _write(bundle: Bundle, known: dict[str, str]) -> None:
-    """Remember. If the cache cannot be written, the next load measures again."""
+    """Store the choices. If the cache cannot be written, the next load measures again."""
     try:
         cache_of(bundle).mkdir(parents=True, exist_ok=True)
         write_atomically(cache_of(bundle) / FILE, msgspec.json.format(msgspec.json.encode(known)))
     except OSError as error:
-        log.warning("what is fastest here cannot be remembered: %s", error)
+        log.warning("the choice of the fastest target cannot be stored: %s", error)

@@ -1,6 +1,6 @@
-"""Finding targets: through the entry-point group ``dyce.targets``, so that others can add theirs.
+"""Find targets through the entry-point group ``dyce.targets``, so that other packages can add theirs.
 
-A target that does not load, or fails when it is asked, counts as unavailable: it takes nothing else down.
+A target that does not load, or raises when it is queried, counts as unavailable and does not affect the others.
 """
 
 from __future__ import annotations
@@ -16,44 +16,44 @@ if TYPE_CHECKING:
     from importlib.metadata import EntryPoint, EntryPoints
 
 GROUP = "dyce.targets"
-# Names the target where nobody else does.
+# The environment variable with the default target.
 VARIABLE = "DYCE_TARGET"
-# In which exports are checked and records are made, whatever else a machine can run.
+# The target in which exports are checked and records are made, whatever else a machine can run.
 REFERENCE = "onnxruntime"
 
 
 def names() -> list[str]:
-    """Names of all installed targets, available on this machine or not."""
+    """Return the sorted names of all installed targets, whether or not they are available on this machine."""
     return sorted({point.name for point in _entry_points()})
 
 
 def candidates() -> list[str]:
-    """Names of those that may be available, as far as can be told without importing an engine."""
+    """Return the names of the targets that may be available, as far as is known without importing an engine."""
     return [name for name in names() if _reason(name, "installed") is None]
 
 
 def is_installed(name: str) -> bool:
-    """Whether a package brings it, so that every process of this installation has it."""
+    """Return whether an installed package provides the target, so that every process of this installation has it."""
     return any(point.name == name for point in _entry_points())
 
 
 def working() -> list[str]:
-    """Names of those that are available on this machine. Their engines are imported to know."""
+    """Return the names of the targets that are available on this machine. This imports their engines."""
     return [name for name in candidates() if unavailable(name) is None]
 
 
 def unavailable(name: str) -> str | None:
-    """Why a target does not work on this machine, whatever goes wrong when it is asked; None if it does."""
+    """Return why a target does not work on this machine; None if it does. Errors of the target are the reason."""
     return _reason(name, "available") or _reason(name, "compiles")
 
 
 def unable_to_compile(name: str) -> str | None:
-    """Why a target cannot compile pieces here, whatever goes wrong when it is asked; None if it can."""
+    """Return why a target cannot compile pieces here; None if it can. Errors of the target are the reason."""
     return _reason(name, "compiles")
 
 
 def get(name: str) -> Target:
-    """An installed target by name. Raises TargetError if there is none, or it does not load."""
+    """Return an installed target by name. Raises TargetError if there is none, or it does not load."""
     for point in _entry_points():
         if point.name == name:
             return _make(point)
@@ -61,15 +61,15 @@ def get(name: str) -> Target:
 
 
 def named() -> str | None:
-    """The target that the environment names, if it names one."""
+    """Return the name of the target in the environment variable ``DYCE_TARGET``; None if it is not set."""
     return os.environ.get(VARIABLE) or None
 
 
 def find(name: str | None = None) -> Target:
-    """The named target, or that which the environment names, or the first that is available here.
+    """Return the named target, or the one that the environment names, or the first that is available here.
 
     Raises:
-        TargetError: not installed, or not available; says why for each.
+        TargetError: the target is not installed or not available, or none is; the message says why.
     """
     wanted = named() if name is None else name
     if wanted is not None:
@@ -87,7 +87,7 @@ def find(name: str | None = None) -> Target:
 
 
 def reference() -> Target:
-    """The target in which exports are checked. Raises TargetError if it is not available."""
+    """Return the target in which exports are checked. Raises TargetError if it is not available."""
     return find(REFERENCE)
 
 
@@ -104,18 +104,18 @@ def _named(name: str, origin: str) -> Target:
 
 
 def _reason(name: str, question: str) -> str | None:
-    """The answer of a target; where it has no ``installed`` that of ``available``."""
+    """Call a method of a target that returns a reason or None. One that the target lacks defaults to ``available``."""
     try:
         target = get(name)
         return cast("str | None", getattr(target, question, target.available)())
     except TargetError as error:
         return error.message
-    except (Exception, SystemExit) as error:  # whatever a package does when it is imported
+    except (Exception, SystemExit) as error:  # importing a broken package may raise anything
         return f"{type(error).__name__}: {error}"
 
 
 def _entry_points() -> EntryPoints:
-    from importlib.metadata import entry_points  # slow to import, and not needed before a bundle is loaded
+    from importlib.metadata import entry_points  # imported late: slow, and not needed before a bundle is loaded
 
     return entry_points(group=GROUP)
 

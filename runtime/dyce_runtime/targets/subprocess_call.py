@@ -1,4 +1,4 @@
-"""Ask a question in a new process, whose memory and engines are its own and whose crash takes nothing down."""
+"""Call a function in a new process, which has its own memory and engines and may crash without harm to this one."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ from typing import Any
 
 from dyce_runtime.errors import TargetError
 
-# Engines for a GPU may have to be built first.
+# Seconds until the process is given up: engines for a GPU may have to be built first.
 _LONGEST = 1800
-# Python in isolated mode, so that nothing in the working directory is imported, with the modules of this process.
+# The program of the new process. Python runs it in isolated mode, so that nothing is imported from the working
+# directory, and with the module search path of this process.
 _START = (
     "import sys; module, sys.path[:] = sys.argv[1], sys.argv[2:]; "
     "from dyce_runtime.targets.subprocess_call import main; main(module)"
@@ -20,13 +21,14 @@ _START = (
 
 
 def ask(module: str, question: dict[str, Any]) -> dict[str, Any] | None:
-    """What ``answer(question)`` of a module returns in a new process; None where no process can be started.
+    """Return the result of ``answer(question)`` of a module in a new process; None if no process can be started.
 
     Args:
-        module: its name; it has a function ``answer`` from and to what JSON can hold.
+        module: name of a module with a function ``answer``, whose argument and result can be written as JSON.
+        question: the argument.
 
     Raises:
-        TargetError: the process ended without an answer, or was not ready in time.
+        TargetError: the process ended without an answer, or did not answer within 30 minutes.
     """
     try:
         done = subprocess.run(
@@ -49,7 +51,7 @@ def ask(module: str, question: dict[str, Any]) -> dict[str, Any] | None:
 
 
 def main(module: str) -> None:
-    """What the new process does: one question on its input, one answer as the last line of its output."""
+    """Run the new process: read a question from stdin, and write the answer as the last line of stdout."""
     found = importlib.import_module(module).answer(json.load(sys.stdin))
     print("\n" + json.dumps(found), flush=True)
 

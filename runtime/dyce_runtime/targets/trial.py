@@ -1,7 +1,6 @@
-"""Whether an engine computes what a bundle's test vectors say, and how fast: tried in a process of its own.
+"""Check an engine against the test vectors of a bundle, and measure its latency, in a process of its own.
 
-So the process that runs the bundle imports the engine that was chosen and no other, and an engine that crashes takes
-nothing down.
+The process that runs the bundle then imports only the engine that was chosen, and survives an engine that crashes.
 """
 
 from __future__ import annotations
@@ -27,40 +26,47 @@ from dyce_runtime.inputs.images import rows_of
 from dyce_runtime.json_files import read_json
 from dyce_runtime.targets.subprocess_call import ask
 
-# Largest error of logits that another engine may make in float32, relative to what depends on the input.
+# Largest error of the logits of another engine in float32; see ``bundle.test_vectors.relative_error``.
 TOLERANCE = 1e-3
-# Share of samples that may leave elsewhere than the records of a lower precision say, where that was measured.
+# Largest fraction of samples that may take another exit than the records of a lower precision say, if that was
+# measured for the target.
 MOST_ELSEWHERE = 0.01
-# Confidences nearer to a threshold may fall on either side of it.
+# Confidences closer than this to a threshold may fall on either side of it.
 _NEAR = 1e-4
-# How far the score of a head may be from that of the test vectors: another head, or another piece, is further off.
+# Largest error of a head's scores, in float32 and in a lower precision. It detects a wrong head or piece, whose scores
+# differ by more.
 _APART, _APART_ROUNDED = 0.02, 0.25
 _CHECKED = "checked.json"
 _SECONDS = 0.3
-# A pool that spins leaves the cores alone after that.
+# Seconds after which the spinning threads of a pool have released the cores.
 _PAUSE = 0.05
 
 
 class Candidate(NamedTuple):
-    """A target, and the bundle in one precision."""
+    """A target together with the bundle in one precision."""
 
     target: str
     bundle: Bundle
 
     @property
     def name(self) -> str:
-        """As it is stored."""
+        """The target and the precision, as a choice is stored."""
         return f"{self.target} {self.bundle.manifest.precision}"
 
 
 def milliseconds_apart(candidate: Candidate, spec: TargetSpec, options: dict[str, Any]) -> float | None:
-    """Median of a call with one sample, measured in a new process; None where none can be started.
+    """Measure the median duration of a call with one sample in a new process.
 
     Args:
-        options: of the session.
+        candidate: the target and the bundle.
+        spec: how the pieces are opened.
+        options: keyword arguments of the session.
+
+    Returns:
+        milliseconds; None if no process can be started.
 
     Raises:
-        TargetError: the engine does not run the bundle as it should; says why.
+        TargetError: the engine does not run the bundle correctly; the message says why.
     """
     question = {
         "path": str(candidate.bundle.path),
@@ -77,10 +83,13 @@ def milliseconds_apart(candidate: Candidate, spec: TargetSpec, options: dict[str
 
 
 def milliseconds_here(opened: Callable[[], Session]) -> float:
-    """The same in this process.
+    """Measure the same in this process, in milliseconds. The session is closed afterwards.
+
+    Args:
+        opened: opens the session.
 
     Raises:
-        TargetError, BundleError, PieceError: as above.
+        TargetError, BundleError, PieceError: the engine does not run the bundle correctly.
     """
     with opened() as session:
         check(session)
@@ -90,7 +99,7 @@ def milliseconds_here(opened: Callable[[], Session]) -> float:
 
 
 def answer(question: dict[str, Any]) -> dict[str, Any]:
-    """What the new process says: ``ms``, or why it ``refused``."""
+    """Answer in the new process: ``ms``, or the reason why the candidate was ``refused``."""
     bundle, spec = open_bundle(question["path"], check_hashes=False), TargetSpec(**question["spec"])
     try:
         return {"ms": milliseconds_here(lambda: Session(bundle, question["target"], spec, **question["options"]))}
@@ -99,24 +108,30 @@ def answer(question: dict[str, Any]) -> dict[str, Any]:
 
 
 def check(session: Session) -> None:
-    """Compare with the test vectors of its precision. Raises TargetError."""
+    """Compare a session with the test vectors of its bundle.
+
+    Raises:
+        TargetError: logits, exits taken, scores or spans differ by too much.
+        BundleError: the test vectors are missing or damaged.
+        PieceError: a piece failed.
+    """
     manifest = session.manifest
     if manifest.lowering is not None and manifest.lowering.elsewhere.get(session.target.name, 0.0) > MOST_ELSEWHERE:
         share = manifest.lowering.elsewhere[session.target.name]
-        raise TargetError(f"{share:.1%} of the samples leave elsewhere there than recorded")
+        raise TargetError(f"{share:.1%} of the samples take another exit there than recorded")
     expected = read_vectors(session.bundle)
     found = answered(expected, session)
     error = relative_error(expected.logits, found.logits, expected.logits)
     allowed, apart = TOLERANCE, _APART
     if manifest.verification is not None:
         allowed = max(allowed, manifest.verification.tolerance)
-    if manifest.lowering is not None:  # engines round on the way as that precision does
+    if manifest.lowering is not None:  # engines round intermediate results in ways of their own
         allowed, apart = max(allowed, 2 * manifest.lowering.logits_error), _APART_ROUNDED
-    elsewhere = _elsewhere(found, expected, manifest) if manifest.lowering is None else 0
-    if not error <= allowed or elsewhere:
+    misrouted = _count_misrouted(found, expected, manifest) if manifest.lowering is None else 0
+    if not error <= allowed or misrouted:
         raise TargetError(
-            f"its logits are {error:.1e} from those of the bundle's test vectors, and {elsewhere} of "
-            f"{len(expected.logits)} leave elsewhere; expected at most {allowed:.0e} and none"
+            f"its logits are {error:.1e} from those of the bundle's test vectors, and {misrouted} of "
+            f"{len(expected.logits)} samples take another exit; expected at most {allowed:.0e} and none"
         )
     for (exit, head), scores in expected.scores.items():
         if not (distance := float(np.abs(found.scores[exit, head] - scores).max())) <= apart:
@@ -130,9 +145,10 @@ def check(session: Session) -> None:
 
 
 def check_once(session: Session) -> None:
-    """The same, unless this machine has done it for this bundle and this engine before; not without test vectors.
+    """Check a session like :func:`check`, once per machine, bundle and engine. Do nothing without test vectors.
 
-    Raises TargetError.
+    Raises:
+        TargetError, BundleError, PieceError: see :func:`check`.
     """
     bundle, target = session.bundle, session.target
     if not bundle.file(TEST_VECTORS).is_file():
@@ -151,13 +167,13 @@ def check_once(session: Session) -> None:
             f"{target.name} does not compute what {bundle.path} says: {error.message}",
             hint="Copy the bundle again, or export again; load(..., check=False) runs it unchecked.",
         ) from error
-    with suppress(OSError):  # then it is checked again
+    with suppress(OSError):  # if it cannot be stored, the next load checks again
         file.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(file, msgspec.json.encode([*known, engine]))
 
 
-def _elsewhere(found: Vectors, expected: Vectors, manifest: Manifest) -> int:
-    """Samples on another side of a probe threshold, unless they are next to it."""
+def _count_misrouted(found: Vectors, expected: Vectors, manifest: Manifest) -> int:
+    """Count the samples on the other side of a probe threshold than expected, unless they are within 1e-4 of it."""
     scores = expected.first(manifest)
     sides = [one > expected.probe for one in (found.first(manifest), scores)]
     far = np.abs(scores - expected.probe) > _NEAR
@@ -165,7 +181,7 @@ def _elsewhere(found: Vectors, expected: Vectors, manifest: Manifest) -> int:
 
 
 def _milliseconds(session: Session) -> float:
-    """Median of a call with one sample, over the test vectors and all rounds."""
+    """Return the median over rounds of the mean duration of a call with one sample of the test vectors."""
     vectors = read_vectors(session.bundle)
     samples = [rows_of(vectors.inputs, slice(row, row + 1)) for row in range(len(vectors.logits))]
     rounds: list[float] = []
@@ -175,5 +191,5 @@ def _milliseconds(session: Session) -> float:
         for sample in samples:
             session(sample)
         rounds.append(time.perf_counter() - start)
-        end = end or time.perf_counter() + _SECONDS  # the first round warms up
+        end = end or time.perf_counter() + _SECONDS  # the first round is a warm-up
     return 1e3 * float(np.median(rounds[1:] or rounds)) / len(samples)

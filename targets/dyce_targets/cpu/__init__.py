@@ -1,1 +1,1 @@
-"""Engines that compute in the memory of the host."""
+"""Engines on CPUs, which compute in the memory of the host."""

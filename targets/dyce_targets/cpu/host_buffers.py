@@ -1,4 +1,4 @@
-"""Memory for the tensors of a call on a CPU, made once and used again."""
+"""Memory for the tensors of a call on a CPU, allocated once and reused."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ import numpy.typing as npt
 
 from dyce_runtime.execution.memory import TensorLife, lay_out, sample_bytes
 
-# Bytes of an input that is copied sooner than its address is bound.
+# The most bytes of an input for which copying is faster than binding its address.
 _SMALL = 1 << 16
-# What vector instructions like; a cache line.
+# The size of a cache line, which suits vector instructions.
 _ALIGNMENT = 64
 
 
 class HostBuffers:
-    """One block of memory in which every tensor has its place; inputs are read where they are.
+    """One block of memory with room for every tensor except the inputs, which are read from the caller's memory.
 
     Attributes:
-        capacity: samples that fit in.
-        tensors: by name, (capacity, ...), all but the inputs.
-        inputs: names of the tensors that come from outside.
-        small: of these by name, where one sample is small, (1, ...) to copy it to.
+        capacity: number of samples that it has room for.
+        tensors: name to array (capacity, ...), for all tensors except inputs.
+        inputs: names of the input tensors.
+        small: name to array (1, ...) float32, into which an input of one sample is copied; for small inputs only.
     """
 
     def __init__(self, tensors: Sequence[TensorLife], capacity: int) -> None:
@@ -45,7 +45,7 @@ class HostBuffers:
 
 
 def _aligned(size: int) -> npt.NDArray[np.uint8]:
-    # Of zeros: samples that take another way leave what no piece has written.
+    # Zeros, since samples that take another branch leave parts of a tensor unwritten.
     raw = np.zeros(size + _ALIGNMENT, np.uint8)
     start = -raw.ctypes.data % _ALIGNMENT
     return raw[start : start + size]

@@ -1,6 +1,6 @@
-"""Devices of engines that compute in the memory of the host: pieces bound to buffers that stay.
+"""The device and the execution context of engines that compute in host memory: pieces bound to permanent buffers.
 
-What is common to them; an engine adds how it binds an array to an input or an output (:class:`HostBinding`).
+An engine only adds how it binds an array to an input or an output (:class:`HostBinding`).
 """
 
 from __future__ import annotations
@@ -23,22 +23,22 @@ from dyce_runtime.program.liveness import Choosing, Copy
 from dyce_runtime.program.operations import Run
 from dyce_targets.cpu.host_buffers import HostBuffers
 
-# Plans that a context keeps ready; an application turns between a few.
+# The most stages that a context keeps recorded. Applications switch between a few configurations.
 _MOST_RECORDED = 64
-# Samples that fit into one context: more would take memory without being any faster.
+# The most samples in one context: more would take memory without being faster.
 _MOST_ROWS = 1 << 16
 
 
 class HostBinding(ABC):
     """A piece bound to arrays, for a number of samples.
 
-    Engines keep the address of an array, not the array: the context owns whatever is bound, as long as it is bound.
+    Engines keep the address of an array, not a reference to it: the context keeps every array alive while it is bound.
 
     Attributes:
         spec: the piece.
-        call: the engine's call, which may raise anything.
+        call: runs the piece in the engine; may raise any exception.
         rows: the number of samples; 0 before :meth:`bind`.
-        brought: of the inputs that a call brings, which are bound anew for it: index and name.
+        brought: index and name of the inputs in the caller's memory, which are bound again for every call.
     """
 
     def __init__(self, spec: PieceSpec, call: Callable[[], object]) -> None:
@@ -47,18 +47,18 @@ class HostBinding(ABC):
 
     @abstractmethod
     def read(self, index: int, array: Array) -> None:
-        """Read an input from there, in this call and all further ones."""
+        """Bind input ``index`` to an array, for this call and all further ones."""
 
     @abstractmethod
     def write(self, index: int, array: Array) -> None:
-        """Write an output there."""
+        """Bind output ``index`` to an array."""
 
     @abstractmethod
     def read_brought(self, index: int, array: Array) -> None:
-        """Read an input that this call brings: C-contiguous, aligned and writeable."""
+        """Bind input ``index`` to an array of the current call, which is C-contiguous, aligned and writeable."""
 
     def bind(self, tensors: Mapping[str, Array], rows: int) -> None:
-        """Read from and write to these tensors; what is not among them a call brings."""
+        """Bind the piece to the first ``rows`` samples of these tensors. Missing inputs are bound for each call."""
         self.rows = rows
         self.brought = tuple((k, spec.name) for k, spec in enumerate(self.spec.inputs) if spec.name not in tensors)
         for index, spec in enumerate(self.spec.inputs):
@@ -68,12 +68,19 @@ class HostBinding(ABC):
             self.write(index, tensors[spec.name][:rows])
 
 
-# Makes a new binding of a piece, for a context that holds at most that number of samples.
+# Makes a new binding of a piece, for a context with room for the given number of samples.
 _Bind: TypeAlias = Callable[[PieceSpec, int], HostBinding]
 
 
 class HostDevice:
-    """Open pieces. Calls from several threads are safe: each has a context of its own."""
+    """Open pieces. Calls from several threads may run at the same time: each has a context of its own.
+
+    Args:
+        target: name of the target, for messages.
+        pieces: the pieces.
+        tensors: all tensors and their lifetimes.
+        bind: makes a new binding of a piece, for a context with room for the given number of samples.
+    """
 
     max_rows = _MOST_ROWS
 
@@ -84,37 +91,43 @@ class HostDevice:
         self._free: dict[int, list[HostContext]] = {}
 
     def context(self, rows: int) -> HostContext:
-        """A context for the next power of two; a free one if there is one, the one used last."""
+        """Return a context with room for the next power of two: the free one that was used last, or a new one.
+
+        Raises:
+            PieceError: the device is closed.
+        """
         bind = self._bind  # read once: another thread may close the device meanwhile
         if bind is None:
             raise PieceError("the device is closed")
         capacity = 1 << (rows - 1).bit_length()
         free = self._free.setdefault(capacity, [])
         try:
-            return free.pop()  # one step, like append: no lock is needed
+            return free.pop()  # atomic, like append, so no lock is needed
         except IndexError:
             return HostContext(self, self._target, self._pieces, bind, HostBuffers(self._tensors, capacity))
 
     def give_back(self, context: HostContext, capacity: int) -> None:
-        """The call that had the context has ended. It is kept for the next one, unless the device is closed."""
+        """Keep a context whose call has ended for the next call, unless the device is closed."""
         self._free.setdefault(capacity, []).append(context)
         if self._bind is None:
             self._free.clear()
 
     def close(self) -> None:
-        """Forget the pieces; calls that are running keep them until they end."""
+        """Release the pieces; calls that are running keep them until they end."""
         self._bind = None
         self._free.clear()
 
 
 class HostParked(NamedTuple):
-    """Samples outside of a context: (rows, ...) of each tensor, by its name."""
+    """Samples outside of a context: name of each tensor to its values (rows, ...)."""
 
     rows: int
     tensors: dict[str, Array]
 
 
 class _Stage(NamedTuple):
+    """The engine calls up to an exit, and its threshold."""
+
     calls: tuple[Callable[[], object], ...]
     threshold: float
     leave: LeaveAt
@@ -123,16 +136,16 @@ class _Stage(NamedTuple):
 class _Recording(NamedTuple):
     """The engine calls of a stage of a plan, for one sample.
 
-    Between two pieces the processor's caches hold what the engine left there, and every line of Python that runs costs
-    ten times what it costs in a loop. So nothing is looked up: with nine exits on Fashion-MNIST, none taken, a
-    call took 1.19 times as long as the engine needs, and recorded 1.10 times.
+    Between two pieces the processor's caches are filled by the engine, so that a line of Python takes ten times as long
+    as in a loop. Recording avoids all look-ups: with nine exits on Fashion-MNIST, none taken, a call took 1.10 times
+    the time of the engine alone, instead of 1.19 times.
 
     Attributes:
-        steps: kept, so that their id stays theirs.
-        brings: the bindings that read what a call brings.
-        stages: up to a decision each.
-        rest: what runs after the last decision.
-        names: the piece that a call runs.
+        steps: the recorded steps, kept so that their id stays unique.
+        brings: the bindings with inputs in the caller's memory.
+        stages: the calls up to each exit.
+        rest: the calls after the last exit.
+        names: call to the id of the piece that it runs, for messages.
     """
 
     steps: Sequence[Step]
@@ -143,37 +156,39 @@ class _Recording(NamedTuple):
 
 
 class HostContext:
-    """Buffers with the pieces bound to them: a run then neither copies nor allocates what goes in and out.
+    """Buffers with the pieces bound to them, so that a run neither copies nor allocates inputs and outputs.
 
-    Bound so, a chain of ten small segments in onnxruntime took 1.08 times as long as the uncut model instead of 1.16.
+    This reduced the time of a chain of ten small segments in onnxruntime from 1.16 to 1.08 times that of the uncut
+    model.
     """
 
     def __init__(
         self, device: HostDevice, target: str, pieces: Mapping[str, PieceSpec], bind: _Bind, buffers: HostBuffers
     ) -> None:
         self.rows = 0
-        # Weak, since the device holds its free contexts: without a cycle a session that is dropped is freed at once.
+        # A weak reference, since the device holds its free contexts: without a cycle, a session that is dropped is
+        # freed at once.
         self._device = ref(device)
         self._target, self._pieces, self._bind, self._buffers = target, pieces, bind, buffers
         one = buffers.small if buffers.capacity == 1 else {}
-        # What pieces are bound to; of a call with one sample small inputs, too.
+        # The arrays that pieces are bound to. Small inputs are among them in a context for one sample.
         self._tensors: dict[str, Array] = {**buffers.tensors, **one}
         self._some: dict[str, Array] = {}
         self._bound: dict[tuple[str, bool], HostBinding] = {}
         self._recorded: dict[int, _Recording] = {}
         self._brought: dict[str, Array] = {}
-        # Views of the buffers, kept while the number of samples stays.
+        # Views of the buffers, kept while the number of samples stays the same.
         self._viewed, self._views = 0, dict[tuple[str, ...], list[Array]]()
 
     def set_input(self, name: str, array: npt.NDArray[np.float32]) -> None:
-        """Bring an input, which is read where it is unless it is a small one."""
+        """Set an input. It is read from the caller's memory unless it is small or no engine could read it there."""
         self.rows = len(array)
         small = self._buffers.small.get(name) if self._buffers.capacity == 1 else None
         if small is not None:
             small[:] = array
         elif type(array) is np.ndarray and array.flags.carray:
             self._brought[name] = array
-        else:  # misaligned, read-only, in another order or of a subclass: no engine promises to take these
+        else:  # misaligned, read-only, in another order or of a subclass, which engines do not guarantee to accept
             self._brought[name] = np.array(array, np.float32, order="C")
 
     def run(self, piece: str, rows: Rows | None = None) -> None:
@@ -196,7 +211,7 @@ class HostContext:
             target[rows] = values[rows]
 
     def read(self, *names: str) -> list[Array]:
-        """Views of the buffers."""
+        """Return views of the buffers."""
         if self._viewed != self.rows:
             self._viewed = self.rows
             self._views.clear()
@@ -206,11 +221,11 @@ class HostContext:
         return found
 
     def computed_rows(self, rows: int) -> int:
-        """Engines compute what they are asked for and no more."""
+        """Return ``rows``: CPU engines compute exactly the samples that they are given."""
         return rows
 
     def run_until_exit(self, steps: Sequence[Step]) -> tuple[LeaveAt | None, npt.NDArray[np.float32]]:
-        """Run what was recorded for these steps. Raises PieceError."""
+        """Run the recording of these steps, made on first use. Raises PieceError if a piece fails."""
         recording = self._recorded.get(id(steps))
         if recording is None:
             recording = self._record(steps)
@@ -245,11 +260,11 @@ class HostContext:
         self.rows = len(order)
 
     def gather(self, rows: Rows, tensors: Sequence[str]) -> HostParked:
-        """Copies."""
+        """Copy samples out of the buffers."""
         return HostParked(len(rows), {name: self._array(name)[rows] for name in tensors})
 
     def append(self, parked: HostParked, start: int, stop: int) -> None:
-        """Copy samples to the places after those that are there."""
+        """Copy samples into the buffers, after those that they hold."""
         before, self.rows = self.rows, self.rows + stop - start
         for name, array in parked.tensors.items():
             if name in self._buffers.inputs:
@@ -259,7 +274,7 @@ class HostContext:
                 self._tensors[name][before : self.rows] = array[start:stop]
 
     def wait(self) -> None:
-        """Return at once: a run has ended when :meth:`run` returns."""
+        """Return at once, as :meth:`run` is synchronous."""
 
     def __enter__(self) -> HostContext:
         return self
@@ -271,7 +286,7 @@ class HostContext:
             device.give_back(self, self._buffers.capacity)
 
     def _array(self, name: str) -> Array:
-        """Where a tensor is: in the buffers, or where a call brought it."""
+        """Return the memory of a tensor: in the buffers, or the caller's memory of an input."""
         brought = self._brought.get(name)
         return self._tensors[name] if brought is None else brought
 
@@ -279,14 +294,14 @@ class HostContext:
         return PieceError(f"piece {piece} failed in {self._target}: {error}")
 
     def _ready(self, piece: str, rows: int) -> HostBinding:
-        """A piece, bound to the buffers for a number of samples and to what this call has brought."""
+        """Return a piece, bound to the buffers for ``rows`` samples and to the inputs of this call."""
         bound = self._binding(piece, self._tensors, rows, some=False)
         for index, name in bound.brought:
             bound.read_brought(index, self._brought[name])
         return bound
 
     def _ready_for_some(self, piece: str, rows: Rows) -> HostBinding:
-        """A piece, bound to a copy of what it reads of some of the samples, and to room for what it writes of them."""
+        """Return a piece bound to arrays for a part of the samples, with their inputs copied into these."""
         spec = self._pieces[piece]
         for tensor in (*spec.inputs, *spec.outputs):
             if tensor.name not in self._some:
@@ -303,13 +318,13 @@ class HostContext:
         if bound.rows != rows:
             try:
                 bound.bind(tensors, rows)
-            except Exception as error:  # as above: a graph may write something else than the manifest says
+            except Exception as error:  # of any type: the outputs of a graph may differ from the manifest
                 bound.rows = 0
                 raise self._failed(piece, error) from error
         return bound
 
     def _record(self, steps: Sequence[Step]) -> _Recording:
-        """All engine calls of a stage, bound: a context for one sample never has another number of them."""
+        """Record the engine calls of a stage. The bindings stay valid, as this context always holds one sample."""
         brings: list[HostBinding] = []
         stages: list[_Stage] = []
         names: dict[Callable[[], object], str] = {}
@@ -334,7 +349,7 @@ class HostContext:
         return recording
 
     def _copying(self, copies: Mapping[str, str]) -> Callable[[], object]:
-        context = ref(self)  # a recording that held its context would keep it for ever
+        context = ref(self)  # a strong reference would create a cycle with the recording
 
         def call() -> None:
             for to, source in copies.items():

@@ -1,4 +1,4 @@
-"""ONNX Runtime on a CPU."""
+"""The target ``onnxruntime``: ONNX Runtime on a CPU."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ PROVIDER = "CPUExecutionProvider"
 
 
 class OnnxRuntimeCpu(CpuTarget):
-    """Runs the ONNX files as they are."""
+    """ONNX Runtime's CPU provider, which runs the ONNX files directly."""
 
     name = "onnxruntime"
     extra = "cpu"
 
     def load(self) -> ModuleType:
-        """onnxruntime."""
+        """Import onnxruntime. Raises TargetError if it is not installed or broken."""
         return installation.load("onnxruntime", "InferenceSession", self.install)
 
     def _open(self, pieces: Sequence[PieceSpec], tensors: Sequence[TensorLife], spec: TargetSpec) -> HostDevice:
@@ -45,7 +45,7 @@ class OnnxRuntimeCpu(CpuTarget):
 
 
 class _Binding(HostBinding):
-    """An ``IOBinding``."""
+    """A piece bound by onnxruntime's ``IOBinding``."""
 
     def __init__(self, spec: PieceSpec, session: onnxruntime.InferenceSession) -> None:
         self._binding = session.io_binding()
@@ -61,7 +61,7 @@ class _Binding(HostBinding):
         self._binding.bind_output(name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)
 
     def read_brought(self, index: int, array: npt.NDArray[Any]) -> None:
-        """Bind an input; of one sample in the quicker way, in which the engine holds on to it until the next call."""
+        """Bind an input: for one sample with the faster method, with which the engine holds it until the next call."""
         if self.rows == 1:
             self.read(index, array)
         else:
@@ -70,9 +70,10 @@ class _Binding(HostBinding):
 
 
 def _engine_call(session: onnxruntime.InferenceSession, binding: onnxruntime.IOBinding) -> Callable[[], object]:
-    """``session.run_with_iobinding(binding)`` without its wrapper, where that looks as it has since version 1.0.
+    """Return ``session.run_with_iobinding(binding)`` as a function, without the Python wrapper if that is possible.
 
-    The wrapper of 1.31 asks about captures on WebGPU first, which took 3 of the 9 microseconds of a tiny graph.
+    The wrapper of version 1.31 first checks for graph capture on WebGPU, which took 3 of the 9 microseconds of a tiny
+    graph. The private attributes that it wraps have existed since version 1.0; without them, the wrapper is used.
     """
     inner, bound = getattr(session, "_sess", None), getattr(binding, "_iobinding", None)
     if inner is None or bound is None:
@@ -84,17 +85,20 @@ _global_pool_threads: int | None = None
 
 
 def session_options(spec: TargetSpec) -> onnxruntime.SessionOptions:
-    """Options under which the sessions of a chain do not fight over the cores.
+    """Return session options with which the sessions of a bundle do not compete for the cores.
 
-    With the default, a spinning pool per session, a chain of four ran 4.5 times slower than the uncut model.
-    A private pool therefore does not spin. The global pool is shared by the whole process: once it exists,
-    plain ``InferenceSession(path)`` calls fail, so it is made only when asked for.
+    By default every session has a thread pool that spins, with which a chain of four segments ran 4.5 times slower than
+    the uncut model. A private pool therefore does not spin. The global pool is shared by the whole process: once it
+    exists, plain ``InferenceSession(path)`` calls fail, so it is created only on request.
+
+    Raises:
+        TargetError: the global pool cannot be created, or exists with another number of threads.
     """
     import onnxruntime as ort
 
     options = ort.SessionOptions()
     options.log_severity_level = 3
-    # Without VNNI its sums of products of bytes saturate in 16 bits; with this it computes them another way there.
+    # Without VNNI, 8-bit dot products saturate in 16 bits; with this option they are computed without saturation.
     options.add_session_config_entry("session.x64quantprecision", "1")
     if spec.pool == "global":
         _make_global_pool(spec.threads)
@@ -115,7 +119,7 @@ def _make_global_pool(threads: int | None) -> None:
     if _global_pool_threads is None:
         try:
             ort.set_global_thread_pool_sizes(wanted, 1)
-        except Exception as error:  # the application made the pool before us; onnxruntime's exceptions share no base
+        except Exception as error:  # the application has created the pool; onnxruntime's exceptions share no base class
             raise TargetError(
                 f"onnxruntime's global pool cannot be made: {error}", hint="Use pool='private'."
             ) from error
@@ -132,7 +136,7 @@ def _open(piece: PieceSpec, options: onnxruntime.SessionOptions) -> onnxruntime.
     import onnxruntime as ort
 
     try:
-        # Without fallback: it would print to stdout and try again with other options.
+        # The fallback is disabled, since it prints to stdout and retries with other options.
         session = ort.InferenceSession(str(piece.path), options, providers=[PROVIDER], enable_fallback=0)
     except Exception as error:  # onnxruntime's exceptions share no base class
         if "global thread pool" in str(error):

@@ -1,4 +1,4 @@
-"""OpenVINO on a CPU."""
+"""The target ``openvino``: OpenVINO on a CPU."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ if TYPE_CHECKING:
     import openvino
 
 DEVICE = "CPU"
-# What a precision of ours is called there.
+# OpenVINO's names of the precisions.
 _PRECISIONS = {"float32": "f32", "bfloat16": "bf16"}
 
 
 class OpenVinoCpu(CpuTarget):
-    """Compiles the ONNX files when they are opened."""
+    """OpenVINO's CPU plugin, which compiles the ONNX files when they are opened."""
 
     name = "openvino"
     extra = "openvino"
 
     def load(self) -> ModuleType:
-        """openvino."""
+        """Import openvino. Raises TargetError if it is not installed or broken."""
         return installation.load("openvino", "Core", self.install)
 
     def _open(self, pieces: Sequence[PieceSpec], tensors: Sequence[TensorLife], spec: TargetSpec) -> HostDevice:
@@ -50,9 +50,9 @@ class OpenVinoCpu(CpuTarget):
 
 
 class _Model:
-    """A piece, compiled for one sample when it is opened, and for any number when that is first asked for.
+    """A piece, compiled for one sample when it is opened, and for any number of samples on first use.
 
-    Compiled for any number, one sample takes 3 (ConvNeXt-atto) to 15 % longer (a small network).
+    With the latter, one sample takes 3 % (ConvNeXt-atto) to 15 % (a small network) longer.
     """
 
     def __init__(self, core: openvino.Core, piece: PieceSpec, options: dict[str, Any]) -> None:
@@ -70,7 +70,7 @@ class _Model:
         self._one = self._compile(one)
 
     def request(self, capacity: int) -> openvino.InferRequest:
-        """A new request for so many samples at most."""
+        """Return a new request for at most ``capacity`` samples."""
         if capacity == 1:
             return self._one.create_infer_request()
         with self._lock:
@@ -96,13 +96,13 @@ class _Model:
 
 
 class _Binding(HostBinding):
-    """An ``InferRequest``."""
+    """A piece bound by OpenVINO's ``InferRequest``."""
 
     def __init__(self, spec: PieceSpec, request: openvino.InferRequest) -> None:
         import openvino
 
         self._request, self._tensor = request, openvino.Tensor
-        # The inherited method, which takes tensors as they are bound: the wrapper around it took 3 of 8 microseconds.
+        # The inherited method uses the tensors that are bound. The wrapper that overrides it took 3 of 8 microseconds.
         infer = super(openvino.InferRequest, request).infer  # type: ignore[misc]  # openvino ships no types
         super().__init__(spec, partial(infer, {}, share_outputs=True, decode_strings=False))
 
@@ -120,13 +120,13 @@ class _Binding(HostBinding):
 
 
 def _options(spec: TargetSpec) -> dict[str, Any]:
-    """Options of OpenVINO. Without the hint it would compute in bfloat16 where the processor can."""
+    """Return OpenVINO's options. Without the precision hint, it would compute in bfloat16 if the processor can."""
     options: dict[str, Any] = {
         "PERFORMANCE_HINT": spec.mode.upper(),
         "INFERENCE_PRECISION_HINT": _PRECISIONS[spec.precision],
     }
     if byte_sums_saturate():
-        options["LP_TRANSFORMS_MODE"] = "NO"  # graphs of 8-bit integers are computed in float32
+        options["LP_TRANSFORMS_MODE"] = "NO"  # computes graphs of 8-bit integers in float32
     if spec.threads is not None:
         options["INFERENCE_NUM_THREADS"] = spec.threads
     return options

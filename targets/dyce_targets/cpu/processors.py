@@ -1,4 +1,4 @@
-"""What holds for every engine on a CPU: it reads the ONNX files of a bundle and computes in the host's memory."""
+"""The base class of targets on a CPU, which read the ONNX files of a bundle and compute in host memory."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from dyce_targets.cpu.host_context import HostDevice
 
 
 class CpuTarget(ABC):
-    """An engine on a CPU.
+    """A target on a CPU.
 
     Attributes:
-        name: of the target and of its Python module.
-        extra: of dyce-export, which installs it.
+        name: name of the target and of its Python module.
+        extra: the extra of dyce-export that installs it.
     """
 
     name: str
@@ -29,22 +29,22 @@ class CpuTarget(ABC):
     engines = False
 
     def available(self) -> str | None:
-        """None, or that the module is not installed. It is not imported."""
+        """Return None, or a message that the module is not installed. It is not imported."""
         return installation.missing(self.name, self.install)
 
     def version(self) -> str:
-        """Of the module."""
+        """Return the version of the module."""
         return installation.version_of(self.name)
 
     def best_batch(self, spec: TargetSpec, macs: int) -> int:
-        """About 2 GMACs per thread: of a small model many are worth a call, of a large one they leave the caches.
+        """Estimate the best chunk size: about 2 G multiply-accumulates per thread, and at most 64 samples per thread.
 
-        A guess, where nothing was measured.
+        Large chunks of a small model spread the overhead of a call; those of a large model do not fit into the caches.
         """
         return min(max(1, 2_000_000_000 // max(macs, 1)), 64) * (spec.threads or os.cpu_count() or 1)
 
     def compiles(self) -> str | None:
-        """As :meth:`available`; or that the module is broken, which shows when it is imported."""
+        """Import the module; return None, or a message that it is not installed or broken."""
         try:
             self.load()
         except TargetError as error:
@@ -52,11 +52,16 @@ class CpuTarget(ABC):
         return None
 
     def compile(self, piece: PieceSpec, spec: TargetSpec, folder: Path) -> Artefact:
-        """The ONNX file itself."""
+        """Return the ONNX file itself."""
         return Artefact(piece.path, built=False)
 
     def open(self, pieces: Sequence[PieceSpec], tensors: Sequence[TensorLife], spec: TargetSpec) -> HostDevice:
-        """Load every piece. Raises TargetError, or BundleError for a piece that does not load."""
+        """Load every piece.
+
+        Raises:
+            TargetError: the target is not available, or cannot be used with these options.
+            BundleError: a piece does not load.
+        """
         reason = self.available()
         if reason:
             raise TargetError(f"{self.name}: {reason}")
@@ -64,7 +69,7 @@ class CpuTarget(ABC):
 
     @property
     def install(self) -> str:
-        """How the module is had."""
+        """The command that installs the module."""
         return f"pip install 'dyce-export[{self.extra}]'"
 
     @abstractmethod
@@ -73,4 +78,4 @@ class CpuTarget(ABC):
 
     @abstractmethod
     def _open(self, pieces: Sequence[PieceSpec], tensors: Sequence[TensorLife], spec: TargetSpec) -> HostDevice:
-        """Load every piece; the module is there."""
+        """Load every piece. Called only if the module is installed."""

@@ -1,1 +1,1 @@
-"""TensorRT and TensorRT-RTX: engines built from the ONNX files of a bundle."""
+"""Targets on NVIDIA GPUs: TensorRT and TensorRT-RTX, by themselves or as providers of onnxruntime, and CUDA."""

@@ -1,4 +1,4 @@
-"""From the ONNX file of a piece to a serialized engine."""
+"""Build a serialized TensorRT engine from the ONNX file of a piece."""
 
 from __future__ import annotations
 
@@ -23,16 +23,22 @@ TIMING = "timing.cache"
 
 
 def build(product: Product, piece: PieceSpec, spec: TargetSpec, folder: Path) -> bytes:
-    """A serialized engine with two profiles: exactly one sample, and one to ``spec.max_batch``.
+    """Build a serialized engine with two optimization profiles: exactly one sample, and one to ``spec.max_batch``.
 
-    Networks are strongly typed: the ONNX file says what is computed in which precision. TensorFloat-32 is off: with
-    ten bits of mantissa samples leave at other exits than the thresholds were chosen on.
+    Networks are strongly typed: the ONNX file determines the precision of every operation. TensorFloat-32 is off, since
+    with ten bits of mantissa samples would take other exits than those for which the thresholds were chosen.
 
     Args:
-        folder: of the engines. What was timed for one piece is kept there for the next.
+        product: the product that builds the engine.
+        piece: the piece.
+        spec: options of the engine.
+        folder: the folder of the engines, in which the timing cache is kept for the next piece.
+
+    Returns:
+        the serialized engine.
 
     Raises:
-        BundleError: an operator that the product does not support, with its name; or the graph cannot be read.
+        BundleError: the product does not support an operator, which is named; or the graph cannot be read.
         TargetError: the product is not installed, does not build for a device, or the build failed.
     """
     if spec.precision != "float32":
@@ -64,7 +70,7 @@ def build(product: Product, piece: PieceSpec, spec: TargetSpec, folder: Path) ->
 
 
 def _timing_cache(config: tensorrt.IBuilderConfig, path: Path) -> tensorrt.ITimingCache:
-    """The timings in a file; none if there is none, it is damaged, or another version or GPU made it."""
+    """Load the timing cache; an empty one if it is missing or damaged, or from another version or GPU."""
     with suppress(OSError):
         check_regular(path)
         stored = config.create_timing_cache(path.read_bytes())
@@ -77,7 +83,7 @@ def _timing_cache(config: tensorrt.IBuilderConfig, path: Path) -> tensorrt.ITimi
 
 
 def _keep(cache: tensorrt.ITimingCache, path: Path) -> None:
-    """Store the timings; if that is not possible the next build takes longer."""
+    """Store the timing cache; if that fails, log a warning: the next build then takes longer."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(path, bytes(cache.serialize()))
@@ -86,7 +92,7 @@ def _keep(cache: tensorrt.ITimingCache, path: Path) -> None:
 
 
 def _strongly_typed(trt: Any) -> int:
-    """The flag, where the product still has it: in TensorRT 11 networks are nothing else."""
+    """Return the flag for strongly typed networks; 0 if there is none, as in TensorRT 11, where all networks are."""
     flag = getattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)
     return 0 if flag is None else 1 << int(flag)
 
@@ -113,7 +119,7 @@ def _described(error: tensorrt.ParserError) -> str:
 
 
 def _profile(trt: Any, builder: tensorrt.Builder, piece: PieceSpec, most: int) -> tensorrt.IOptimizationProfile:
-    """For one to so many samples, fastest for the most."""
+    """Return a profile for 1 to ``most`` samples that is optimized for ``most``."""
     profile = builder.create_optimization_profile()
     for tensor in piece.inputs:
         one = tuple(map(int, tensor.shape[1:]))
@@ -126,10 +132,13 @@ _loggers: dict[str, Any] = {}
 
 
 def logger(trt: Any) -> Any:
-    """One per product: it wants the same for all that it makes. It logs to ours and keeps the last error."""
+    """Return the logger for a product, which requires the same one everywhere.
+
+    It forwards to Python's logging and keeps the last error.
+    """
     if trt.__name__ not in _loggers:
 
-        class Logger(trt.ILogger):  # type: ignore[misc]  # a base that is known when it runs
+        class Logger(trt.ILogger):  # type: ignore[misc]  # the base class is known at run time only
             last = ""
 
             def log(self, severity: Any, message: str) -> None:
@@ -145,5 +154,5 @@ def logger(trt: Any) -> Any:
 
 
 def last_error(trt: Any) -> str:
-    """What the product logged as an error last."""
+    """Return the last error message that the product logged."""
     return logger(trt).last or "no reason given"

@@ -1,6 +1,7 @@
 """CUDA through ``cuda-python``: memory, streams and graphs.
 
-Written against cuda-python 13; run on an H100, below onnxruntime's provider for CUDA; TensorRT's above doubles alone.
+Written for cuda-python 13. Tested on an H100 with onnxruntime's provider for CUDA; with TensorRT, only against test
+doubles.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ _DRIVER = "libcuda.so.1"
 
 
 def driver_missing() -> str | None:
-    """None if NVIDIA's driver is installed, otherwise that it is not. Neither CUDA nor a GPU is asked for anything."""
+    """Return None if NVIDIA's driver is installed, otherwise a message that it is not. Does not initialise CUDA."""
     try:
         _driver()
     except OSError:
@@ -29,23 +30,23 @@ def driver_missing() -> str | None:
 
 @cache
 def _driver() -> ctypes.CDLL:
-    """Kept once it is found: to look for it again costs more than the call of CUDA that asks. Raises OSError."""
+    """Load the driver, once: looking it up again would take longer than a call of CUDA. Raises OSError."""
     return ctypes.CDLL(_DRIVER)
 
 
 def missing() -> str | None:
-    """None if there is a GPU to run on, otherwise why not."""
+    """Return None if there is a usable GPU, otherwise the reason why not."""
     try:
         count = _call("cudaGetDeviceCount")
     except ModuleNotFoundError:
         return "cuda-python is not installed; pip install cuda-python"
-    except (Exception, SystemExit) as error:  # ours, or cuda-python's own if there is no library of CUDA
+    except (Exception, SystemExit) as error:  # TargetError, or an error of cuda-python if CUDA's library is missing
         return f"no GPU can be used: {error}; is its driver installed, and new enough?"
     return None if count else "there is no NVIDIA GPU in this machine"
 
 
 def compute_capability() -> str:
-    """That of the GPU in this machine, such as ``sm86``. Raises TargetError."""
+    """Return the compute capability of this machine's first GPU, such as ``sm86``. Raises TargetError."""
     attribute = _runtime().cudaDeviceAttr
     major = _call("cudaDeviceGetAttribute", attribute.cudaDevAttrComputeCapabilityMajor, 0)
     minor = _call("cudaDeviceGetAttribute", attribute.cudaDevAttrComputeCapabilityMinor, 0)
@@ -53,10 +54,10 @@ def compute_capability() -> str:
 
 
 class CudaStream:
-    """Memory and one stream of a GPU, as :class:`dyce_targets.nvidia.executor.Executor` describes them.
+    """Memory and one stream of a GPU: the part of :class:`dyce_targets.nvidia.executor.Executor` that uses CUDA only.
 
     Attributes:
-        stream: its handle.
+        stream: handle of the stream.
     """
 
     def __init__(self, target: str) -> None:
@@ -66,41 +67,45 @@ class CudaStream:
         self._host: list[int] = []
 
     def allocate(self, size: int) -> int:
-        """Raises TargetError if the device is out of memory."""
+        """Allocate ``size`` bytes of device memory, freed by :meth:`close`; return their address.
+
+        Raises:
+            TargetError: the device is out of memory.
+        """
         try:
             address = int(_call("cudaMalloc", max(size, 1)))
         except TargetError as error:
             raise TargetError(
-                f"{self._target}: {size / 1e6:.0f} MB of device memory cannot be had: {error.message}",
+                f"{self._target}: {size / 1e6:.0f} MB of device memory cannot be allocated: {error.message}",
                 hint="Close other programs, compile with a smaller --max-batch, or export with fewer exits.",
             ) from error
         self._device.append(address)
         return address
 
     def pinned(self, size: int) -> npt.NDArray[np.uint8]:
-        """Page-locked memory, freed by :meth:`close`."""
+        """Allocate page-locked host memory (size,) uint8, freed by :meth:`close`."""
         address = int(_call("cudaHostAlloc", max(size, 1), _runtime().cudaHostAllocDefault))
         self._host.append(address)
         return np.ctypeslib.as_array((ctypes.c_uint8 * size).from_address(address))
 
     def upload(self, address: int, array: npt.NDArray[Any]) -> None:
-        """Asynchronous."""
+        """Copy an array to the device, asynchronously."""
         self._copy(address, array.ctypes.data, array.nbytes, "cudaMemcpyHostToDevice")
 
     def download(self, array: npt.NDArray[Any], address: int) -> None:
-        """Asynchronous."""
+        """Copy from the device to an array, asynchronously."""
         self._copy(array.ctypes.data, address, array.nbytes, "cudaMemcpyDeviceToHost")
 
     def copy(self, destination: int, source: int, size: int) -> None:
-        """Asynchronous."""
+        """Copy bytes within the device, asynchronously."""
         self._copy(destination, source, size, "cudaMemcpyDeviceToDevice")
 
     def wait(self) -> None:
-        """Raises TargetError with what went wrong since the last wait."""
+        """Wait for the stream. Raises TargetError if an operation since the last wait failed."""
         _call("cudaStreamSynchronize", self.stream)
 
     def close(self) -> None:
-        """Free memory and the stream, once what was asked for is done."""
+        """Free memory and the stream, after all operations have finished."""
         self.wait()
         for address in self._device:
             _call("cudaFree", address)
@@ -114,7 +119,7 @@ class CudaStream:
 
 
 def capture(stream: CudaStream, work: Callable[[], None]) -> Any:
-    """What ``work`` enqueues, as an executable graph. Raises TargetError."""
+    """Capture what ``work`` enqueues as an executable graph, which the caller has to destroy. Raises TargetError."""
     _call("cudaStreamBeginCapture", stream.stream, _runtime().cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal)
     try:
         work()
@@ -126,7 +131,7 @@ def capture(stream: CudaStream, work: Callable[[], None]) -> Any:
 
 
 def launch(stream: CudaStream, graph: Any) -> None:
-    """Run a captured graph; returns before it has ended."""
+    """Launch a captured graph, asynchronously."""
     _call("cudaGraphLaunch", graph, stream.stream)
 
 
@@ -144,7 +149,7 @@ def _runtime() -> Any:
 
 
 def _call(name: str, *arguments: Any) -> Any:
-    """A call of CUDA's runtime; its result, if it has one. Raises TargetError if it fails."""
+    """Call a function of CUDA's runtime; return its first result, or None. Raises TargetError if it fails."""
     runtime = _runtime()
     error, *results = getattr(runtime, name)(*arguments)
     if error != runtime.cudaError_t.cudaSuccess:

@@ -1,8 +1,8 @@
-"""A device of static buffers and captured graphs: which ones a call launches, and in which order.
+"""The device of GPU targets: static buffers and captured CUDA graphs.
 
 For every piece and every power of two up to the largest batch there is one CUDA graph, captured when the pieces are
-opened. A configuration decides which of them are launched and nothing else. A batch between two powers runs
-in the larger graph; what that computes for the rest is never looked at. All of this is plain logic above an
+opened. A configuration only decides which of them are launched. A batch between two powers runs in the larger graph,
+whose results for the additional samples are ignored. All hardware access is behind an
 :class:`~dyce_targets.nvidia.executor.Executor`.
 """
 
@@ -23,16 +23,16 @@ from dyce_runtime.execution.plan import LeaveAt, Step
 from dyce_runtime.execution.routing import run_step
 from dyce_targets.nvidia.executor import Executor, Graph
 
-# What vector loads of a GPU like.
+# The alignment in bytes for vector loads of a GPU.
 _ALIGNMENT = 256
 
 
 class _Tensor:
-    """A tensor of the pieces, with device memory for the largest batch.
+    """A tensor with device memory for the largest batch.
 
     Attributes:
         size: bytes of one sample.
-        address: of that memory.
+        address: address of its device memory.
     """
 
     def __init__(self, spec: TensorSpec, executor: Executor, most: int, address: int) -> None:
@@ -43,7 +43,7 @@ class _Tensor:
 
     @property
     def host(self) -> Array:
-        """(most, ...) pinned memory, made when it is first asked for."""
+        """Pinned host memory (most, ...), allocated on first use."""
         if self._host is None:
             pinned = self._executor.pinned(self.size * self._shape[0])
             self._host = pinned.view(self._dtype).reshape(self._shape)
@@ -51,13 +51,20 @@ class _Tensor:
 
 
 class GpuDevice:
-    """Open pieces on one stream, with one context: callers take turns.
+    """Open pieces on one stream, with a single context: callers take turns.
+
+    Args:
+        target: name of the target, for messages.
+        pieces: the pieces.
+        tensors: all tensors and their lifetimes.
+        executor: the access to the GPU, which the device owns and closes.
+        max_rows: the largest batch.
 
     Attributes:
-        pieces: by id.
-        tensors: by name; those that are never needed at the same time share memory.
-        some: by name, room for some of the samples: what the cases of a choice read and write.
-        graphs: by piece, number of samples, and whether it runs on ``some``.
+        pieces: id to piece.
+        tensors: name to tensor; those that are never needed at the same time share memory.
+        some: name to tensor, with memory for a part of the samples: the inputs and outputs of the cases of choices.
+        graphs: (piece, number of samples, whether it uses ``some``) to graph.
         max_rows: the largest batch.
     """
 
@@ -82,10 +89,10 @@ class GpuDevice:
                 for rows in buckets(max_rows)
             }
             for life in tensors:
-                if life.spec.lifetime in ("input", "answer"):  # the first call should take no longer than the others
+                if life.spec.lifetime in ("input", "answer"):  # allocated now, so that the first call is not slower
                     self.tensors[life.spec.name].host  # noqa: B018
         except BaseException:
-            with suppress(Exception):  # the first error says what is wrong
+            with suppress(Exception):  # the original error is the one to report
                 executor.close()
             raise
         self._context = GpuContext(self)
@@ -93,11 +100,11 @@ class GpuDevice:
         self._closed = self._freed = False
 
     def context(self, rows: int) -> GpuContext:
-        """The context, when its turn has come.
+        """Wait until no other call uses the context, and return it.
 
         Raises:
             PieceError: the device is closed.
-            TargetError: more samples than the engines were built for.
+            TargetError: ``rows`` is larger than the batch that the engines were built for.
         """
         if rows > self.max_rows:
             raise TargetError(
@@ -111,13 +118,13 @@ class GpuDevice:
         return self._context
 
     def give_back(self) -> None:
-        """The turn is over. Whoever ends one after the device was closed frees it: a waiter may be the last."""
+        """Release the context. After the device was closed, free it: the caller may be the last one that waited."""
         self._turn.release()
         if self._closed:
             self._free()
 
     def close(self) -> None:
-        """Free everything, now or when the call that runs has ended."""
+        """Free everything, now or when the running call has ended."""
         self._closed = True
         self._free()
 
@@ -127,7 +134,7 @@ class GpuDevice:
         try:
             if not self._freed:
                 self._freed = True
-                self.graphs.clear()  # they may hold sessions of an engine, which have to go before their stream
+                self.graphs.clear()  # they may hold sessions of an engine, which must be destroyed before their stream
                 self.executor.close()
         finally:
             self._turn.release()
@@ -145,17 +152,17 @@ class GpuDevice:
 
 
 def _lives_of(pieces: Sequence[PieceSpec]) -> list[TensorLife]:
-    """What pieces read and write, all of it at the same time."""
+    """Return the tensors of pieces with the same lifetime, so that they do not share memory."""
     specs = {spec.name: spec for piece in pieces for spec in (*piece.inputs, *piece.outputs)}
     return [TensorLife(spec, frozenset([0])) for spec in specs.values()]
 
 
 class GpuParked:
-    """Samples outside of the context, in separate device memory, which is used again once they are dropped.
+    """Samples outside of the context, in device memory of their own, which is reused after the object is deleted.
 
     Attributes:
-        rows: how many there are.
-        blocks: by the name of a tensor, the address of its samples.
+        rows: number of samples.
+        blocks: name of each tensor to the address of its samples.
     """
 
     def __init__(self, rows: int, blocks: dict[str, int], free: dict[int, list[int]], sizes: Mapping[str, int]) -> None:
@@ -168,27 +175,27 @@ class GpuParked:
 
 
 class GpuContext:
-    """The one call that runs."""
+    """The execution context of the call that is running; see :class:`dyce_runtime.execution.contracts`."""
 
     def __init__(self, device: GpuDevice) -> None:
         self._device, self._executor, self._tensors = device, device.executor, device.tensors
         self.rows = 0
         self._launched: list[str] = []
-        # Memory for parked samples that nobody uses, by its size in bytes.
+        # Unused memory for parked samples: size in bytes to addresses.
         self._free: dict[int, list[int]] = {}
 
     def set_input(self, name: str, array: npt.NDArray[np.float32]) -> None:
-        """Copy an input to the device, by way of pinned memory."""
+        """Copy an input to the device, through pinned memory."""
         self.rows = len(array)
         tensor = self._tensors[name]
-        # What was uploaded before may still be on its way from the same pinned memory.
+        # An earlier upload from the same pinned memory may not have finished.
         self.wait()
         pinned = tensor.host[: len(array)]
         pinned[:] = array
         self._executor.upload(tensor.address, pinned)
 
     def run(self, piece: str, rows: Rows | None = None) -> None:
-        """Launch a piece. Raises PieceError."""
+        """Launch a piece, asynchronously. Raises PieceError."""
         if rows is None:
             self._launch(piece, self.rows, some=False)
             return
@@ -205,7 +212,7 @@ class GpuContext:
         self._copy(self._tensors[source], self._tensors[to], _pairs(which, which))
 
     def read(self, *names: str) -> list[Array]:
-        """Fetch tensors, and wait for them alone. Raises PieceError."""
+        """Download tensors and wait for them. Raises PieceError."""
         found = [self._tensors[name].host[: self.rows] for name in names]
         for name, array in zip(names, found, strict=True):
             self._executor.download(array, self._tensors[name].address)
@@ -213,11 +220,11 @@ class GpuContext:
         return found
 
     def computed_rows(self, rows: int) -> int:
-        """The size of the graph that runs."""
+        """Return the batch size of the graph that runs for ``rows`` samples."""
         return bucket(rows, self._device.max_rows)
 
     def run_until_exit(self, steps: Sequence[Step]) -> tuple[LeaveAt | None, npt.NDArray[np.float32]]:
-        """Launch steps; the next one only when the decision is known. Raises PieceError."""
+        """Launch steps, waiting for the score at every exit. Raises PieceError."""
         leave, score = None, np.empty(1, np.float32)
         for step in steps:
             if not isinstance(step, LeaveAt):
@@ -236,7 +243,7 @@ class GpuContext:
         self.rows = len(order)
 
     def gather(self, rows: Rows, tensors: Sequence[str]) -> GpuParked:
-        """Copies on the device."""
+        """Copy samples to device memory of their own."""
         sizes = {name: self._tensors[name].size * len(rows) for name in tensors}
         blocks = {name: self._block(size) for name, size in sizes.items()}
         for name, address in blocks.items():
@@ -246,7 +253,7 @@ class GpuContext:
         return GpuParked(len(rows), blocks, self._free, sizes)
 
     def append(self, parked: GpuParked, start: int, stop: int) -> None:
-        """Copy samples to the places after those that are there."""
+        """Copy samples into the context, after those that it holds."""
         for name, address in parked.blocks.items():
             tensor = self._tensors[name]
             place, size = tensor.address + self.rows * tensor.size, (stop - start) * tensor.size
@@ -254,7 +261,7 @@ class GpuContext:
         self.rows += stop - start
 
     def wait(self) -> None:
-        """Wait for all that was launched. Raises PieceError."""
+        """Wait for all pieces that were launched. Raises PieceError if one failed."""
         try:
             self._executor.wait()
         except Exception as error:  # the driver's exceptions share no base class
@@ -273,7 +280,7 @@ class GpuContext:
         graph = self._device.graphs[piece, bucket(rows, self._device.max_rows), some]
         try:
             self._executor.launch(graph)
-        except Exception as error:  # as above
+        except Exception as error:  # the driver's exceptions share no base class
             raise self._failed(error) from error
 
     def _copy(self, source: _Tensor, to: _Tensor, pairs: Sequence[tuple[int, int, int]]) -> None:
@@ -288,14 +295,14 @@ class GpuContext:
         return free.pop() if free else self._executor.allocate(size)
 
     def _failed(self, error: Exception) -> PieceError:
-        """What fails on the device is known at the next wait: it may be any that was launched since the last one."""
+        """Return the error, naming all pieces since the last wait: a failure on the device is reported only then."""
         pieces = " or ".join(self._launched) or "of an earlier call"
         self._launched.clear()
         return PieceError(f"piece {pieces} failed in {self._device.target}: {error}")
 
 
 def _pairs(sources: Rows, places: Rows) -> list[tuple[int, int, int]]:
-    """Sample by sample where it is and where it goes, neighbours as one: source, place and how many."""
+    """Return the merged copies that move samples from ``sources`` to ``places``: (source, place, number of samples)."""
     return list(_runs(sources, places))
 
 
@@ -307,10 +314,10 @@ def _runs(sources: Rows, places: Rows) -> Iterator[tuple[int, int, int]]:
 
 
 def buckets(most: int) -> list[int]:
-    """The numbers of samples that graphs are captured for: powers of two below ``most``, and that."""
+    """Return the batch sizes for which graphs are captured: the powers of two below ``most``, and ``most``."""
     return [*(1 << k for k in range((most - 1).bit_length())), most]
 
 
 def bucket(rows: int, most: int) -> int:
-    """The smallest of them that holds so many samples."""
+    """Return the smallest of the :func:`buckets` that is not below ``rows``."""
     return min(1 << (rows - 1).bit_length(), most)

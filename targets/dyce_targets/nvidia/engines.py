@@ -1,4 +1,4 @@
-"""Engines on disk, each beside a note of what it was built with and from."""
+"""Store engines on disk, each with a note that says what it was built from and with."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from dyce_runtime.json_files import check_regular, read_json
 
 
 class Fingerprint(msgspec.Struct, frozen=True):
-    """What an engine depends on: if anything differs, it is built again.
+    """Everything that an engine depends on: if anything differs, it is built again.
 
     Attributes:
-        product, version: what built it.
+        product, version: the product that built it, and its version.
         devices: the compute capabilities that it was built for; empty if the product chose.
         precision, max_batch: as in ``TargetSpec``.
         onnx: hash of the files that it was built from.
@@ -33,20 +33,20 @@ class Fingerprint(msgspec.Struct, frozen=True):
 
 
 class Note(msgspec.Struct, frozen=True):
-    """Stored beside an engine. ``sha256`` is that of the engine."""
+    """The content of the file next to an engine. ``sha256`` is the hash of the engine."""
 
     fingerprint: Fingerprint
     sha256: str
 
 
 def fingerprint(product: str, version: str, piece: PieceSpec, spec: TargetSpec) -> Fingerprint:
-    """Of the engine that would be built now."""
+    """Return the fingerprint of the engine that would be built with these arguments."""
     most = spec.max_batch or DEFAULT_MAX_BATCH
     return Fingerprint(product, version, spec.devices, spec.precision, most, piece.digest)
 
 
 def notes(folder: Path) -> dict[str, Note]:
-    """By piece, of all engines in a folder; what cannot be read is left out."""
+    """Return id of the piece to note, for all engines in a folder. Notes that cannot be read are left out."""
     found = {}
     for path in sorted(folder.glob("*.json")):
         with suppress(OSError, msgspec.DecodeError):
@@ -55,7 +55,7 @@ def notes(folder: Path) -> dict[str, Note]:
 
 
 def find(folder: Path, piece: str, wanted: Fingerprint) -> Path | None:
-    """The engine of a piece; None if there is none, it was built otherwise, or it is damaged."""
+    """Return the engine of a piece; None if there is none, its fingerprint differs, or it is damaged."""
     engine, note = _paths(folder, piece)
     try:
         known = read_json(note, Note)
@@ -67,13 +67,20 @@ def find(folder: Path, piece: str, wanted: Fingerprint) -> Path | None:
 
 
 def find_for(folder: Path, piece: str, wanted: Fingerprint, device: str) -> Path | None:
-    """The same, for a GPU: it may have been built for others, too, or for more samples than are wanted."""
+    """Return the engine of a piece for a GPU, which may have been built for more GPUs or for larger batches; or None.
+
+    Args:
+        folder: the folder of the engines.
+        piece: id of the piece.
+        wanted: the fingerprint, whose ``devices`` are ignored and whose ``max_batch`` is the least.
+        device: compute capability of the GPU.
+    """
     made = made_for(folder, piece, wanted, device)
     return None if made is None else find(folder, piece, made)
 
 
 def made_for(folder: Path, piece: str, wanted: Fingerprint, device: str) -> Fingerprint | None:
-    """What the engine of a piece was built for, by its note, if it serves; whether it is damaged is not looked at."""
+    """Return the fingerprint of an engine that :func:`find_for` accepts, without checking whether it is damaged."""
     note = notes(folder).get(piece)
     if note is None or (note.fingerprint.devices and device not in note.fingerprint.devices):
         return None
@@ -83,10 +90,10 @@ def made_for(folder: Path, piece: str, wanted: Fingerprint, device: str) -> Fing
 
 
 def write(folder: Path, piece: str, made: Fingerprint, content: bytes) -> Path:
-    """Store an engine. Whoever reads meanwhile finds the old one, the new one, or none.
+    """Store an engine and its note, and return the path of the engine. Concurrent readers find either engine, or none.
 
     Raises:
-        DestinationError: the folder cannot be written, or its disk is full.
+        DestinationError: the folder cannot be written, or the disk is full.
     """
     engine, note = _paths(folder, piece)
     try:

@@ -1,6 +1,6 @@
-"""What a lane asks of a GPU: a few things, in order, on one stream.
+"""The interface of :mod:`dyce_targets.nvidia.device` to a GPU: a few operations, in order, on one stream.
 
-Behind it stands the driver with the engines, or in tests a double that computes on the host.
+It is implemented by the driver with an engine, and in tests by a double that computes on the host.
 """
 
 from __future__ import annotations
@@ -11,33 +11,35 @@ from typing import Any, Protocol, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-# Captured work; what it is, is the executor's affair.
+# Captured work. Its type is private to the executor.
 Graph: TypeAlias = Any
 
 
 class Executor(Protocol):
-    """A stream of a GPU. But for :meth:`wait` nothing waits for what was asked before.
+    """A stream of a GPU. All operations on it are asynchronous; only :meth:`wait` waits for them.
 
-    Each method may raise anything; a later call must work again if the GPU does.
+    Each method may raise any exception. Later calls must work again, provided that the GPU does.
     """
 
     def allocate(self, size: int) -> int:
-        """Address of so many new bytes in device memory, aligned for any type."""
+        """Allocate ``size`` bytes of device memory, aligned for any type; return their address."""
 
     def pinned(self, size: int) -> npt.NDArray[np.uint8]:
-        """(size,) bytes of the host that the device reads and writes at full speed."""
+        """Allocate page-locked host memory (size,) uint8, which the device reads and writes at full speed."""
 
     def capture(self, work: Callable[[], None]) -> Graph:
-        """What ``work`` enqueues, as a graph; nothing of it runs."""
+        """Return what ``work`` enqueues as a graph. It may run meanwhile, as a warm-up."""
 
     def launch(self, graph: Graph) -> None:
-        """Run what was captured."""
+        """Run a captured graph."""
 
     def enqueue(self, piece: str, rows: int, addresses: Mapping[str, int]) -> None:
-        """Run the engine of a piece on so many samples.
+        """Run the engine of a piece on ``rows`` samples. Called only in the ``work`` of :meth:`capture`.
 
         Args:
-            addresses: by name, of all its inputs and outputs.
+            piece: id of the piece.
+            rows: number of samples.
+            addresses: name to device address, for all inputs and outputs of the piece.
         """
 
     def upload(self, address: int, array: npt.NDArray[Any]) -> None:
@@ -50,7 +52,7 @@ class Executor(Protocol):
         """Copy bytes within the device; the two do not overlap."""
 
     def wait(self) -> None:
-        """Wait until all that was asked for is done. Raises what went wrong meanwhile."""
+        """Wait until all operations have finished. Raises if one of them failed."""
 
     def close(self) -> None:
-        """Free everything."""
+        """Free all memory, graphs and the stream."""

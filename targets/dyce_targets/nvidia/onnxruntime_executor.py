@@ -1,8 +1,8 @@
 """The executor that runs ONNX files in onnxruntime, on one of its providers for GPUs.
 
-Activations stay on the device: inputs and outputs are bound to its memory, and everything goes to our stream. The
-provider for CUDA was run on an H100, those for TensorRT and TensorRT-RTX never; every test run takes a double of the
-driver, in which the provider for CPUs computes.
+Activations stay on the device: inputs and outputs are bound to device memory, and all work is enqueued on the stream of
+the executor. The provider for CUDA was tested on an H100, those for TensorRT and TensorRT-RTX never were; the test
+suite uses a double of the driver, with which onnxruntime's CPU provider computes.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ log = logging.getLogger("dyce_targets")
 
 @dataclass(frozen=True)
 class Provider:
-    """An execution provider.
+    """An execution provider of onnxruntime.
 
     Attributes:
-        name: onnxruntime's.
-        device: where its tensors lie, as onnxruntime calls it.
-        stream_option: which option makes it use a stream of ours; empty if there is none.
-        graph_option: which option makes it capture CUDA graphs; empty if there is none.
-        options: further ones.
+        name: onnxruntime's name of the provider.
+        device: onnxruntime's name of the device that holds its tensors.
+        stream_option: the option that sets the CUDA stream; empty if there is none.
+        graph_option: the option that makes it capture CUDA graphs; empty if there is none.
+        options: further options.
     """
 
     name: str
@@ -44,7 +44,7 @@ class Provider:
 
 
 class _Run(NamedTuple):
-    """A piece bound to the buffers, for a number of samples."""
+    """A piece that is bound to device memory, for a number of samples."""
 
     piece: str
     session: onnxruntime.InferenceSession
@@ -53,7 +53,13 @@ class _Run(NamedTuple):
 
 
 class OnnxRuntimeExecutor(CudaStream):
-    """See :class:`dyce_targets.nvidia.executor.Executor`. What is captured are calls; the provider captures graphs."""
+    """See :class:`dyce_targets.nvidia.executor.Executor`. A graph is a list of calls, which the provider captures.
+
+    Args:
+        target: name of the target, for messages.
+        provider: the execution provider.
+        pieces: the pieces.
+    """
 
     def __init__(self, target: str, provider: Provider, pieces: Sequence[PieceSpec]) -> None:
         super().__init__(target)
@@ -64,7 +70,7 @@ class OnnxRuntimeExecutor(CudaStream):
         self._graphs = 0
 
     def capture(self, work: Callable[[], None]) -> list[_Run]:
-        """Runs it twice: the first run allocates, and the provider captures the second."""
+        """Record the calls of ``work`` and run them twice: the first run allocates, and the second is captured."""
         self._recording = []
         work()
         runs = self._recording
@@ -74,7 +80,7 @@ class OnnxRuntimeExecutor(CudaStream):
         return runs
 
     def launch(self, graph: list[_Run]) -> None:
-        """Asynchronous, where the provider is. Raises TargetError."""
+        """Run recorded calls, asynchronously if the provider supports it. Raises TargetError."""
         for run in graph:
             try:
                 run.session.run_with_iobinding(run.binding, run.options)
@@ -82,7 +88,7 @@ class OnnxRuntimeExecutor(CudaStream):
                 raise TargetError(f"{self._target}: piece {run.piece} does not run: {error}") from error
 
     def enqueue(self, piece: str, rows: int, addresses: Mapping[str, int]) -> None:
-        """Bind the piece; a graph belongs to one number of samples."""
+        """Bind a piece and record its call, with a CUDA graph of its own."""
         import onnxruntime as ort
 
         spec, session = self._pieces[piece], self._sessions[piece]
@@ -105,7 +111,7 @@ class OnnxRuntimeExecutor(CudaStream):
         super().close()
 
     def _open(self, piece: PieceSpec) -> onnxruntime.InferenceSession:
-        """With graphs if the provider can, otherwise without. Raises TargetError, or BundleError."""
+        """Open a piece, with CUDA graphs if the provider supports them for it. Raises TargetError or BundleError."""
         provider, options = self._provider, dict(self._provider.options)
         if provider.stream_option:
             options[provider.stream_option] = str(int(self.stream))

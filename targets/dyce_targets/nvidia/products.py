@@ -1,4 +1,4 @@
-"""What differs between the two products: their modules, and which GPUs an engine can be built for."""
+"""The differences between TensorRT and TensorRT-RTX: their modules, and the GPUs for which they build engines."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Product:
-    """A product.
+    """TensorRT or TensorRT-RTX.
 
     Attributes:
-        name: of the target.
+        name: name of the target.
         module: name of its Python module.
-        title: what it is called.
-        install: how it is had.
+        title: name for the user.
+        install: how to install it.
         ahead: whether it builds engines for GPUs that are not in this machine.
-        times: whether it times tactics while it builds, which is worth keeping for the next piece.
+        times: whether it times tactics while it builds, so that a timing cache speeds up further builds.
     """
 
     name: str
@@ -33,27 +33,32 @@ class Product:
     times: bool
 
     def missing(self) -> str | None:
-        """None if the module can be imported, otherwise what to do.
+        """Return None if the module can be imported, otherwise a message with what to do.
 
-        ``tensorrt-stubs`` makes an empty package of the name ``tensorrt``, so a spec alone says nothing.
+        The module is imported, since ``tensorrt-stubs`` installs an empty package named ``tensorrt``.
         """
         try:
             found = hasattr(importlib.import_module(self.module), "Builder")
         except ModuleNotFoundError:
             found = False
-        except (Exception, SystemExit) as error:  # an installation may be broken in any way
+        except (Exception, SystemExit) as error:  # importing a broken installation may raise anything
             return f"{self.title} does not load: {type(error).__name__}: {error}"
         return None if found else f"{self.title} is not installed; {self.install}"
 
     def load(self) -> Any:
-        """The module. Raises TargetError if it is not installed."""
+        """Import the module. Raises TargetError if it is not installed or broken."""
         reason = self.missing()
         if reason is not None:
             raise TargetError(f"{self.name}: {reason}")
         return importlib.import_module(self.module)
 
     def target_devices(self, trt: Any, config: tensorrt.IBuilderConfig, devices: tuple[str, ...]) -> None:
-        """Build for these compute capabilities, such as ``sm86``; for all that one engine can serve if there are none.
+        """Set the compute capabilities to build for, such as ``sm86``; if there are none, the product chooses.
+
+        Args:
+            trt: the product's module.
+            config: the configuration of the build, which is changed.
+            devices: the compute capabilities.
 
         Raises:
             TargetError: the product does not build for one of them.
@@ -72,7 +77,7 @@ class Product:
                 f"{self.title} {trt.__version__} does not build for {', '.join(unknown)}; it builds for "
                 f"{', '.join(sorted(known, key=lambda name: int(name[2:])))}"
             )
-        rtx: Any = config  # TensorRT's own stubs do not know these
+        rtx: Any = config  # these attributes are missing in TensorRT's type stubs
         rtx.num_compute_capabilities = len(devices)
         for index, device in enumerate(devices):
             rtx.set_compute_capability(trt.ComputeCapability.__members__[device.upper()], index)

@@ -1,4 +1,4 @@
-"""onnxruntime's providers for GPUs as targets."""
+"""The targets that run onnxruntime's providers for GPUs."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from dyce_targets.nvidia.onnxruntime_executor import OnnxRuntimeExecutor, Provid
 
 
 class _OnnxRuntimeGpu:
-    """What all have in common: they read the ONNX files, and launch segments like every target on a GPU."""
+    """Base class of these targets: they read the ONNX files, and use no spans, like all targets on GPUs."""
 
     name: ClassVar[str]
     provider: ClassVar[Provider]
@@ -25,19 +25,19 @@ class _OnnxRuntimeGpu:
     engines = False
 
     def installed(self) -> str | None:
-        """None, or that onnxruntime or the driver of a GPU is missing."""
+        """Return None, or a message that onnxruntime or a GPU's driver is missing, without importing onnxruntime."""
         return installation.missing("onnxruntime", self.install) or cuda.driver_missing()
 
     def available(self) -> str | None:
-        """None, or what is missing: onnxruntime with this provider, or a GPU."""
+        """Return None, or a message that onnxruntime, this provider or a GPU is missing."""
         return self.compiles() or cuda.missing()
 
     def version(self) -> str:
-        """Of onnxruntime."""
+        """Return the version of onnxruntime."""
         return installation.version_of("onnxruntime")
 
     def compiles(self) -> str | None:
-        """None, or that the provider is not installed."""
+        """Return None, or a message that the provider is not installed."""
         try:
             ort = installation.load("onnxruntime", "InferenceSession", self.install)
         except TargetError as error:
@@ -47,15 +47,20 @@ class _OnnxRuntimeGpu:
         return None
 
     def best_batch(self, spec: TargetSpec, macs: int) -> int:
-        """As many as buffers are made for."""
+        """Return the batch size that the buffers are allocated for."""
         return spec.max_batch or DEFAULT_MAX_BATCH
 
     def compile(self, piece: PieceSpec, spec: TargetSpec, folder: Path) -> Artefact:
-        """The ONNX file itself."""
+        """Return the ONNX file itself."""
         return Artefact(piece.path, built=False)
 
     def open(self, pieces: Sequence[PieceSpec], tensors: Sequence[TensorLife], spec: TargetSpec) -> Device:
-        """Load the pieces. Raises TargetError if a provider cannot be used: nothing falls back to the CPU."""
+        """Load the pieces, without any fallback to the CPU.
+
+        Raises:
+            TargetError: the provider cannot be used, or the device is out of memory.
+            BundleError: a piece does not load.
+        """
         reason = self.available()
         if reason:
             raise TargetError(f"{self.name}: {reason}")
@@ -64,21 +69,21 @@ class _OnnxRuntimeGpu:
 
 
 class OnnxRuntimeCuda(_OnnxRuntimeGpu):
-    """CUDA. TensorFloat-32 is off, as everywhere."""
+    """onnxruntime's provider for CUDA, without TensorFloat-32: see :func:`dyce_targets.nvidia.builder.build`."""
 
     name = "onnxruntime-cuda"
     provider = Provider("CUDAExecutionProvider", options={"use_tf32": "0"})
 
 
 class OnnxRuntimeTensorRt(_OnnxRuntimeGpu):
-    """TensorRT inside onnxruntime, which builds engines when a bundle is loaded."""
+    """onnxruntime's provider for TensorRT, which builds engines when a bundle is loaded."""
 
     name = "onnxruntime-tensorrt"
     provider = Provider("TensorrtExecutionProvider", graph_option="trt_cuda_graph_enable")
 
 
 class OnnxRuntimeRtx(_OnnxRuntimeGpu):
-    """TensorRT-RTX inside onnxruntime."""
+    """onnxruntime's provider for TensorRT-RTX."""
 
     name = "onnxruntime-rtx"
     provider = Provider("NvTensorRTRTXExecutionProvider")

@@ -1,4 +1,4 @@
-"""The two products as targets."""
+"""The targets ``tensorrt`` and ``rtx``, which run engines of TensorRT and TensorRT-RTX."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from dyce_targets.profiles import Profile, here, profiles
 
 log = logging.getLogger("dyce_targets")
 
-# More than any engine takes.
+# A chunk size above that of any engine, so that the device limits it.
 _MOST_ROWS = 1 << 16
 
 
 class _Nvidia:
-    """What both have in common. A GPU launches segments: with CUDA graphs a boundary is one more launch."""
+    """Base class of both targets. They use no spans: with CUDA graphs, a further segment is just one more launch."""
 
     product: ClassVar[Product]
     spans = False
@@ -34,35 +34,35 @@ class _Nvidia:
 
     @property
     def name(self) -> str:
-        """Name of the target."""
+        """The name of the target."""
         return self.product.name
 
     def installed(self) -> str | None:
-        """None, or that the product or the driver of a GPU is missing."""
+        """Return None, or a message that the product or a GPU's driver is missing, without importing the product."""
         return installation.missing(self.product.module, self.product.install) or cuda.driver_missing()
 
     def available(self) -> str | None:
-        """None, or what is missing: the product, or a GPU."""
+        """Return None, or a message that the product or a GPU is missing."""
         return self.compiles() or cuda.missing()
 
     def compiles(self) -> str | None:
-        """None, or that the product is not installed."""
+        """Return None, or a message that the product is not installed."""
         return self.product.missing()
 
     def version(self) -> str:
-        """Of the product."""
+        """Return the version of the product."""
         return installation.version_of(self.product.module)
 
     def best_batch(self, spec: TargetSpec, macs: int) -> int:
-        """As many as the engines were built for: the device knows."""
+        """Return ``spec.max_batch``, or else a number above the largest batch of any engine: the device limits it."""
         return spec.max_batch or _MOST_ROWS
 
     def compile(self, piece: PieceSpec, spec: TargetSpec, folder: Path) -> Artefact:
-        """Build the engine of a piece, unless there is one that was built alike.
+        """Build the engine of a piece, unless the folder has one with the same fingerprint.
 
         Raises:
             BundleError, TargetError: see :func:`dyce_targets.nvidia.builder.build`.
-            DestinationError: it cannot be written.
+            DestinationError: the engine cannot be written.
         """
         wanted = engines.fingerprint(self.name, self.product.load().__version__, piece, spec)
         found = engines.find(folder, piece.id, wanted)
@@ -71,11 +71,11 @@ class _Nvidia:
         return Artefact(engines.write(folder, piece.id, wanted, build(self.product, piece, spec, folder)), built=True)
 
     def open(self, pieces: Sequence[PieceSpec], tensors: Sequence[TensorLife], spec: TargetSpec) -> Device:
-        """Load the engines of the bundle; what it lacks for this GPU is built, which takes a while, and kept.
+        """Load the engines; those that are missing for this GPU are built, which may take minutes, and stored.
 
         Raises:
             BundleError, DestinationError: see :meth:`compile`.
-            TargetError: not available here, or out of device memory.
+            TargetError: the target is not available here, or the device is out of memory.
         """
         reason = self.available()
         if reason:
@@ -86,7 +86,7 @@ class _Nvidia:
         return GpuDevice(self.name, pieces, tensors, TensorRtExecutor(self.product, pieces, built), spec.max_batch or 1)
 
     def _built_for(self, pieces: Sequence[PieceSpec], spec: TargetSpec, device: str) -> int | None:
-        """The largest batch that the engines which are there take; None if some are missing."""
+        """Return the largest batch that the existing engines of all pieces accept; None if an engine is missing."""
         least = replace(spec, max_batch=1)
         version, found = self.product.load().__version__, []
         for piece in pieces:
@@ -112,12 +112,12 @@ class _Nvidia:
 
 
 def _profile() -> Profile:
-    """Of this machine, or of a server's GPU."""
+    """Return the profile of this machine, or else that of a server GPU."""
     return profiles()[here() or "server-gpu"]
 
 
 class TensorRt(_Nvidia):
-    """TensorRT, on Jetson and servers: engines are built on the device."""
+    """TensorRT, for Jetson boards and servers: engines are built on the device."""
 
     product = TENSORRT
 

@@ -1,6 +1,6 @@
-"""The executor that runs engines of either product.
+"""The executor that runs engines of TensorRT and TensorRT-RTX.
 
-Written against the types of TensorRT 10.13. There is no GPU where it was developed: never run.
+Written with the type stubs of TensorRT 10.13. It has never run on a GPU, as none was available for its development.
 """
 
 from __future__ import annotations
@@ -22,8 +22,13 @@ if TYPE_CHECKING:
 class TensorRtExecutor(cuda.CudaStream):
     """See :class:`dyce_targets.nvidia.executor.Executor`.
 
-    Engines run one after another, so all share one scratch buffer. Every piece has an execution context of its own for
-    each number of samples: a graph holds on to the state of the context that it was captured from.
+    Engines run one after another, so all of them share one scratch buffer. Every piece has an execution context of its
+    own for each number of samples, since a graph depends on the state of the context from which it was captured.
+
+    Args:
+        product: the product.
+        pieces: the pieces.
+        engines: id of each piece to its engine file.
     """
 
     def __init__(self, product: Product, pieces: Sequence[PieceSpec], engines: Mapping[str, Path]) -> None:
@@ -38,18 +43,18 @@ class TensorRtExecutor(cuda.CudaStream):
         self._contexts: dict[tuple[str, int], tensorrt.IExecutionContext] = {}
 
     def capture(self, work: Callable[[], None]) -> Any:
-        """Runs ``work`` once before: the first run of a context compiles and allocates, which cannot be captured."""
+        """Run ``work`` once, then capture it: the first run of a context compiles and allocates, which no graph can."""
         work()
         self.wait()
         self._graphs.append(cuda.capture(self, work))
         return self._graphs[-1]
 
     def launch(self, graph: Any) -> None:
-        """Asynchronous."""
+        """Launch a captured graph, asynchronously."""
         cuda.launch(self, graph)
 
     def enqueue(self, piece: str, rows: int, addresses: Mapping[str, int]) -> None:
-        """Into the graph that is being captured."""
+        """Enqueue the engine of a piece on the stream, on which a graph may be being captured. Raises TargetError."""
         context = self._contexts.get((piece, rows))
         if context is None:
             context = self._contexts[piece, rows] = self._context(piece, rows, addresses)
@@ -75,7 +80,7 @@ class TensorRtExecutor(cuda.CudaStream):
         return engine
 
     def _context(self, piece: str, rows: int, addresses: Mapping[str, int]) -> tensorrt.IExecutionContext:
-        """For so many samples, bound to the buffers."""
+        """Make an execution context of a piece for ``rows`` samples, bound to device memory. Raises TargetError."""
         engine, spec = self._engines[piece], self._pieces[piece]
         context = engine.create_execution_context(self._trt.ExecutionContextAllocationStrategy.USER_MANAGED)
         if context is None:
@@ -83,7 +88,7 @@ class TensorRtExecutor(cuda.CudaStream):
                 f"{self._product.name}: piece {piece} cannot be opened for {rows} samples: {last_error(self._trt)}",
                 hint="If device memory ran out: close other programs, or compile with a smaller --max-batch.",
             )
-        # The first profile is for one sample, the last for any number.
+        # The first profile is for one sample, the last for any number of samples.
         profile = 0 if rows == 1 else engine.num_optimization_profiles - 1
         done = [context.set_optimization_profile_async(profile, int(self.stream))]
         for tensor in spec.inputs:

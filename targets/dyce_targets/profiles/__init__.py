@@ -1,6 +1,6 @@
-"""Devices, as data: one file for each, with what it runs bundles with and how that is had.
+"""Profiles of devices: the recommended target of each, and how to install it.
 
-``NAME.json`` beside this file is a :class:`Profile`. None of the devices but the CPUs was at hand: see docs/targets.md.
+Each ``NAME.json`` in this folder is a :class:`Profile`. Only the CPUs were tested on hardware: see docs/targets.md.
 """
 
 from __future__ import annotations
@@ -17,18 +17,18 @@ class Profile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A kind of device.
 
     Attributes:
-        title: for people.
-        target: what runs bundles there best.
-        requires: versions, and what else has to be there.
-        install: commands.
-        precisions: worth having beside float32.
-        machine: as ``platform.machine()`` names the processor.
-        device_tree: parts of the name that the firmware gives a board.
-        capabilities: of its GPU, as in ``sm86``; none for a CPU.
-        max_batch: samples that an engine is built for, at most.
+        title: name for the user.
+        target: the recommended target.
+        requires: required versions and other prerequisites.
+        install: commands that install the target.
+        precisions: precisions that are useful in addition to float32.
+        machine: architecture, as ``platform.machine()`` returns it.
+        device_tree: parts of the name that the firmware gives the board; empty if it is recognised otherwise.
+        capabilities: compute capabilities of its GPU, such as ``sm86``; empty for a CPU.
+        max_batch: the most samples that an engine is built for.
         workspace_mib: scratch memory that a builder may use, in MiB; None sets no limit.
-        power: commands that make clocks stay where they are, before something is measured.
-        note: what else a user should know.
+        power: commands that fix the clock frequencies, to be run before measurements.
+        note: further information for the user.
     """
 
     title: str
@@ -46,18 +46,21 @@ class Profile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 def profiles() -> dict[str, Profile]:
-    """All, by name."""
+    """Return name to profile, for all profiles."""
     files = sorted(Path(__file__).parent.glob("*.json"))
     return {file.stem: msgspec.json.decode(file.read_bytes(), type=Profile) for file in files}
 
 
 def detect(machine: str, board: str, capability: str | None) -> str | None:
-    """The profile of a machine: by the name of its board, else by its GPU, else by its processor.
+    """Return the name of a machine's profile: by the name of its board, or else its GPU, or else its processor.
 
     Args:
-        machine: see :class:`Profile`.
-        board: what the firmware calls it; empty where it says nothing.
-        capability: of its GPU, if it has one that can be used.
+        machine: architecture, see :class:`Profile`.
+        board: name of the board according to the firmware; may be empty.
+        capability: compute capability of its GPU; None without a usable GPU.
+
+    Returns:
+        None if no profile fits.
     """
     known = {name: profile for name, profile in profiles().items() if profile.machine == machine}
     for name, profile in known.items():
@@ -70,7 +73,7 @@ def detect(machine: str, board: str, capability: str | None) -> str | None:
 
 
 def here() -> str | None:
-    """The profile of this machine."""
+    """Return the name of this machine's profile; None if no profile fits."""
     from dyce_targets.nvidia import cuda
 
     capability = None if cuda.missing() else cuda.compute_capability()
@@ -78,7 +81,7 @@ def here() -> str | None:
 
 
 def board() -> str:
-    """What the firmware calls this machine, such as ``NVIDIA Jetson Orin Nano Developer Kit``; empty on most PCs."""
+    """Return the firmware's name of the board, such as ``NVIDIA Jetson Orin Nano Developer Kit``; empty on most PCs."""
     try:
         return _TREE.read_text(encoding="utf-8", errors="replace").rstrip("\0")
     except OSError:

@@ -155,7 +155,7 @@ def test_a_document_that_was_edited_needs_its_digest_emptied(bundle_copy: Path):
     file.write_text(text.replace("0.95", "0.75"))
     with pytest.raises(BundleError, match=r"configurations\.json was changed: its digest") as caught:
         open_bundle(bundle_copy)
-    assert "empties the digest" in caught.value.hint
+    assert "set its digest to an empty string" in caught.value.hint
     edit(file, lambda document: None)
     assert open_bundle(bundle_copy).configuration("accurate").exits["7"].threshold == 0.75
 

@@ -233,7 +233,7 @@ def test_a_cache_that_cannot_be_written_costs_a_measurement_only(
     (tmp_path / "cache").write_text("a file")
     with load(bundle) as session:
         assert session.target.name == "b"
-    assert "cannot be remembered" in caplog.text
+    assert "cannot be stored" in caplog.text
 
 
 @pytest.fixture

@@ -35,8 +35,8 @@ def change_weights(file: Path, factor: float) -> None:
     [
         ("segments/segment_00.onnx", "its logits are"),
         ("segments/segment_02.onnx", "its logits are"),
-        ("heads/exit_03_linear.onnx", "leave elsewhere|head linear at exit 3 is"),
-        ("heads/exit_07_linear.onnx", "leave elsewhere|head linear at exit 7 is"),
+        ("heads/exit_03_linear.onnx", "take another exit|head linear at exit 3 is"),
+        ("heads/exit_07_linear.onnx", "take another exit|head linear at exit 7 is"),
         ("spans/span_00_01.onnx", "span span_00_01 is"),
         ("spans/full.onnx", "span full is"),
     ],

@@ -204,7 +204,7 @@ def test_once_samples_are_sent_out_the_shares_are_not_told(recorded):
     assert the_report(watch)["shares"]["psi"] is not None
     as_sure_as_the_threshold = np.full(100, 0.5, np.float32)
     watch(structs.replace(left(LATE, *[1] * 100), confidence=as_sure_as_the_threshold), 0.01)
-    assert "a work cap sent samples out" in the_report(watch)["shares"]["reason"]
+    assert "a work cap forced samples to exit" in the_report(watch)["shares"]["reason"]
     watch(answer(LATE, drawn(1100, 2)), 0.01)
     assert the_report(watch)["shares"]["samples"] == 1100
 

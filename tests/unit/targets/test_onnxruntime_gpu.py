@@ -125,7 +125,7 @@ def test_out_of_device_memory_says_how_much_and_what_to_do(
     with installed(Driver(capacity=1000)):
         executor = OnnxRuntimeExecutor("onnxruntime-cuda", ON_HOST, pieces)
         with pytest.raises(
-            TargetError, match=r"MB of device memory cannot be had: cudaMalloc: out of memory"
+            TargetError, match=r"MB of device memory cannot be allocated: cudaMalloc: out of memory"
         ) as caught:
             GpuDevice("onnxruntime-cuda", pieces, tensors, executor, 8)
         assert "--max-batch" in str(caught.value.hint)
