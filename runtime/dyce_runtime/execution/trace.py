@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from types import MappingProxyType
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -12,11 +13,15 @@ from dyce_runtime.bundle.manifest import ANSWER, Manifest
 from dyce_runtime.execution.contracts import Device
 from dyce_runtime.execution.routing import Computing, run_step
 from dyce_runtime.inputs.images import Inputs, count_of, rows_of
-from dyce_runtime.program.liveness import Choosing
+from dyce_runtime.program.liveness import choosing
 from dyce_runtime.program.operations import Choose, Feed, Leave, Run
 
 # The most samples that run at once.
 _BATCH = 64
+
+# How a configuration sets gates, by their id.
+Gates: TypeAlias = "Mapping[str, tuple[float, ...] | int]"
+NO_GATES: Gates = MappingProxyType({})
 
 
 class HeadAnswer(NamedTuple):
@@ -33,12 +38,17 @@ def chunks(count: int, most: int) -> Iterator[slice]:
         yield slice(start, min(start + most, count))
 
 
-def whole_program(manifest: Manifest) -> list[Computing | Feed]:
-    """Return all operations of a bundle except exits, in order; its gates choose by the cut points of the program."""
+def whole_program(manifest: Manifest, gates: Gates = NO_GATES) -> list[Computing | Feed]:
+    """Return all operations of a bundle except exits, in order.
+
+    Args:
+        manifest: of the bundle.
+        gates: as a configuration sets them; a gate that is not named chooses by the cut points of the program.
+    """
     found: list[Computing | Feed] = []
     for operation in manifest.program:
         if isinstance(operation, Choose):
-            found.append(Choosing(operation.gate, operation.by, operation.cases, operation.cut_points))
+            found.append(choosing(operation, gates))
         elif not isinstance(operation, Leave):
             found.append(operation)
     return found
@@ -78,9 +88,11 @@ def trace(
     return {key: np.concatenate(parts) for key, parts in found.items()}
 
 
-def head_answers(device: Device, manifest: Manifest, inputs: Inputs) -> dict[tuple[str, str], HeadAnswer]:
+def head_answers(
+    device: Device, manifest: Manifest, inputs: Inputs, gates: Gates = NO_GATES
+) -> dict[tuple[str, str], HeadAnswer]:
     """Return (exit id, head type) to the answers of every head for all samples. Raises PieceError if a piece failed."""
-    found = trace(device, manifest, whole_program(manifest), inputs, ANSWER)
+    found = trace(device, manifest, whole_program(manifest, gates), inputs, ANSWER)
     return {
         (exit.id, head.type): HeadAnswer(*(found[head.piece, name] for name in ANSWER))
         for exit in manifest.exits

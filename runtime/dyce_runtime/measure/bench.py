@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dyce_runtime.bundle.arrays import read_splits
-from dyce_runtime.bundle.configuration import Configuration, ExitSetting
+from dyce_runtime.bundle.configuration import Configuration, ExitSetting, settings_of
 from dyce_runtime.bundle.measured import Benched, BenchFigures, write_benched
 from dyce_runtime.bundle.reader import Bundle
 from dyce_runtime.errors import DataError
@@ -144,7 +144,7 @@ def choose(bundle: Bundle, names: Sequence[str]) -> list[Configuration]:
             continue
         chosen |= {name: bundle.configuration(name) for name in known.named}
         for place, entry in enumerate(known.front, 1):
-            if all(entry.exits != named.exits for named in known.named.values()):
+            if all(settings_of(entry) != settings_of(named) for named in known.named.values()):
                 chosen[f"front {place}"] = entry.configuration(f"front {place}")
     return list(chosen.values())
 

@@ -11,8 +11,9 @@ from numpy.typing import NDArray
 
 from dyce_runtime.bundle.configuration import Configuration
 from dyce_runtime.execution.session import Session
-from dyce_runtime.execution.trace import HeadAnswer, head_answers
+from dyce_runtime.execution.trace import Gates, HeadAnswer, head_answers
 from dyce_runtime.inputs.datasets import Dataset
+from dyce_runtime.inputs.images import Inputs
 from dyce_runtime.program.rule import leaves
 
 _BATCH = 32
@@ -53,7 +54,8 @@ def answer_all(
 ) -> tuple[NDArray[np.int64], list[Answers]]:
     """Classify images with the full model and every configuration, in one pass.
 
-    Every segment and every head runs once; the exits taken follow from the thresholds.
+    Every segment and every head runs once for each way in which gates are set; the exits taken follow from the
+    thresholds.
 
     Args:
         session: an open session.
@@ -69,11 +71,17 @@ def answer_all(
         PieceError: a piece failed.
     """
     full, parts, last = [], [], session.manifest.exits[-1]
+    settings = {_key(gates): gates for gates in ({}, *(one.gates for one in configurations))}
     for start in progress(range(0, len(rows), _BATCH)):
         images = session.preprocess(data.images(rows[start : start + _BATCH]))
-        said = head_answers(session.device, session.manifest, session.inputs(images))
-        full.append(said[last.id, last.heads[0].type].label)
-        parts.append([_leave(session, configuration, said) for configuration in configurations])
+        inputs = session.inputs(images)
+
+        def answers(gates: Gates, inputs: Inputs = inputs) -> dict[tuple[str, str], HeadAnswer]:
+            return head_answers(session.device, session.manifest, inputs, gates)
+
+        said = {key: answers(gates) for key, gates in settings.items()}
+        full.append(said[_key({})][last.id, last.heads[0].type].label)
+        parts.append([_leave(session, one, said[_key(one.gates)]) for one in configurations])
     if not parts:
         none = np.empty(0, np.int64)
         return none, [Answers(none, none) for _ in configurations]
@@ -145,6 +153,10 @@ def _worst_class(
         return None
     name = str(worst) if class_names is None else class_names[worst]
     return {"name": name, "lost": int(counts[worst]), "samples": int((labels == worst).sum())}
+
+
+def _key(gates: Gates) -> tuple[tuple[str, str], ...]:
+    return tuple(sorted((id, str(own)) for id, own in gates.items()))
 
 
 def _leave(session: Session, configuration: Configuration, said: Mapping[tuple[str, str], HeadAnswer]) -> Answers:

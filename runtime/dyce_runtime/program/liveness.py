@@ -98,7 +98,7 @@ def _settled(
     """Yield the program up to the exit at which all samples exit, without the exits that are off."""
     for operation in manifest.program:
         if isinstance(operation, Choose):
-            yield _choosing(operation, configuration)
+            yield choosing(operation, configuration.gates)
         elif not isinstance(operation, Leave):
             yield operation
         elif operation.exit == last and not operation.always:
@@ -115,9 +115,9 @@ def _settled(
                 yield Leaving(operation.exit, operation.head, float(np.float32(on.threshold)))
 
 
-def _choosing(choose: Choose, configuration: Configuration) -> Needed:
-    """Return a choice with the cut points of the configuration, or the only operation left if it fixes the case."""
-    setting = configuration.gates.get(choose.gate, choose.cut_points)
+def choosing(choose: Choose, gates: Mapping[str, tuple[float, ...] | int]) -> Choosing | Run | Copy:
+    """Return a choice with the cut points that gates are set to, or the only operation left if they fix its case."""
+    setting = gates.get(choose.gate, choose.cut_points)
     if isinstance(setting, int):
         return operation_of(choose.cases[setting])
     return Choosing(choose.gate, choose.by, choose.cases, tuple(float(np.float32(point)) for point in setting))
