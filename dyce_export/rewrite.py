@@ -105,10 +105,12 @@ def check_spans(bundle: Bundle, spans: tuple[Piece, ...], old: Collection[str] =
     """
     with Session(bundle, registry.reference().name, TargetSpec(), allow_untrained=True) as session:
         errors = span_errors(read_vectors(bundle), session)
-    return noted(bundle.manifest, {span.id: errors[span.id] for span in spans}, "its segments", old)
+    return merge_verification(bundle.manifest, {span.id: errors[span.id] for span in spans}, "its segments", old)
 
 
-def noted(manifest: Manifest, errors: dict[str, float], against: str, old: Collection[str] = ()) -> Manifest:
+def merge_verification(
+    manifest: Manifest, errors: dict[str, float], against: str, old: Collection[str] = ()
+) -> Manifest:
     """The manifest with the errors of pieces that were added. Raises VerificationError if one is too large.
 
     Args:

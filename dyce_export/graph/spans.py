@@ -11,7 +11,7 @@ from dyce_export.graph import onnx_graphs
 from dyce_export.graph.joining import join
 from dyce_runtime.bundle.configuration import Configurations
 from dyce_runtime.bundle.manifest import FINAL, UNCUT, Manifest, Piece
-from dyce_runtime.execution.plan import stretches
+from dyce_runtime.execution.plan import segment_runs
 from dyce_runtime.program.structure import segments_of
 
 _SEGMENT = "segment_"
@@ -27,9 +27,9 @@ def write_spans(manifest: Manifest, configurations: Configurations, folder: Path
         the spans written, for the manifest.
     """
     named = (configurations.get(name) for name in configurations.named)
-    wanted = {stretch for configuration in named for stretch in stretches(manifest, configuration) if len(stretch) > 1}
+    wanted = {run for configuration in named for run in segment_runs(manifest, configuration) if len(run) > 1}
     order = [piece.id for piece in manifest.pieces]
-    places = {tuple(order.index(id) for id in stretch): stretch for stretch in wanted}
+    places = {tuple(order.index(id) for id in run): run for run in wanted}
     known = {span.covers for span in manifest.spans}
     return tuple(
         _write_span(_name(covers), manifest, covers, folder)

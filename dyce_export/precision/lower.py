@@ -127,7 +127,7 @@ def _lower(
         accuracy_float32=change.before,
         samples=int((known.split == "test").sum()),
         target=method.target,
-        elsewhere=_elsewhere(made, trial.records, pictures, method.target),
+        exit_mismatch_rate=_mismatch_rates(made, trial.records, pictures, method.target),
     )
     write_records(trial.records, bundle, folder)
     seal(folder, msgspec.structs.replace(manifest, lowering=lowering), configurations)
@@ -168,7 +168,7 @@ def _range_rows(data: Dataset, known: Records) -> NDArray[np.int64]:
     return usable[spread_rows(usable, _CALIBRATION)]
 
 
-def _elsewhere(bundle: Bundle, records: Records, pictures: Dataset, recorded_in: str) -> dict[str, float]:
+def _mismatch_rates(bundle: Bundle, records: Records, pictures: Dataset, recorded_in: str) -> dict[str, float]:
     """How the other CPU targets that work here differ from the records, under the named configurations."""
     rows = np.flatnonzero(records.split == "test")[:_FEW]
     expected, shown = records.take(rows), pictures.take(rows)

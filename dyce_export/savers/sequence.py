@@ -22,7 +22,7 @@ from dyce_export.graph import onnx_graphs
 from dyce_export.graph.pieces import names_of
 from dyce_export.graph.programs import requires, with_head
 from dyce_export.progress import Progress
-from dyce_export.rewrite import noted
+from dyce_export.rewrite import merge_verification
 from dyce_export.savers.compose import Joined
 from dyce_export.savers.saver_features import Seen
 from dyce_export.savers.sequence_graphs import left_spec, sequence_step, step_inputs
@@ -220,4 +220,6 @@ def _checked(made: Bundle, network: ExitSequence, type: str, vectors: Vectors) -
         with torch.inference_mode():
             expected = [logits.numpy() for (logits,) in network(seen(vectors.inputs)[1])[1:]]
     both = zip(found.items(), expected, strict=True)
-    return noted(manifest, {id: relative_error(torchs, ours, torchs) for (id, ours), torchs in both}, "torch")
+    return merge_verification(
+        manifest, {id: relative_error(torchs, ours, torchs) for (id, ours), torchs in both}, "torch"
+    )

@@ -123,9 +123,9 @@ def test_another_engine_takes_the_exits_that_the_bundle_tells(lowered: Path) -> 
         told = bundle.manifest.lowering
         assert told is not None
         assert told.target == "onnxruntime"
-        assert told.elsewhere.keys() == {"openvino"}
+        assert told.exit_mismatch_rate.keys() == {"openvino"}
         shares = elsewhere(bundle.path, "openvino", "test")
-        assert max(shares) == pytest.approx(told.elsewhere["openvino"], abs=0.01), precision
+        assert max(shares) == pytest.approx(told.exit_mismatch_rate["openvino"], abs=0.01), precision
         assert max(shares) <= 0.05, precision
 
 
@@ -152,7 +152,7 @@ def test_an_engine_that_fails_is_only_missing_from_the_comparison(
     assert done.returncode == 0, done.stderr
     lowering = open_bundle(tmp_path / "half.dyce").precision("float16").manifest.lowering
     assert lowering is not None
-    assert "openvino" not in lowering.elsewhere
+    assert "openvino" not in lowering.exit_mismatch_rate
 
 
 def computes_in_bfloat16() -> bool:
@@ -171,7 +171,7 @@ def test_bfloat16_is_what_openvino_computes_the_same_graphs_in(
     bundle = open_bundle(new).precision("bfloat16")
     told = bundle.manifest.lowering
     assert told is not None
-    assert (told.target, told.elsewhere, told.kept) == ("openvino", {}, ())
+    assert (told.target, told.exit_mismatch_rate, told.kept) == ("openvino", {}, ())
     assert 1e-4 < told.logits_error < 0.1
     assert max(elsewhere(bundle.path, "openvino", "search")) <= 0.01
     with pytest.raises(TargetError, match="onnxruntime computes in the precision of the graphs"):

@@ -154,7 +154,7 @@ def _changes(bundle: Any) -> tuple[str, ...]:
         f"{found.accuracy:.2%}",
         ", ".join(id.removeprefix("segment_") for id in found.kept) or "none",
         f"{size / 1e6:.1f} MB",
-        ", ".join(f"{name} {share:.1%}" for name, share in found.elsewhere.items()) or "not measured",
+        ", ".join(f"{name} {share:.1%}" for name, share in found.exit_mismatch_rate.items()) or "not measured",
     )
 
 

@@ -223,7 +223,8 @@ class Lowering(msgspec.Struct, frozen=True):
         accuracy, accuracy_float32: accuracy of the full model in either precision, on the same samples.
         samples: number of unseen samples, on which all figures but ``logits_error`` were measured.
         target: the target that made the records. Engines differ in how they round integers.
-        elsewhere: for each other target, the fraction of unseen samples that take another exit there than recorded.
+        exit_mismatch_rate: for each other target, the fraction of unseen samples that take another exit there than
+            recorded.
     """
 
     kept: tuple[str, ...]
@@ -234,7 +235,7 @@ class Lowering(msgspec.Struct, frozen=True):
     accuracy_float32: float
     samples: int
     target: str = "onnxruntime"
-    elsewhere: dict[str, float] = msgspec.field(default_factory=dict)
+    exit_mismatch_rate: dict[str, float] = msgspec.field(default_factory=dict)
 
 
 class Splits(msgspec.Struct, frozen=True):

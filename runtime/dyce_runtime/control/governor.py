@@ -139,7 +139,7 @@ class LatencyGovernor(ProcessBound):
         self._switches = 0
         self._said = self._closed = False
         self._session = session
-        self._turn = session.take_knob("LatencyGovernor")
+        self._turn = session.take_control("LatencyGovernor")
         self._observer = self._observe
         self._beat = self._unbeaten = 0
         self._beaten = clock()
@@ -174,7 +174,7 @@ class LatencyGovernor(ProcessBound):
                 return
             self._closed = True
         self._session.detach(self._observer)
-        self._session.release_knob()
+        self._session.release_control()
 
     def __enter__(self) -> LatencyGovernor:
         return self

@@ -147,7 +147,7 @@ def _with_spans(operations: Iterable[Needed], pieces: Mapping[str, Piece], spans
     yield from map(Run, _covered(waiting, spans))
 
 
-def stretches(manifest: Manifest, configuration: Configuration) -> list[tuple[str, ...]]:
+def segment_runs(manifest: Manifest, configuration: Configuration) -> list[tuple[str, ...]]:
     """Return the maximal runs of consecutive segments that a configuration runs with nothing in between."""
     found: list[list[str]] = [[]]
     for step in make_plan(manifest, configuration, ()).steps:
@@ -155,7 +155,7 @@ def stretches(manifest: Manifest, configuration: Configuration) -> list[tuple[st
             found[-1].append(step.piece)
         else:
             found.append([])
-    return [tuple(stretch) for stretch in found if stretch]
+    return [tuple(run) for run in found if run]
 
 
 def pieces_of(plans: Iterable[Plan]) -> list[str]:

@@ -143,7 +143,7 @@ class Session(EngineOwner):
 
         Raises:
             ConfigurationError: the configuration does not exist or fit the bundle, its heads are untrained and not
-                allowed, or another object controls the active configuration (see :meth:`take_knob`).
+                allowed, or another object controls the active configuration (see :meth:`take_control`).
         """
         if self._owner is not None:
             raise self._owned()
@@ -160,8 +160,8 @@ class Session(EngineOwner):
         """
         return self._plans.of(configuration)
 
-    def take_knob(self, owner: str) -> Callable[[Configuration], None]:
-        """Take exclusive control of the active configuration (the "knob"), until :meth:`release_knob`.
+    def take_control(self, owner: str) -> Callable[[Configuration], None]:
+        """Take exclusive control of the active configuration, until :meth:`release_control`.
 
         Until then :meth:`use` and setting :attr:`budget` raise ConfigurationError.
 
@@ -183,7 +183,7 @@ class Session(EngineOwner):
 
         return turn
 
-    def release_knob(self) -> None:
+    def release_control(self) -> None:
         """End the exclusive control of the active configuration."""
         self._owner = None
 
@@ -371,7 +371,8 @@ class Session(EngineOwner):
 
     def _owned(self) -> ConfigurationError:
         return ConfigurationError(
-            f"the knob of this session belongs to {self._owner}", hint="Close that first, or let it turn the knob."
+            f"{self._owner} controls the active configuration of this session",
+            hint="Close that first, or let it choose the configuration.",
         )
 
     def _observed(self, plan: Plan, inputs: Inputs, count: int) -> Result:

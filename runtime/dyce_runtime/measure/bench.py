@@ -242,9 +242,9 @@ def _measure(
         images = all_of(session.preprocess(data.images(rows[start : start + batch])))
         for shift in range(len(contenders)):
             index = (turn + shift) % len(contenders)
-            knob, run = contenders[index]
-            if knob is not None:
-                session.use(knob)
+            configuration, run = contenders[index]
+            if configuration is not None:
+                session.use(configuration)
             begin = time.perf_counter()
             answer = run(images)
             elapsed = time.perf_counter() - begin

@@ -91,7 +91,7 @@ def _energies(
     found: list[list[float]] = [[] for _ in contenders]
     for _ in range(_ROUNDS):
         for joules, contender in zip(found, contenders, strict=True):
-            if contender.knob is not None:
-                session.use(contender.knob)
+            if contender.configuration is not None:
+                session.use(contender.configuration)
             joules.append(joules_of(meter, idle, partial(run_over_all, contender)) / len(chosen))
     return [float(np.median(values)) for values in found]

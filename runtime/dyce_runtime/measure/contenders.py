@@ -23,11 +23,11 @@ class Contender(NamedTuple):
     """A classifier that takes part in a benchmark.
 
     Attributes:
-        knob: the configuration that has to be active before it runs; None if that does not matter.
+        configuration: the configuration that has to be active before it runs; None if that does not matter.
         run: classifies preprocessed images.
     """
 
-    knob: Configuration | None
+    configuration: Configuration | None
     run: Callable[[Images], Answer]
 
 

@@ -30,7 +30,7 @@ from dyce_runtime.targets.subprocess_call import ask
 TOLERANCE = 1e-3
 # Largest fraction of samples that may take another exit than the records of a lower precision say, if that was
 # measured for the target.
-MOST_ELSEWHERE = 0.01
+MOST_MISMATCHES = 0.01
 # Confidences closer than this to a threshold may fall on either side of it.
 _NEAR = 1e-4
 # Largest error of a head's scores, in float32 and in a lower precision. It detects a wrong head or piece, whose scores
@@ -116,8 +116,11 @@ def check(session: Session) -> None:
         PieceError: a piece failed.
     """
     manifest = session.manifest
-    if manifest.lowering is not None and manifest.lowering.elsewhere.get(session.target.name, 0.0) > MOST_ELSEWHERE:
-        share = manifest.lowering.elsewhere[session.target.name]
+    if (
+        manifest.lowering is not None
+        and manifest.lowering.exit_mismatch_rate.get(session.target.name, 0.0) > MOST_MISMATCHES
+    ):
+        share = manifest.lowering.exit_mismatch_rate[session.target.name]
         raise TargetError(f"{share:.1%} of the samples take another exit there than recorded")
     expected = read_vectors(session.bundle)
     found = answered(expected, session)

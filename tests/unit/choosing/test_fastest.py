@@ -254,7 +254,7 @@ def test_an_engine_in_which_samples_leave_elsewhere_than_recorded_is_left_out(
     installed |= {"a_quick": Engine("a_quick"), "b_slow": Engine("b_slow", 0.003)}
     inner = two_precisions / PRECISIONS / "uint8"
     for share, chosen in ((0.011, "b_slow"), (0.009, "a_quick")):
-        finish(inner, lowering=Lowering((), 8, 1e-4, 1.0, 0.9, 0.9, 8, elsewhere={"a_quick": share}))
+        finish(inner, lowering=Lowering((), 8, 1e-4, 1.0, 0.9, 0.9, 8, exit_mismatch_rate={"a_quick": share}))
         finish(two_precisions)
         with load(two_precisions, precision="uint8") as session:
             assert session.target.name == chosen

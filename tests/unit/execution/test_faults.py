@@ -106,20 +106,20 @@ def test_a_failure_in_the_middle_of_a_batch_leaves_nothing_behind(spied: Session
 
 def test_an_owned_knob_is_turned_by_its_owner_only(shared_session: Session):
     shared_session.use("full")
-    turn = shared_session.take_knob("a test")
+    turn = shared_session.take_control("a test")
     try:
         for attempt in (
             lambda: shared_session.use("fast"),
             lambda: setattr(shared_session, "budget", 2.0),
-            lambda: shared_session.take_knob("another test"),
+            lambda: shared_session.take_control("another test"),
         ):
-            with pytest.raises(ConfigurationError, match="the knob of this session belongs to a test"):
+            with pytest.raises(ConfigurationError, match="a test controls the active configuration of this session"):
                 attempt()
         assert shared_session.configuration.name == "full"
         turn(Configuration("mine", on(exit3=0.5)))
         assert shared_session.configuration.name == "mine"
     finally:
-        shared_session.release_knob()
+        shared_session.release_control()
     shared_session.use("fast")
 
 
