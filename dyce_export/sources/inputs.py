@@ -11,13 +11,12 @@ from typing import Any, Literal, NamedTuple
 from torch import nn
 
 from dyce_export.sources.places import attribute
-from dyce_runtime.bundle.manifest import Preprocessing
+from dyce_runtime.bundle.manifest import INTERPOLATIONS, Preprocessing
 from dyce_runtime.errors import ModelError, UsageError
 
 Size = tuple[int, int, int]
 Fit = Literal["stretch", "cover", "contain"]
 
-INTERPOLATIONS = ("bilinear", "bicubic", "nearest", "box", "hamming", "lanczos")
 CROP_MODES = ("center", "squash", "border")
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -45,7 +44,7 @@ class InputOverrides:
     Attributes:
         input_size: (channels, height, width), in pixels.
         mean, std: one number, or one per channel, on the scale 0 to 1.
-        interpolation: one of :data:`INTERPOLATIONS`.
+        interpolation: one of :data:`dyce_runtime.bundle.manifest.INTERPOLATIONS`.
         crop_pct: edge of the centre crop divided by the edge that pictures are resized to, from 0.01 to 1.
         crop_mode: one of :data:`CROP_MODES`, as timm calls them. ``center`` keeps a picture's shape and cuts off
             what is too long, ``squash`` changes its shape, ``border`` (letterbox) keeps it and fills up with the mean.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
+from math import isfinite
 
 from dyce_runtime.arguments import shown
 from dyce_runtime.bundle.configuration import ascending
@@ -12,6 +13,7 @@ from dyce_runtime.bundle.manifest import (
     CARRIED,
     CHOOSE,
     CONFIDENCE,
+    INTERPOLATIONS,
     KNOWN_FEATURES,
     LABEL,
     LOGITS,
@@ -32,6 +34,7 @@ _TYPES = frozenset(
 )
 # The most elements in one sample of a tensor.
 _LARGEST = 1 << 31
+_LONGEST_EDGE = 1 << 17
 # The most multiply-accumulates of one sample.
 _MOST_WORK = 10**15
 
@@ -166,6 +169,22 @@ def _check_preprocessing(network: Network, spec: TensorSpec) -> None:
         if spec.shape[1:] != expected or len(way.std) != len(way.mean):
             raise BundleError(
                 f"tensor {spec.name} has the shape {list(spec.shape)}; its preprocessing makes {['batch', *expected]}"
+            )
+        edges = way.resize if isinstance(way.resize, tuple) else (way.resize,)
+        if not all(0 < edge <= _LONGEST_EDGE for edge in (*edges, *way.crop)):
+            raise BundleError(
+                f"the preprocessing of {spec.name} resizes to {way.resize} and crops to {list(way.crop)}; expected "
+                f"edges of 1 to {_LONGEST_EDGE} pixels"
+            )
+        if not all(isfinite(value) for value in way.mean) or not all(isfinite(s) and s > 0 for s in way.std):
+            raise BundleError(
+                f"the preprocessing of {spec.name} has the mean {list(way.mean)} and the std {list(way.std)}; expected "
+                "finite numbers, the std over 0"
+            )
+        if way.interpolation not in INTERPOLATIONS:
+            raise BundleError(
+                f"the preprocessing of {spec.name} has the interpolation {way.interpolation!r}; expected one of "
+                f"{', '.join(INTERPOLATIONS)}"
             )
 
 

@@ -117,6 +117,10 @@ class Exit(msgspec.Struct, frozen=True):
         raise KeyError(type)
 
 
+#: How images can be resized: the names of Pillow's filters.
+INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "box", "hamming", "lanczos")
+
+
 class Preprocessing(msgspec.Struct, frozen=True):
     """How an image is converted to an input: the parameters of timm's evaluation transform.
 

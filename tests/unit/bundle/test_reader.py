@@ -337,6 +337,24 @@ def unknown_operation(manifest: Any) -> None:
 
 
 @pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"resize": 0}, "resizes to 0 and crops to .*; expected edges of 1 to 131072 pixels"),
+        ({"resize": -3}, "resizes to -3 and crops"),
+        ({"resize": [4, 0]}, r"resizes to \(4, 0\) and crops"),
+        ({"resize": 10**9}, "resizes to 1000000000 and crops"),
+        ({"std": [0.5, 0.0, 0.5]}, r"std \[0.5, 0.0, 0.5\]; expected finite numbers, the std over 0"),
+        ({"std": [0.5, -1.0, 0.5]}, "expected finite numbers, the std over 0"),
+        ({"interpolation": "magic"}, "interpolation 'magic'; expected one of nearest, bilinear"),
+    ],
+)
+def test_preprocessing_that_cannot_be_is_refused(bundle_copy: Path, change: dict[str, Any], message: str):
+    edit(bundle_copy / MANIFEST, lambda manifest: manifest["networks"][0]["inputs"][0]["preprocessing"].update(change))
+    with pytest.raises(BundleError, match=message):
+        open_bundle(bundle_copy)
+
+
+@pytest.mark.parametrize(
     ("damage", "message"),
     [
         (rename_seam, r"runs \['exit_03_linear'\], which reads \['seam_7'\]; nothing has made it"),

@@ -9,13 +9,12 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from dyce_runtime.bundle.manifest import Preprocessing
+from dyce_runtime.bundle.manifest import INTERPOLATIONS, Preprocessing
 from dyce_runtime.errors import DataError, RuntimeInputError
 from dyce_runtime.inputs.pictures import Pictures
 from dyce_runtime.inputs.preprocessing import listed, preprocess
 from tests.real_inputs import imagenet_samples
 
-INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "box", "hamming", "lanczos")
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 FITS = {"center": "cover", "squash": "stretch", "border": "contain"}  # by timm's crop_mode
 RGB = Preprocessing(resize=36, crop=(32, 32), interpolation="bicubic", mean=MEAN, std=STD)

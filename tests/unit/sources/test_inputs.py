@@ -80,7 +80,7 @@ def test_nothing_is_said_when_nothing_is_assumed(caplog: pytest.LogCaptureFixtur
         ({"input_size": (32, 32)}, "expected channels, height and width"),
         ({"std": (0.0,)}, r"std is \(0.0,\); expected positive numbers"),
         ({"crop_pct": 87.5}, "crop_pct is 87.5; expected a number from 0.01 to 1"),
-        ({"interpolation": "cubic"}, "interpolation is 'cubic'; expected one of bilinear, bicubic"),
+        ({"interpolation": "cubic"}, "interpolation is 'cubic'; expected one of nearest, bilinear"),
         ({"input_size": (3, 32, 32), "mean": (0.5, 0.5)}, "mean has 2 values; expected one, or one for each of 3"),
         ({"crop_mode": "letterbox"}, "crop_mode is 'letterbox'; expected one of center, squash, border"),
         ({"mean": 0.5}, "mean is 0.5; expected numbers, one or one per channel"),
