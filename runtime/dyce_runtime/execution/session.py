@@ -24,7 +24,7 @@ from dyce_runtime.execution.routing import Result, route
 from dyce_runtime.execution.stream import Stream
 from dyce_runtime.execution.trace import chunks
 from dyce_runtime.inputs.decoding import Picture
-from dyce_runtime.inputs.images import Images, Inputs, as_inputs, count_of, rows_of
+from dyce_runtime.inputs.images import ExpectedInput, Images, Inputs, as_inputs, count_of, rows_of
 from dyce_runtime.inputs.pictures import Pictures
 from dyce_runtime.inputs.preprocessing import listed, preprocess
 from dyce_runtime.process_bound import EngineOwner
@@ -100,7 +100,8 @@ class Session(EngineOwner):
         self.max_batch = min(max_batch or best, self.device.max_rows)
         # Why the session cannot be used any more; empty while it can.
         self._ended = ""
-        self._inputs = bundle.manifest.specs(bundle.manifest.inputs)
+        ways = bundle.manifest.inputs
+        self._inputs = [ExpectedInput.of(spec, ways[spec.name]) for spec in bundle.manifest.specs(ways)]
         self._classes = bundle.manifest.classes
         self._uncut = bundle.manifest.uncut
         self._of_base = tuple(input.tensor for input in bundle.manifest.base.inputs)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
-from dyce_runtime.bundle.manifest import TensorSpec
+from dyce_runtime.bundle.manifest import Preprocessing, TensorSpec
 from dyce_runtime.errors import RuntimeInputError
 from dyce_runtime.inputs.pictures import Pictures
 
@@ -20,27 +20,54 @@ Images: TypeAlias = "npt.NDArray[np.float32] | Inputs"
 _FLOAT32 = np.dtype(np.float32)
 # The most values for which BLAS computes a dot product without starting threads.
 _SMALL = 8192
-# The largest absolute value. Beyond it, float32 overflows within a network, and engines differ in how they treat
-# infinity and NaN.
-_LARGEST = 1e12
+# Values may be that many times as large as the largest that preprocessing makes: more is no scaled image, but one whose
+# pixels still are numbers from 0 to 255, for example, and would get an answer that means nothing.
+_TIMES = 10
 
 
-def as_inputs(images: Images, specs: Sequence[TensorSpec]) -> Inputs:
+class ExpectedInput(NamedTuple):
+    """What an input of a bundle has to be like.
+
+    Attributes:
+        name: of the tensor.
+        shape: of one image, (C, H, W).
+        lowest, highest: the bounds of what preprocessing makes.
+    """
+
+    name: str
+    shape: tuple[int | str, ...]
+    lowest: float
+    highest: float
+
+    @staticmethod
+    def of(spec: TensorSpec, way: Preprocessing) -> ExpectedInput:
+        """Return what preprocessing makes of pixels from 0 to 1."""
+        lowest = min(-mean / std for mean, std in zip(way.mean, way.std, strict=True))
+        highest = max((1 - mean) / std for mean, std in zip(way.mean, way.std, strict=True))
+        return ExpectedInput(spec.name, spec.shape[1:], lowest, highest)
+
+    @property
+    def limit(self) -> float:
+        """The largest absolute value that is accepted."""
+        return _TIMES * max(abs(self.lowest), abs(self.highest))
+
+
+def as_inputs(images: Images, expected: Sequence[ExpectedInput]) -> Inputs:
     """Check the argument of a call and return name of each input to images. Arrays are not copied.
 
     Args:
         images: the argument.
-        specs: the inputs of the bundle.
+        expected: the inputs of the bundle.
 
     Raises:
         RuntimeInputError: an input is missing, or an array does not fit; see :func:`check_images`.
     """
     # The type is tested first, since isinstance(array, Mapping) takes as long as checking a small array.
-    if len(specs) == 1 and (type(images) is np.ndarray or not isinstance(images, Mapping)):
-        check_images(images, specs[0].shape[1:])
-        return {specs[0].name: images}
-    names = [spec.name for spec in specs]
-    if isinstance(images, Pictures) and {n: images.shape(n) for n in images} == {s.name: s.shape[1:] for s in specs}:
+    if len(expected) == 1 and (type(images) is np.ndarray or not isinstance(images, Mapping)):
+        check_images(images, expected[0])
+        return {expected[0].name: images}
+    names = [one.name for one in expected]
+    if isinstance(images, Pictures) and {n: images.shape(n) for n in images} == {e.name: e.shape for e in expected}:
         return images
     if not isinstance(images, Mapping) or sorted(images) != sorted(names):
         found = f"images for {', '.join(images)}" if isinstance(images, Mapping) else type(images).__name__
@@ -49,8 +76,8 @@ def as_inputs(images: Images, specs: Sequence[TensorSpec]) -> Inputs:
             "bundle prepare pictures in different ways",
             hint="session.preprocess(...) makes it.",
         )
-    for spec in specs:
-        check_images(images[spec.name], spec.shape[1:])
+    for one in expected:
+        check_images(images[one.name], one)
     if len({len(images[name]) for name in names}) > 1:
         counts = ", ".join(f"{len(images[name])} for {name}" for name in names)
         raise RuntimeInputError(f"found different numbers of images: {counts}; expected the same pictures in all")
@@ -81,32 +108,33 @@ def all_of(images: Images) -> Images:
     return dict(images) if isinstance(images, Mapping) else images
 
 
-def check_images(images: npt.NDArray[np.float32], shape: tuple[int | str, ...]) -> None:
-    """Raise RuntimeInputError unless this is a float32 array (N, *shape), N at least 1, with values within 1e12."""
-    fits = isinstance(images, np.ndarray) and images.dtype == _FLOAT32 and images.shape[1:] == shape
+def check_images(images: npt.NDArray[np.float32], expected: ExpectedInput) -> None:
+    """Raise RuntimeInputError unless this is a float32 array (N, C, H, W), N at least 1, of values that can be."""
+    fits = isinstance(images, np.ndarray) and images.dtype == _FLOAT32 and images.shape[1:] == expected.shape
     if not fits or len(images) == 0 or (type(images) is not np.ndarray and np.ma.is_masked(images)):
-        raise _misfit(images, shape)
-    if not _within(images):
-        raise _outside(images)
+        raise _misfit(images, expected.shape)
+    if not _within(images, expected.limit):
+        raise _outside(images, expected)
 
 
-def _within(images: npt.NDArray[np.float32]) -> bool:
-    """Return whether all values are within 1e12, without allocating, by the fastest method for the size."""
+def _within(images: npt.NDArray[np.float32], limit: float) -> bool:
+    """Return whether all absolute values are within the limit, without allocating, as fast as the size allows."""
     # A sum of squares bounds each of them, and comparisons with NaN are false.
-    if images.size <= _SMALL and np.vdot(images, images) <= _LARGEST**2:
+    if images.size <= _SMALL and np.vdot(images, images) <= limit**2:
         return True
-    return bool(images.max() <= _LARGEST and images.min() >= -_LARGEST)
+    return bool(images.max() <= limit and images.min() >= -limit)
 
 
-def _outside(images: npt.NDArray[np.float32]) -> RuntimeInputError:
-    fits = (np.abs(images) <= _LARGEST).reshape(len(images), -1)
+def _outside(images: npt.NDArray[np.float32], expected: ExpectedInput) -> RuntimeInputError:
+    fits = (np.abs(images) <= expected.limit).reshape(len(images), -1)
     bad = np.flatnonzero(~fits.all(axis=1))[0]
     if not np.isfinite(images[bad]).all():
         return RuntimeInputError(f"sample {bad} holds NaN or infinity; expected finite numbers")
     value = images[bad].reshape(-1)[fits[bad].argmin()]
     return RuntimeInputError(
-        f"sample {bad} holds {value:g}; expected numbers from {-_LARGEST:g} to {_LARGEST:g}",
-        hint="session.preprocess(...) scales pictures as the network expects them.",
+        f"sample {bad} holds {value:g}, and the preprocessing of this bundle makes numbers from {expected.lowest:.3g} "
+        f"to {expected.highest:.3g}; expected no more than {_TIMES} times as much",
+        hint="session.preprocess(...) scales images as the network expects them.",
     )
 
 

@@ -122,7 +122,7 @@ def test_a_sample_leaves_strictly_above_the_threshold(shared_session: Session, e
 
 
 def test_a_threshold_of_one_lets_nobody_leave(shared_session: Session):
-    sure = make_images(20) * 64
+    sure = make_images(200) * 5
     assert (all_heads(sure)[1] == 1).any(), "certainty rounds to one in float32"
     shared_session.use(Configuration("one", on(exit3=1.0, exit7=1.0)))
     assert (shared_session(sure).exit == 2).all()
@@ -262,12 +262,18 @@ def spoilt(value: float):
         (spoilt(np.nan), "sample 2 holds NaN or infinity"),
         (spoilt(np.inf), "sample 2 holds NaN or infinity"),
         (spoilt(-np.inf), "sample 2 holds NaN or infinity"),
+        (spoilt(11), "sample 2 holds 11, and the preprocessing of this bundle makes numbers from -1 to 1"),
+        (spoilt(-11), "sample 2 holds -11, and"),
+        (np.round(make_images(4) * 100 + 127), "sample 0 holds .*, and the preprocessing of this bundle makes"),
+        (np.full((4000, 3, 4, 4), 255, np.float32), "sample 0 holds 255, and the preprocessing of this bundle makes"),
     ],
 )
 def test_a_wrong_input_is_refused_with_what_was_found_and_expected(shared_session: Session, images, found):
     with pytest.raises(RuntimeInputError, match=found) as caught:
         shared_session(images)
-    expectation = "finite numbers" if "sample" in found else "a float32 array of shape (N, 3, 4, 4)"
+    expectation = "a float32 array of shape (N, 3, 4, 4)"
+    if "sample" in found:
+        expectation = "finite numbers" if "NaN" in found else "no more than 10 times as much"
     assert f"expected {expectation}" in caught.value.message
 
 
