@@ -152,7 +152,7 @@ def _label_named(plot: Any, contents: Contents, views: Sequence[View]) -> None:
 def _ranges(contents: Contents, views: Sequence[View]) -> tuple[Range1d, Range1d]:
     """Return the initial axis ranges: accuracies from slightly below the worst named configuration, and their costs.
 
-    The cheap end of a front loses far more accuracy than anybody accepts and would flatten the rest of the plot;
+    The cheap end of a front loses far more accuracy than is acceptable and would flatten the rest of the plot;
     zooming out shows it.
     """
     named = [entry for entry in contents.configurations.named.values() if entry.search and entry.test]

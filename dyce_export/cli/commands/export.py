@@ -267,7 +267,7 @@ def _stem(model: str | None, factory: str | None) -> str:
 
 
 def _given(epochs: int | None, tolerance: float | None) -> dict[str, Any]:
-    """Return the options that were given and whose defaults are defined elsewhere."""
+    """Return the options that were given and whose defaults other modules define."""
     from dyce_calibration.heads.training import Recipe
 
     given: dict[str, Any] = {} if epochs is None else {"recipe": Recipe(epochs=epochs)}
