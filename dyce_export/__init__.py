@@ -34,24 +34,25 @@ def export(
     """Split any ``nn.Module`` at the given exits and write a verified bundle.
 
     Args:
-        module: takes float32 images (N, C, H, W), returns logits (N, classes). It is not changed.
-        exits: numbers or module names of exit points, in ascending order; may be empty where there are savers.
-        output: the bundle's folder.
-        input_size: (C, H, W); may be left out for timm models.
-        savers: small classifiers that run first: modules, or what ``dyce export --saver`` takes.
-        data: pictures that fit the heads; without them the heads stay untrained.
-        val: pictures that the model has never seen; without them they are cut from ``data``.
+        module: the classifier; takes float32 images of shape (N, C, H, W) and returns logits of shape (N, classes).
+            It is not modified.
+        exits: numbers or module names of exit points, in ascending order; may be empty if there are savers.
+        output: folder of the bundle.
+        input_size: (C, H, W); may be omitted for timm models.
+        savers: small classifiers that run before the model: modules, or anything that ``dyce export --saver`` accepts.
+        data: images on which the heads are trained; without them the heads stay untrained.
+        val: images that the model has never seen; without them they are split off from ``data``.
         force: replace an existing bundle.
         tolerance: largest relative error against torch that verification accepts.
-        esn: type of an exit sequence network behind the savers, ``esn<layers>x<width>``, such as ``esn1x64``.
-        classes: file that maps class folders to the model's classes, where their names do not.
-        task: what the outputs mean; ``single-label`` is the only task so far.
-        allow_suspicious: go on where labels and answers do not go together; the bundle says so.
+        esn: type of the exit sequence network that runs after the savers, ``esn<layers>x<width>``, such as ``esn1x64``.
+        classes: file that maps class folders to the model's classes, for data whose folder names differ from them.
+        task: what the outputs mean; ``single-label`` is the only task supported.
+        allow_suspicious: continue when the labels contradict the model's predictions; the bundle then records this.
         **input_description: ``name``, ``mean``, ``std``, ``interpolation``, ``crop_pct``, ``crop_mode``,
             ``class_names``; see :func:`dyce_export.sources.source.from_module`.
 
     Raises:
-        DyceError: its subclasses say which step failed; nothing is left at ``output`` then.
+        DyceError: a step failed; the subclass says which. Nothing is written to ``output`` then.
     """
     from dyce_export.cascade import export_source
     from dyce_export.options import Options

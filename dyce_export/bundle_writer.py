@@ -1,6 +1,6 @@
-"""The one way in which bundles are finished: every file is hashed, then both documents are written.
+"""The last step of writing any bundle: hash every file, then write both documents.
 
-Needs neither torch nor ONNX, so that a device can write a bundle, too.
+This module needs neither torch nor ONNX, so that a device can write bundles too.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ from dyce_runtime.bundle.reader import (
 )
 from dyce_runtime.execution.plan import make_plan, pieces_of
 
-# What only choosing again needs, and what was built for another device.
+# Files that are needed only to choose configurations again, or that were built for another device.
 _NOT_FOR_A_DEVICE = (RECORDS, SPLITS, f"{PRECISIONS}/", f"{ENGINES}/")
 
 
 def seal(folder: Path, manifest: Manifest, configurations: Configurations) -> Manifest:
-    """Hash all files in a folder and write the documents; returns the manifest as it was written."""
+    """Hash all files in a folder and write the manifest and the configurations; return the manifest as written."""
     files = {name: sha256_of(folder / name) for name in files_of(folder)}
     sealed = msgspec.structs.replace(manifest, files=files)
     write_document(configurations, folder / CONFIGURATIONS)
@@ -43,7 +43,7 @@ def seal(folder: Path, manifest: Manifest, configurations: Configurations) -> Ma
 
 
 def copy_files(bundle: Bundle, names: Iterable[str], folder: Path) -> None:
-    """Copy files of a bundle, by their names in it, into the folder of another one."""
+    """Copy files of a bundle, given by their names inside it, into the folder of another bundle."""
     for name in sorted(names):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(bundle.file(name), folder / name)
@@ -52,14 +52,14 @@ def copy_files(bundle: Bundle, names: Iterable[str], folder: Path) -> None:
 def write_for_device(
     bundle: Bundle, output: Path, build: Callable[[Bundle], object], *, stripped: bool, force: bool
 ) -> Bundle:
-    """Write a copy of a bundle with what was built for a device, which the manifest of the copy lists.
+    """Write a copy of a bundle together with files built for a device, which the manifest of the copy lists.
 
     Args:
-        build: called with the copy before it is finished; writes into its folder.
-        stripped: without records, other precisions, the report, and spans that no named configuration runs.
+        build: is called with the copy before the documents are written; writes into its folder.
+        stripped: omit records, other precisions, the report, and spans that no named configuration runs.
 
     Raises:
-        DestinationError: see :func:`dyce_export.staging.staged`; or what ``build`` raises.
+        DestinationError: see :func:`dyce_export.staging.staged`. Errors of ``build`` are passed on.
     """
     with staged(output, force=force) as folder:
         manifest = _stripped(bundle) if stripped else bundle.manifest
@@ -75,7 +75,7 @@ def write_for_device(
 
 
 def _stripped(bundle: Bundle) -> Manifest:
-    """The manifest without spans that no named configuration runs, and without other precisions."""
+    """Return the manifest without the spans that no named configuration runs, and without other precisions."""
     manifest = bundle.manifest
     named = (bundle.configuration(name) for name in bundle.configurations.named)
     used = {UNCUT, *pieces_of(make_plan(manifest, configuration) for configuration in named)}

@@ -1,4 +1,4 @@
-"""Results that cannot be: an export stops at them, or goes on when it is told to and says so in the bundle."""
+"""Implausible results: an export stops at them, or records them in the bundle when it is told to continue."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ log = logging.getLogger("dyce_export")
 
 
 def accept(doubts: Sequence[Doubt], *, allowed: bool) -> tuple[str, ...]:
-    """What the bundle says of them, where they are allowed; each is also logged.
+    """Log the doubts and return them as sentences for the bundle, if they are allowed.
 
     Raises:
-        SuspiciousDataError: there are doubts, and they are not allowed; tells the first.
+        SuspiciousDataError: there are doubts and they are not allowed; reports the first one.
     """
     if doubts and not allowed:
         hint = f"{doubts[0].hint} --allow-suspicious goes on all the same."
         raise SuspiciousDataError(doubts[0].message, hint=hint)
     said = tuple(f"{doubt.message}. {doubt.assumed}" if doubt.assumed else doubt.message for doubt in doubts)
     for message in said:
-        log.warning("suspicious, and allowed: %s", message)
+        log.warning("suspicious result, accepted because suspicious results are allowed: %s", message)
     return said

@@ -1,4 +1,4 @@
-"""Putting a finished folder in the place of another one, so that at every instant one of the two stands there."""
+"""Replacing one folder by another so that one of the two exists at the path at every instant."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from typing import Any
 
 from dyce_runtime.errors import DestinationError
 
-# Of Linux: renameat2(2).
+# Constants of Linux's renameat2(2).
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2
 _UNKNOWN_HERE = (errno.ENOSYS, errno.EINVAL, errno.ENOTSUP, errno.EPERM)
 
 
 def replace_folder(new: Path, place: Path) -> None:
-    """Let ``new`` stand at ``place``, where a folder stands, which is then at ``new``.
+    """Move ``new`` to ``place``; the folder that was at ``place`` is then at ``new``.
 
-    Where the system cannot exchange two names at once there is an instant without either.
+    If the system cannot exchange two paths atomically, neither folder exists at ``place`` for an instant.
 
     Raises:
-        OSError: it cannot be moved.
-        DestinationError: it could not be moved, nor what stood there put back; nothing is lost.
+        OSError: the folder cannot be moved.
+        DestinationError: the folder could not be moved and the old one could not be put back; no data is lost.
     """
     if not _exchanged(new, place):
         aside = new.with_name(f"{new.name}.old")
@@ -37,7 +37,7 @@ def replace_folder(new: Path, place: Path) -> None:
 
 
 def _exchanged(one: Path, other: Path) -> bool:
-    """Exchange two names at once; False where the system or the file system cannot."""
+    """Exchange two paths atomically; return False if the system or the file system cannot."""
     rename = _renameat2()
     if rename is None:
         return False
@@ -55,11 +55,11 @@ def _renameat2() -> Any:
 
 
 def _restore(old: Path, place: Path) -> None:
-    """Put back what stood at the place. It is never removed, even where that fails."""
+    """Put the old folder back. It is never removed, even if that fails."""
     try:
         os.replace(old, place)
     except OSError as error:
         raise DestinationError(
-            f"{place} could not be replaced, nor put back: {error.strerror}",
-            hint=f"What stood there is whole, in {old}; move it back yourself.",
+            f"{place} could not be replaced, and the old folder could not be put back: {error.strerror}",
+            hint=f"The old folder is complete, in {old}; move it back yourself.",
         ) from error

@@ -1,4 +1,4 @@
-"""What shapes an export beside the model, the exits and the data."""
+"""Settings of an export other than the model, the exits and the data."""
 
 from __future__ import annotations
 
@@ -16,20 +16,24 @@ from dyce_runtime.errors import UsageError
 
 @dataclass(frozen=True)
 class Options:
-    """What shapes an export beside the model, the exits and the data.
+    """Settings of an export other than the model, the exits and the data.
 
     Attributes:
         force: replace an existing bundle.
-        classes_file: maps class folders to the model's classes.
-        types: of the heads at every exit.
-        max_exits: how many exits ``auto`` chooses at most.
-        seed: of splits, head initialisation and training.
+        classes_file: file that maps class folders to the model's classes.
+        types: types of the heads to train at every exit.
+        max_exits: largest number of exits that ``auto`` chooses.
+        recipe: how the heads are trained.
+        seed: seed of splits, head initialisation and training.
         tolerance: largest relative error that verification accepts.
-        precisions: lower ones that the bundle holds beside float32.
-        limits: what these may change.
-        sequence: type of the exit sequence network behind savers, such as ``esn1x64``; None for none.
+        precisions: lower precisions that the bundle holds in addition to float32.
+        limits: how much these precisions may change.
+        sequence: type of the exit sequence network after the savers, such as ``esn1x64``; None for none.
         task: what the outputs of the model mean; see :func:`dyce_export.sources.task.check_task`.
-        allow_suspicious: go on where labels and answers do not go together, and say so in the bundle.
+        allow_suspicious: continue when labels contradict the model's predictions, and record that in the bundle.
+
+    Raises:
+        UsageError: a setting is invalid by itself, whatever the model.
     """
 
     force: bool = False
@@ -46,7 +50,7 @@ class Options:
     allow_suspicious: bool = False
 
     def __post_init__(self) -> None:
-        """Check what can be checked without a model."""
+        """Check all settings that can be checked without a model."""
         for type in self.types:
             parse_type(type)
         if self.sequence is not None:

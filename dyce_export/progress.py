@@ -1,4 +1,4 @@
-"""How the pipeline tells what it is doing; the command line draws it, a library call is silent."""
+"""Progress of the pipeline: the command line displays it, library calls are silent."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ _Item = TypeVar("_Item")
 
 
 class Progress:
-    """Times the stages of an export. Subclasses show them.
+    """Measures the stages of an export. Subclasses display them.
 
     Attributes:
-        seconds: stage name to the seconds it took.
+        seconds: stage name to the seconds spent in it.
     """
 
     def __init__(self) -> None:
@@ -22,15 +22,15 @@ class Progress:
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
-        """A named stretch of work."""
+        """Measure the enclosed block as part of a named stage."""
         start = time.perf_counter()
         self.started(name)
         yield
         self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
 
     def track(self, items: Iterable[_Item], description: str) -> Iterable[_Item]:
-        """Pass items through, showing how many are done."""
+        """Yield the items unchanged; subclasses display how many are done."""
         return items
 
     def started(self, name: str) -> None:
-        """Called when a stage begins."""
+        """Handle the beginning of a stage; does nothing here."""

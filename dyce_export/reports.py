@@ -31,15 +31,15 @@ from dyce_runtime.measure.piece_costs import measure_times
 
 log = logging.getLogger("dyce_export")
 
-# On which the pieces are timed.
+# Number of images on which the pieces are timed.
 _PICTURES = 8
 
 
 def report_bundle(bundle: Bundle, records: Records, data: Dataset | None) -> None:
-    """Write the bundle in pictures; it is left out, with a line, where the extra is not installed.
+    """Write the HTML report of a bundle; log a warning and write none if the report extra is not installed.
 
     Args:
-        data: holds the pictures of the records; without all of them there are no examples.
+        data: contains the images of the records; unless it contains all of them, the report shows no examples.
     """
     configurations = bundle.configurations
     examples: Sequence[Example] = ()
@@ -57,10 +57,10 @@ def report_bundle(bundle: Bundle, records: Records, data: Dataset | None) -> Non
 
 
 def renew_report(bundle: Bundle, records: Records, costs: CostTable, configurations: Configurations) -> None:
-    """Write the report again, with the example pictures that it has; where it cannot be drawn, let it say so.
+    """Write the report again with its existing example images; mark it as outdated if it cannot be drawn.
 
     Args:
-        costs: those that the configurations were searched with.
+        costs: the costs with which the configurations were searched.
     """
     path = bundle.file(REPORT)
     try:
@@ -69,7 +69,7 @@ def renew_report(bundle: Bundle, records: Records, costs: CostTable, configurati
     except UsageError as error:
         if path.is_file():
             mark_outdated(path, error.message)
-            log.warning("%s shows the search before, and now says so: %s. %s", path, error.message, error.hint)
+            log.warning("%s shows the previous search and now says so: %s. %s", path, error.message, error.hint)
 
 
 def _contents(
@@ -95,7 +95,7 @@ def _contents(
 
 
 def _piece_times(bundle: Bundle) -> CostTable | None:
-    """What each piece takes here, in milliseconds, one picture per call; None where the bundle does not run."""
+    """Measure each piece on this machine, in milliseconds at batch size 1; None if the bundle does not run here."""
     try:
         inputs = read_vectors(bundle).inputs
         count = min(len(images) for images in inputs.values())

@@ -1,4 +1,4 @@
-"""A bundle from a bundle, with nothing trained: other configurations and their spans, or further precisions."""
+"""Derive a bundle from a bundle without training: other configurations with their spans, or further precisions."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ from dyce_runtime.targets import registry
 
 
 def rewrite(bundle: Bundle, configurations: Configurations, output: Path, *, force: bool = False) -> Bundle:
-    """Copy a bundle, with ``configurations`` instead of its own, their spans, and no report.
+    """Copy a bundle with ``configurations`` instead of its own, the spans that they need, and no report.
 
-    The spans are compared with the segments that they are made from, on the bundle's test vectors.
+    Every new span is compared with the segments that it replaces, on the bundle's test vectors.
 
     Raises:
         DestinationError: see :func:`dyce_export.staging.staged`.
-        VerificationError: a span does not compute what its segments compute.
+        VerificationError: a span does not compute the same as its segments.
     """
     old = {span.id for span in bundle.manifest.spans if span.id != UNCUT}
     with staged(output, force=force) as folder:
@@ -67,10 +67,15 @@ def with_precisions(
 ) -> Bundle:
     """Copy a bundle and add the same network in other precisions; see :func:`dyce_export.precision.lower.add`.
 
-    What was built for it and chosen on it since it was written comes along.
+    Engines built for the bundle and configurations chosen on it after it was written are copied too.
 
     Args:
-        output: may be the bundle itself, which is replaced when the new one is complete.
+        data: images for quantisation.
+        val: images on which the precisions are checked and thresholds are chosen again.
+        output: may be the bundle itself, which is replaced once the new one is complete.
+
+    Raises:
+        DestinationError: see :func:`dyce_export.staging.staged`; or the bundle was replaced while it was read.
     """
     in_place = output.resolve() == bundle.path.resolve()
     with staged(output, force=force or in_place) as folder:
@@ -87,21 +92,20 @@ def with_precisions(
             Bundle(folder, bundle.manifest, bundle.configurations), names, data, val, limits, progress, target
         )
         seal(folder, manifest, bundle.configurations)
-        copy_files(
-            bundle, there - ours - {MANIFEST, CONFIGURATIONS}, folder
-        )  # what somebody else laid there, which no manifest lists
+        # Files of the user, which no manifest lists.
+        copy_files(bundle, there - ours - {MANIFEST, CONFIGURATIONS}, folder)
     return open_bundle(output)
 
 
 def check_spans(bundle: Bundle, spans: tuple[Piece, ...], old: Collection[str] = ()) -> Manifest:
-    """Compare new spans with the segments that they are made from; returns the manifest with what was found.
+    """Compare new spans with the segments that they replace; return the manifest with the measured errors.
 
     Args:
-        bundle: with its test vectors.
-        old: ids of spans that are gone.
+        bundle: a bundle that contains its test vectors.
+        old: ids of the spans that were removed.
 
     Raises:
-        VerificationError: a span does not compute what its segments compute.
+        VerificationError: a span does not compute the same as its segments.
     """
     with Session(bundle, registry.reference().name, TargetSpec(), allow_untrained=True) as session:
         errors = span_errors(read_vectors(bundle), session)
@@ -111,15 +115,18 @@ def check_spans(bundle: Bundle, spans: tuple[Piece, ...], old: Collection[str] =
 def merge_verification(
     manifest: Manifest, errors: dict[str, float], against: str, old: Collection[str] = ()
 ) -> Manifest:
-    """The manifest with the errors of pieces that were added. Raises VerificationError if one is too large.
+    """Return the manifest with the relative errors of added pieces.
 
     Args:
-        errors: by the id of the piece.
-        against: what it was compared with.
-        old: ids of pieces that are gone.
+        errors: piece id to its relative error.
+        against: what the pieces were compared with, for the error message.
+        old: ids of the pieces that were removed.
+
+    Raises:
+        VerificationError: an error exceeds the tolerance of the bundle.
     """
     before, lowering = manifest.verification, manifest.lowering
-    # In a lower precision no span should add to what the precision itself changes.
+    # In a lower precision, a span may deviate no more than the precision itself does.
     tolerance = before.tolerance if before is not None else lowering.logits_error if lowering is not None else 0.0
     for id, error in errors.items():
         if not error <= tolerance:

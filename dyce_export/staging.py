@@ -1,4 +1,4 @@
-"""Writing beside a destination: what becomes it when it is complete, and work that outlives an interruption."""
+"""Temporary folders beside a destination: for the output until it is complete, and for work to be resumed."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ _FULL = (errno.ENOSPC, errno.EDQUOT)
 
 @contextmanager
 def staged(destination: Path, *, force: bool) -> Iterator[Path]:
-    """A folder to write into, which becomes ``destination`` if the block ends well and vanishes if not.
+    """Yield a temporary folder that becomes ``destination`` if the block succeeds and is removed if it fails.
 
-    What stood at the destination stays until the new folder is complete; then the two are exchanged at once. What
-    processes that were killed have left beside it is removed.
+    An existing bundle at the destination stays there until the new folder is complete; then the two are exchanged
+    atomically. Temporary folders that killed processes left beside the destination are removed.
 
     Raises:
-        DestinationError: the destination is taken and ``force`` is False, is not writable, the disk is full, or another
-            command writes there.
+        DestinationError: the destination exists and ``force`` is False, it is not writable, the disk is full, or
+            another process is writing to it.
     """
     destination = _absolute(destination)
     check_destination(destination, force=force)
@@ -51,7 +51,7 @@ def staged(destination: Path, *, force: bool) -> Iterator[Path]:
 
 
 def _discard(folder: Path) -> None:
-    """Remove a folder, or the link that has come in its place; what a link points to stays."""
+    """Remove a folder, or the symbolic link that has replaced it; the target of the link is not touched."""
     if folder.is_symlink():
         folder.unlink()
     else:
@@ -64,7 +64,7 @@ def _prefix(destination: Path) -> str:
 
 @contextmanager
 def _only_writer(destination: Path) -> Iterator[None]:
-    """Nobody else replaces the bundle that stands there meanwhile."""
+    """Prevent other processes from replacing the bundle at the destination meanwhile."""
     if not destination.is_dir():
         yield
         return
@@ -73,7 +73,7 @@ def _only_writer(destination: Path) -> Iterator[None]:
 
 
 def _remove_leftovers(destination: Path) -> None:
-    """Folders beside a destination in which no process works any more."""
+    """Remove temporary folders beside a destination that no running process has locked."""
     for folder in destination.parent.glob(f"{glob.escape(_prefix(destination))}*"):
         if folder.is_dir() and not folder.is_symlink():
             with suppress(DestinationError, OSError), _locked(folder):
@@ -81,7 +81,7 @@ def _remove_leftovers(destination: Path) -> None:
 
 
 def _move(folder: Path, destination: Path) -> None:
-    """Let the folder stand at the destination; what stood there, if that may be replaced, is then in its place."""
+    """Move the folder to the destination; a bundle that it may replace there is then found at ``folder``."""
     if destination.is_dir() and any(destination.iterdir()):
         replace_folder(folder, destination)
         return
@@ -95,13 +95,13 @@ def _move(folder: Path, destination: Path) -> None:
 
 @contextmanager
 def kept_work(destination: Path, rank: int = 0) -> Iterator[Path]:
-    """A folder, ``DESTINATION.work``, for what takes long to compute; it vanishes if the block ends well.
+    """Yield the folder ``DESTINATION.work`` for results that take long to compute; remove it if the block succeeds.
 
-    It stays, with a line that says so, where the same command can go on from it: after an interruption, or when a
-    finished bundle was refused.
+    The folder is kept, and a warning says so, if the same command can resume from it: after an interruption, or when
+    a finished bundle failed verification.
 
     Args:
-        rank: of this process among those that share the work. Each has a folder of its own.
+        rank: rank of this process among those that share the work. Each process has its own subfolder.
 
     Raises:
         DestinationError: another export to the same destination is running, or the disk is full.
@@ -133,7 +133,7 @@ def _say_kept(folder: Path, rank: int) -> None:
 
 
 def _remove(folder: Path) -> None:
-    """Remove a folder of work, and the one above it if this was the last."""
+    """Remove a folder of work, and its parent if that is empty then."""
     shutil.rmtree(folder, ignore_errors=True)
     with suppress(OSError):
         folder.parent.rmdir()
@@ -156,7 +156,7 @@ def _locked(folder: Path) -> Iterator[None]:
 
 @contextmanager
 def _disk_errors(place: Path) -> Iterator[None]:
-    """Turn what a disk may say into our errors."""
+    """Turn a full disk into a DestinationError."""
     try:
         yield
     except OSError as error:
@@ -170,7 +170,7 @@ def _disk_errors(place: Path) -> Iterator[None]:
 
 @contextmanager
 def _writable(place: Path) -> Iterator[None]:
-    """Turn what goes wrong at the first write into our error."""
+    """Turn failures of the first write, except a full disk, into a DestinationError."""
     try:
         yield
     except OSError as error:
@@ -180,13 +180,13 @@ def _writable(place: Path) -> Iterator[None]:
 
 
 def _absolute(path: Path) -> Path:
-    """The path without ``.``, which has no name and no parent of its own."""
+    """Return the path without ``.``, which has neither a name nor a parent of its own."""
     return Path(os.path.abspath(path))
 
 
 def check_destination(destination: Path, *, force: bool) -> None:
-    """Raise DestinationError if something stands at the destination and may not be replaced."""
-    if not is_text(destination):  # engines read it by its name
+    """Raise DestinationError if the destination exists and may not be replaced."""
+    if not is_text(destination):  # engines open the files by path and need valid UTF-8
         raise DestinationError(
             f"{destination} is a name in another encoding than UTF-8; expected text", hint="Choose another with -o."
         )

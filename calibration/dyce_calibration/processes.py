@@ -1,6 +1,6 @@
-"""The processes that calibrate together: one, or as many as a launcher has started, connected by Accelerate.
+"""The processes that calibrate together: one, or several that a launcher has started, connected by Accelerate.
 
-Each works on its share of the samples, on its own files; what they exchange goes through here.
+Each process works on its share of the samples and on its own files; all communication is in this module.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ _Result = TypeVar("_Result")
 
 
 class Processes:
-    """This process and those beside it; on its own it is alone.
+    """The group of cooperating processes, seen from this one. This base class is a single process.
 
     Attributes:
-        rank: of this process, from 0.
-        count: of all processes.
+        rank: number of this process, from 0.
+        count: number of processes.
     """
 
     rank = 0
@@ -32,23 +32,23 @@ class Processes:
 
     @property
     def main(self) -> bool:
-        """Whether this is the one that writes and prints."""
+        """Whether this is the process that writes and prints."""
         return self.rank == 0
 
     def sum(self, tensor: Tensor) -> Tensor:
-        """The sum over all processes of tensors of one shape."""
+        """Return the sum of a tensor over all processes; the shapes have to be equal."""
         return tensor
 
     def gather(self, rows: NDArray[_Scalar]) -> NDArray[_Scalar]:
-        """The rows of all processes, of which each may have a different number, in the order of the processes."""
+        """Return the rows of all processes, ordered by rank; processes may have different numbers of rows."""
         return rows
 
     def from_main(self, make: Callable[[], _Result]) -> _Result:
-        """What the main process makes; the others wait for it."""
+        """Return what ``make`` returns in the main process; the others wait for it."""
         return make()
 
     def together(self, module: nn.Module) -> nn.Module:
-        """The module with the gradients of all processes averaged in ``backward``."""
+        """Return the module wrapped so that ``backward`` averages gradients over all processes."""
         return module
 
 
@@ -57,14 +57,14 @@ ALONE = Processes()
 
 
 class _Launched(Processes):
-    """As :class:`Processes`, among several."""
+    """One of several processes; see :class:`Processes`."""
 
     def __init__(self) -> None:
         try:
             from accelerate import Accelerator
         except ImportError:
             raise UsageError(
-                "several processes were started, and they cannot talk to each other: accelerate is not installed",
+                "several processes were started, and they cannot communicate: accelerate is not installed",
                 hint="pip install 'dyce-export[distributed]', or start one process.",
             ) from None
         self._accelerator = Accelerator(cpu=True)
@@ -97,5 +97,5 @@ class _Launched(Processes):
 
 
 def connect() -> Processes:
-    """The processes of this run. Raises UsageError if there are several and Accelerate is not installed."""
+    """Return the processes of this run. Raises UsageError if there are several and Accelerate is not installed."""
     return _Launched() if process_count() > 1 else ALONE

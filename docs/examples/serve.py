@@ -1,4 +1,4 @@
-"""A small web server: eight threads share one session, a governor holds the latency, counters for Prometheus.
+"""A small web server: eight threads share one session, a governor limits the latency, Prometheus reads counters.
 
 python docs/examples/serve.py model.dyce --p95-ms 20
 curl --data-binary @picture.jpg localhost:8000/classify
@@ -25,7 +25,7 @@ MOST_BYTES = 32 << 20
 
 
 class Server(HTTPServer):
-    """Hands every request to one of a few threads, which all call the same session."""
+    """Hands every request to a pool of threads that all call the same session."""
 
     def __init__(self, address: tuple[str, int], session: dyce_runtime.Session) -> None:
         super().__init__(address, Handler)
@@ -35,30 +35,30 @@ class Server(HTTPServer):
         self._pool = ThreadPoolExecutor(THREADS)
 
     def process_request(self, request: Any, client_address: Any) -> None:
-        """Called by ``serve_forever`` for every connection."""
+        """Queue a connection; called by ``serve_forever``."""
         self._pool.submit(self._answer, request, client_address)
 
     def _answer(self, request: Any, client_address: Any) -> None:
         try:
             self.finish_request(request, client_address)
-        except Exception:  # one request that breaks must not end the server
+        except Exception:  # one failing request must not end the server
             self.handle_error(request, client_address)
         finally:
             self.shutdown_request(request)
 
     def server_close(self) -> None:
-        """Let the requests that were accepted end."""
+        """Close the server after the accepted requests have been answered."""
         super().server_close()
         self._pool.shutdown()
 
 
 class Handler(BaseHTTPRequestHandler):
-    """POST /classify with a picture, GET /metrics."""
+    """Answers POST /classify with an image in the body, and GET /metrics."""
 
     server: Server
 
     def do_POST(self) -> None:
-        """Classify the picture in the body."""
+        """Classify the image in the body."""
         size = int(self.headers.get("Content-Length", 0))
         if self.path != "/classify" or not 0 < size <= MOST_BYTES:
             self.send_error(404 if self.path != "/classify" else 413)
@@ -82,7 +82,7 @@ class Handler(BaseHTTPRequestHandler):
         self._send("application/json", json.dumps(document))
 
     def do_GET(self) -> None:
-        """Counters."""
+        """Send the counters."""
         if self.path != "/metrics":
             self.send_error(404)
             return
@@ -97,17 +97,17 @@ class Handler(BaseHTTPRequestHandler):
         self.wfile.write(body)
 
     def log_message(self, *_: object) -> None:
-        """Quiet: the counters say more."""
+        """Log nothing per request; the counters suffice."""
 
 
 def main() -> None:
-    """Load, serve, close."""
+    """Load the bundle and serve until interrupted."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("bundle")
     parser.add_argument("--port", type=int, default=8000)
     parser.add_argument("--p95-ms", type=float, help="let a governor keep 95 %% of the calls below that")
     arguments = parser.parse_args()
-    # One thread per call: eight callers keep the cores busy, and do not wait for each other.
+    # One thread per call: eight concurrent callers keep the cores busy without waiting for each other.
     with dyce_runtime.load(arguments.bundle, threads=1) as session:
         governor = LatencyGovernor(session, p95_ms=arguments.p95_ms) if arguments.p95_ms else None
         server = Server(("", arguments.port), session)

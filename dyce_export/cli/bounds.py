@@ -1,4 +1,4 @@
-"""Bounds of numbers that are typed: checked where they enter, with the reason."""
+"""Bounds of numeric options, checked when they are parsed, with the reason in the error message."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _Number = TypeVar("_Number", int, float)
 
 
 def within(least: _Number, most: _Number, reason: str) -> Callable[[_Number | None], _Number | None]:
-    """A check for an option: the number is from ``least`` to ``most``. What is no number never is."""
+    """Return an option callback that accepts numbers from ``least`` to ``most`` and rejects all others, and NaN."""
 
     def check(value: _Number | None) -> _Number | None:
         if value is not None and not least <= value <= most:
@@ -21,7 +21,7 @@ def within(least: _Number, most: _Number, reason: str) -> Callable[[_Number | No
     return check
 
 
-# An engine starts all of its threads at once, and no CPU that it runs on has more cores.
+# An engine starts all of its threads at once, and no CPU that it could run on has more cores.
 threads = within(1, 1024, "an engine starts all of them at once")
 # 1,024 pictures of 224 x 224 pixels are 0.6 GB, before anything is computed from them.
 LARGEST_BATCH = 1024

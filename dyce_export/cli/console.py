@@ -1,7 +1,7 @@
-"""What all verbs share: where output goes, how errors end, JSON documents, progress bars.
+"""Parts common to all verbs: output streams, error handling, JSON documents, progress bars.
 
-stdout carries results only; progress, warnings and errors go to stderr. With ``--json`` stdout gets one document,
-on failure too.
+stdout carries results only; progress, warnings and errors go to stderr. With ``--json`` stdout receives exactly one
+document, even if the command fails.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ EXIT_INTERRUPTED = 130
 _MOST_COLUMNS = 10_000
 
 _Item = TypeVar("_Item")
-# click's UsageError, by whichever road: some versions of typer bring a click of their own.
+# click's UsageError. It is found through typer because some versions of typer bundle their own click.
 _WrongWords: Any = typer.BadParameter.__bases__[0]
 
 
@@ -75,7 +75,7 @@ err = Terminal(stderr=True)
 
 
 def set_up(*, verbose: bool = False, quiet: bool = False) -> None:
-    """Send log messages of our packages to stderr, at the level asked for; of several processes one speaks."""
+    """Send log messages of our packages to stderr; if several processes run, only the main one logs below errors."""
     quiet = quiet or not is_main()
     level = logging.ERROR if quiet else logging.DEBUG if verbose else logging.INFO
     handler = RichHandler(console=err, show_time=False, show_path=False, rich_tracebacks=False)
@@ -87,26 +87,26 @@ def set_up(*, verbose: bool = False, quiet: bool = False) -> None:
 
 
 def print_json(command: str, document: Mapping[str, Any]) -> None:
-    """One successful JSON document on stdout."""
+    """Print the JSON document of a successful command on stdout."""
     _write_json({"schema_version": JSON_VERSION, "command": command, "status": "ok", **document})
 
 
 def print_table(title: str, columns: Iterable[str], rows: Iterable[Iterable[object]]) -> None:
-    """A table on stdout; every column but the first is right-aligned. Wider than the terminal, it is not folded."""
+    """Print a table on stdout, right-aligned but for the first column; it is never folded to the terminal's width."""
     table = Table(box=SIMPLE_HEAD, pad_edge=False, padding=0)
     for index, column in enumerate(columns):
         table.add_column(escaped(column, one_line=True), justify="left" if index == 0 else "right", no_wrap=True)
     for row in rows:
         table.add_row(*("" if cell is None else escaped(str(cell), one_line=True) for cell in row))
     out.print(bold(title))
-    # Figures that are cut off are worth nothing: a narrow terminal may wrap the lines.
+    # Truncated figures would be useless; a narrow terminal may wrap the lines instead.
     needed = out.measure(table, options=out.options.update(max_width=_MOST_COLUMNS)).maximum
     Terminal(width=max(out.width, needed)).print(table, soft_wrap=False)
 
 
 @contextmanager
 def progress_bar(*, quiet: bool) -> Iterator[Callable[[Iterable[_Item], str], Iterable[_Item]]]:
-    """A function that draws a bar on stderr while it passes items through; nothing where stderr is no terminal."""
+    """Yield a function that draws a bar on stderr while passing items through; silent unless stderr is a terminal."""
     columns = (
         TextColumn("{task.description}", markup=False),
         BarColumn(),
@@ -133,7 +133,7 @@ class _DrawnProgress(Progress):
 
 @contextmanager
 def drawn_progress(*, quiet: bool) -> Iterator[Progress]:
-    """The pipeline's progress on stderr: a line per stage, a bar where something is counted."""
+    """Yield a progress that prints a line per stage on stderr, and a bar for items that are counted."""
     with progress_bar(quiet=quiet) as track:
         yield _DrawnProgress(track, quiet=quiet)
 
@@ -148,7 +148,7 @@ def run(app: typer.Typer, name: str, arguments: list[str] | None = None) -> int:
         machine.open_streams()
         set_up()
         result = typer.main.get_command(app).main(args=arguments, prog_name=name, standalone_mode=False)
-        if result == EXIT_INTERRUPTED:  # typer catches the key and returns this
+        if result == EXIT_INTERRUPTED:  # typer catches KeyboardInterrupt and returns this
             raise KeyboardInterrupt
         machine.flush_streams()
         return result if isinstance(result, int) else 0
@@ -160,12 +160,12 @@ def run(app: typer.Typer, name: str, arguments: list[str] | None = None) -> int:
         return failed(UsageError.code, error.format_message(), f"`{name} --help` lists the options.", EXIT_USAGE)
     except (KeyboardInterrupt, typer.Abort):
         return failed("interrupted", "interrupted", "", EXIT_INTERRUPTED)
-    except (BrokenPipeError, SystemExit):  # whoever read the output has read enough; rich ends with the latter
+    except (BrokenPipeError, SystemExit):  # the reader closed the pipe, on which rich raises SystemExit
         return DyceError.exit_code
     except Exception as error:
         if (problem := machine.problem_of(error)) is not None:
             return failed("machine", problem, machine.HINT, DyceError.exit_code)
-        # The last line of defence: our own bugs.
+        # Anything else is a bug of ours.
         message = f"{type(error).__name__}: {error}"
         return failed("bug", message, "This is a bug of dyce-export; please report it.", EXIT_BUG)
     finally:
@@ -173,7 +173,7 @@ def run(app: typer.Typer, name: str, arguments: list[str] | None = None) -> int:
 
 
 def _fail(verb: str, arguments: list[str], code: str, message: str, hint: str, exit_code: int) -> int:
-    """Say what went wrong, as far as stdout and stderr take it."""
+    """Report an error on stdout and stderr as far as they are writable; return the exit code."""
     if "--json" in arguments:
         error = {"code": code, "message": message, "hint": hint}
         with suppress(OSError):
@@ -191,18 +191,18 @@ def _fail(verb: str, arguments: list[str], code: str, message: str, hint: str, e
 
 
 def _say(label: str, text: str, style: str) -> None:
-    """A labelled message on stderr. Further lines are indented, so that none can pass for a message of its own."""
+    """Print a labelled message on stderr, with further lines indented so that none looks like a separate message."""
     err.print(Text(f"{label}:", style), Text(escaped(text.rstrip("\n")).replace("\n", "\n  ")))
 
 
 def _write_json(document: Mapping[str, Any]) -> None:
-    # In ASCII any stream takes every name, and no terminal reads a control character in one.
+    # ASCII output can be written to a stream of any encoding and contains no raw control characters.
     sys.stdout.write(json.dumps(_finite(msgspec.to_builtins(document)), indent=2, allow_nan=False) + "\n")
     sys.stdout.flush()
 
 
 def _finite(value: Any) -> Any:
-    """A document without the numbers that JSON lacks: null stands for them."""
+    """Replace numbers that JSON cannot represent (NaN and infinities) by null."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, dict):

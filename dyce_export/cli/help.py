@@ -1,4 +1,4 @@
-"""How ``--help`` looks: options in groups, flags without a type, ``-h`` like ``--help``."""
+"""The format of ``--help``: options in groups, flags without a type, ``-h`` as an alias."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ class Command(TyperCommand):
     """A command whose options are shown in groups."""
 
     def get_params(self, ctx: Any) -> list[Any]:
-        """Every parameter, dressed for the help text."""
+        """Return every parameter, formatted for the help text."""
         return [_dressed(param) for param in super().get_params(ctx)]
 
 
 class Group(TyperGroup):
-    """The same for a command with verbs."""
+    """A command with verbs whose options are shown in groups."""
 
     def get_params(self, ctx: Any) -> list[Any]:
-        """As above."""
+        """Return every parameter, formatted for the help text."""
         return [_dressed(param) for param in super().get_params(ctx)]
 
 

@@ -1,4 +1,4 @@
-"""What the machine does to a command: streams that are closed or full, and resources that give out."""
+"""Failures of the machine: streams that are closed or full, and resources that are exhausted."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _MEMORY = "the machine ran out of memory"
 _DESCRIPTORS = "this process may not open more files"
 _THREADS = "this process may not start more threads"
 HINT = "The machine refused, not the command: free disk space or memory, or raise this process's limits (`ulimit -a`)."
-# What libraries say where Python would raise MemoryError or OSError, in lower case.
+# Messages, in lower case, of libraries that raise neither MemoryError nor OSError for these failures.
 _SAID_BY_LIBRARIES = {
     "can't start new thread": _THREADS,
     "resource temporarily unavailable": _THREADS,
@@ -29,7 +29,7 @@ _SAID_BY_LIBRARIES = {
 
 
 def problem_of(error: BaseException) -> str | None:
-    """In a sentence, what the machine refused if an error comes from that; None if it comes from anything else."""
+    """Describe the failure if the machine refused a resource; return None if the error has any other cause."""
     for cause in _causes(error):
         if isinstance(cause, MemoryError):
             return _MEMORY
@@ -46,8 +46,8 @@ def problem_of(error: BaseException) -> str | None:
 def open_streams() -> None:
     """Make stdin, stdout and stderr usable.
 
-    Where a caller has closed one, the next file that anything opens would take its place and get what is printed.
-    Characters that the encoding of a stream lacks are written out instead of ending the command.
+    If the caller has closed one, the next file that is opened would get its descriptor and receive the output.
+    Characters that a stream's encoding lacks are escaped instead of raising an error.
     """
     for number, name in enumerate(("stdin", "stdout", "stderr")):
         try:
@@ -67,13 +67,13 @@ def open_streams() -> None:
 
 
 def flush_streams() -> None:
-    """Write what is still held back. Raises OSError if a stream is full or nobody reads it."""
+    """Write buffered output. Raises OSError if a stream is full or its reader is gone."""
     for stream in (sys.stdout, sys.stderr):
         stream.flush()
 
 
 def drop_output() -> None:
-    """Send what a stream that failed still holds back nowhere: Python would try again at the end, and fail loudly."""
+    """Redirect failed streams to /dev/null: Python would flush them again at exit and report the failure."""
     for stream in (sys.stdout, sys.stderr):
         try:
             stream.flush()
@@ -84,7 +84,7 @@ def drop_output() -> None:
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:
-    """The error and what it arose from, without going in circles."""
+    """Yield the error and its chain of causes, each once."""
     seen: set[int] = set()
     current: BaseException | None = error
     while current is not None and id(current) not in seen:

@@ -39,20 +39,20 @@ export_app.command(help=export.HELP, cls=Command, context_settings=CONTEXT, no_a
 
 @app.callback()
 def _options(version: Version = False) -> None:
-    """What may stand before the verb."""
+    """Define the options that may precede the verb."""
 
 
 def dyce() -> NoReturn:
-    """``dyce VERB ...``."""
+    """Run ``dyce VERB ...``."""
     _main(app, "dyce")
 
 
 def dyce_export() -> NoReturn:
-    """``dyce-export MODEL ...``."""
+    """Run ``dyce-export MODEL ...``."""
     _main(export_app, "dyce-export")
 
 
 def _main(commands: typer.Typer, name: str) -> NoReturn:
-    # A job that is told to end cleans up behind itself like one that is interrupted from the keyboard.
+    # Treat SIGTERM like an interrupt from the keyboard, so that temporary files are removed.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     raise SystemExit(console.run(commands, name))

@@ -1,4 +1,4 @@
-"""What several verbs ask about a model and its pictures."""
+"""Options about a model and its images that several verbs share."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def overrides_of(
     crop_pct: float | None,
     crop_mode: str | None,
 ) -> InputOverrides:
-    """What was said about the input. Raises UsageError."""
+    """Parse the options about the input. Raises UsageError."""
     from dyce_export.sources.inputs import InputOverrides
 
     def numbers(text: str | None, kind: type, option: str) -> Any:
@@ -105,7 +105,7 @@ def overrides_of(
 
 
 def _names_in(path: Path) -> tuple[str, ...]:
-    """The lines of a file, without empty ones at its end. Raises DataError."""
+    """Return the lines of a file, without trailing empty ones. Raises DataError."""
     try:
         lines = path.read_text(encoding="utf-8").rstrip().splitlines()
     except (OSError, UnicodeDecodeError) as error:
@@ -130,7 +130,14 @@ def open_model(
     class_names: Path | None = None,
     trust_pickle: bool,
 ) -> Captured | Bundle:
-    """A model with its exit points, or a bundle if that is allowed."""
+    """Load and capture a model, or open a bundle if that is allowed.
+
+    Args:
+        bundle: whether ``model`` may be a bundle.
+
+    Raises:
+        DyceError: the model cannot be loaded or captured; or the names of the classes do not fit it.
+    """
     from dyce_export.prepare import capture_source
     from dyce_export.sources.source import load_source
     from dyce_runtime.bundle.reader import is_bundle, open_bundle

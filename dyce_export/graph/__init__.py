@@ -1,1 +1,1 @@
-"""The model as a graph: where it can be cut, and how it is."""
+"""The model as a graph: finding where it can be cut, and cutting it."""

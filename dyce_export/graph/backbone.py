@@ -1,4 +1,4 @@
-"""The frozen backbone as a torch callable that also returns what is alive at the chosen exits."""
+"""The frozen backbone as a torch callable that also returns the activations that are alive at the chosen exits."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from dyce_export.graph.liveness import batch_axis
 
 
 class Backbone:
-    """A captured program cut at exits.
+    """A captured program that is cut at exits.
 
     Attributes:
         points: the chosen exit points.
@@ -38,10 +38,11 @@ class Backbone:
     def activations(
         self, images: Tensor, run: Callable[[Tensor], Any] | None = None
     ) -> tuple[Tensor, list[list[Tensor]]]:
-        """Logits (N, classes) and, for every exit, the activations alive there, with the batch as their first axis.
+        """Return logits (N, classes) and, for every exit, the activations alive there, with the batch on axis 0.
 
         Args:
-            run: another way to run ``module``.
+            images: float32 (N, C, H, W).
+            run: called instead of ``module``, with the same inputs and outputs.
         """
         logits, *rest = outputs if isinstance(outputs := (run or self.module)(images), tuple) else (outputs,)
         per_exit = []
@@ -52,7 +53,7 @@ class Backbone:
         return logits, per_exit
 
     def pool(self, activations: Sequence[Sequence[Tensor]]) -> list[Tensor]:
-        """What a head sees at every exit: (N, features), averages over all axes but the channels."""
+        """Return the input features of the heads of every exit: (N, features), averaged over all but the channels."""
         return [
             torch.cat(
                 [a.mean(layout.pooled) if layout.pooled else a for a, layout in zip(tensors, layouts, strict=True)], 1
@@ -61,6 +62,6 @@ class Backbone:
         ]
 
     def __call__(self, images: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """Logits (N, classes) and, for every exit, the pooled activations (N, features)."""
+        """Return logits (N, classes) and, for every exit, the pooled activations (N, features)."""
         logits, activations = self.activations(images)
         return logits, self.pool(activations)

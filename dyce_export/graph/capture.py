@@ -1,4 +1,4 @@
-"""From a module to a functional graph: ``torch.export`` with a dynamic batch, in-place writes removed."""
+"""Capture a module as a functional graph: ``torch.export`` with a dynamic batch axis, without in-place writes."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from dyce_runtime.errors import CaptureError, DyceError
 aten = torch.ops.aten
 log = logging.getLogger("dyce_export")
 
-# A batch of one would be specialised to the constant 1.
+# torch.export would specialise a batch of one to the constant 1.
 EXAMPLE_BATCH = 2
 NORM_HINT = "A norm has to use statistics from the training: BatchNorm with track_running_stats=True, in eval mode."
 
@@ -33,15 +33,16 @@ def capture(module: nn.Module, input_size: tuple[int, int, int]) -> ExportedProg
     """Capture a classifier in eval mode as a functional ATen graph that returns its logits alone.
 
     Args:
-        module: takes float32 (N, C, H, W), returns logits (N, classes), or what holds them.
+        module: takes float32 images of shape (N, C, H, W), returns logits of shape (N, classes), or a container that
+            holds them.
         input_size: (C, H, W).
 
     Raises:
-        CaptureError: the model cannot be captured; names the module and the operation where it stopped.
+        CaptureError: the model cannot be captured; the message names the module and the operation that failed.
     """
     check_inputs(module)
     example = torch.randn(EXAMPLE_BATCH, *input_size, generator=torch.Generator().manual_seed(0))
-    answer(module, example)  # says better than the export what is wrong
+    answer(module, example)  # its error messages are clearer than those of torch.export
     shapes = ShapesCollection()  # type: ignore[no-untyped-call]
     shapes[example] = {0: Dim.DYNAMIC}
     try:
@@ -55,13 +56,13 @@ def capture(module: nn.Module, input_size: tuple[int, int, int]) -> ExportedProg
 
 
 def functionalise(program: ExportedProgram) -> ExportedProgram:
-    """Rewrite a program as pure operations on one batch of images that return one batch of logits.
+    """Rewrite a program into pure operations that map one batch of images to one batch of logits.
 
-    In-place writes, regions and the operations of :data:`DECOMPOSITIONS` are written in others; what the logits do
-    not depend on is removed.
+    In-place writes, regions and the operations in :data:`DECOMPOSITIONS` are replaced by other operations. Whatever
+    the logits do not depend on is removed.
 
     Raises:
-        CaptureError: the program does not map one image batch to one batch of logits, or not always to the same.
+        CaptureError: the program does not map one batch of images to one batch of logits, or is not deterministic.
     """
     write_out_regions(program)
     try:
@@ -80,7 +81,7 @@ def functionalise(program: ExportedProgram) -> ExportedProgram:
 
 
 def _return_logits_alone(program: ExportedProgram) -> None:
-    """Drop further outputs, writes to state that do not matter, and all that led to them."""
+    """Drop all outputs but the logits, writes to state that no output reads, and everything only they need."""
     structure, specs = program.call_spec.out_spec, program.graph_signature.output_specs
     assert structure is not None
     outputs = zip(specs, program.graph.output_node().args[0], strict=True)
@@ -98,7 +99,7 @@ def _return_logits_alone(program: ExportedProgram) -> None:
 
 
 def _check_state(program: ExportedProgram, logits: Node) -> None:
-    """Let a forward write to its own parameters and buffers only if no answer depends on what is written there."""
+    """Raise CaptureError if the logits depend on parameters or buffers that the forward writes to."""
     signature = program.graph_signature
     written = {**signature.buffers_to_mutate, **signature.parameters_to_mutate}
     if not written:
@@ -123,11 +124,11 @@ def _check_state(program: ExportedProgram, logits: Node) -> None:
             hint="Write to parameters and buffers in training mode only: if self.training: ...",
         )
     names = shortened(", ".join(sorted(written.values())))
-    log.info("the forward writes to %s, which no answer depends on: left out", names)
+    log.info("the forward writes to %s, on which no output depends; these writes are left out", names)
 
 
 def _ancestors(node: Node) -> set[Node]:
-    """The node and everything that it is computed from."""
+    """Return the node and all nodes that it is computed from."""
     found, open = {node}, [node]
     while open:
         new = [other for other in open.pop().all_input_nodes if other not in found]
@@ -137,7 +138,7 @@ def _ancestors(node: Node) -> set[Node]:
 
 
 def _without_copies(program: ExportedProgram) -> None:
-    """Read the image itself instead of copies of it: in a functional graph they are the same."""
+    """Replace copies of the image by the image itself: in a functional graph they are equal."""
     image = input_node(program)
     for node in list(image.users):
         if node.target is aten.clone.default:
@@ -146,7 +147,7 @@ def _without_copies(program: ExportedProgram) -> None:
 
 
 def _keep_batch_of_one(program: ExportedProgram) -> None:
-    """Let squeeze() drop only the axes that are always 1: a batch of one picture stays a batch."""
+    """Restrict squeeze() to the axes whose size is always 1, so that a batch of one image keeps its batch axis."""
     for node in list(program.graph.nodes):
         if node.target not in (aten.squeeze.default, aten.squeeze.dim, aten.squeeze.dims):
             continue
@@ -164,7 +165,7 @@ def _keep_batch_of_one(program: ExportedProgram) -> None:
 
 
 def _check_no_branches(program: ExportedProgram) -> None:
-    """A graph inside the graph, as of ``torch.cond``, can neither be cut nor counted."""
+    """Raise CaptureError for nested graphs, such as those of ``torch.cond``: they can be neither cut nor counted."""
     for node in program.graph.nodes:
         if isinstance(node.target, HigherOrderOperator):
             operation = str(node.target.name())  # type: ignore[no-untyped-call]
@@ -192,14 +193,14 @@ def _check_no_randomness(program: ExportedProgram) -> None:
 
 
 def _arguments(node: Node) -> dict[str, Any]:
-    """The arguments of an operation by name, defaults included."""
+    """Return the arguments of an operation by name, defaults included."""
     arguments = node.target._schema.arguments  # type: ignore[union-attr]
     given = {argument.name: argument.default_value for argument in arguments if argument.has_default_value()}
     return {**given, **dict(zip((a.name for a in arguments), node.args, strict=False)), **node.kwargs}
 
 
 def expose(program: ExportedProgram, activations: Sequence[str]) -> ExportedProgram:
-    """Make a program return the logits followed by the named activations, in place; and return it."""
+    """Make a program return the logits followed by the named activations, in place; return the same program."""
     by_name: dict[str, Node] = {node.name: node for node in program.graph.nodes}
     output = program.graph.output_node()
     outputs: list[Node] = [output.args[0][0], *(by_name[name] for name in activations)]
@@ -216,14 +217,14 @@ def expose(program: ExportedProgram, activations: Sequence[str]) -> ExportedProg
 
 
 def input_node(program: ExportedProgram) -> torch.fx.Node:
-    """The placeholder of the image batch."""
+    """Return the placeholder of the image batch."""
     name = program.graph_signature.user_inputs[0]
     placeholders: list[torch.fx.Node] = program.graph.find_nodes(op="placeholder")
     return next(node for node in placeholders if node.name == name)
 
 
 def output_nodes(program: ExportedProgram) -> list[torch.fx.Node]:
-    """The nodes that the graph returns."""
+    """Return the nodes that the graph returns."""
     return [node for node in program.graph.output_node().args[0] if isinstance(node, torch.fx.Node)]
 
 
@@ -238,7 +239,7 @@ def _attention(
     scale: float | None = None,
     enable_gqa: bool = False,
 ) -> Tensor:
-    """Scaled dot-product attention in plain operations, for any number of leading axes."""
+    """Compute scaled dot-product attention with plain operations, for any number of leading axes."""
     if enable_gqa:
         key = key.repeat_interleave(query.shape[-3] // key.shape[-3], -3)
         value = value.repeat_interleave(query.shape[-3] // value.shape[-3], -3)
@@ -246,23 +247,23 @@ def _attention(
     if is_causal:
         attn_mask = torch.ones(query.shape[-2], key.shape[-2], dtype=torch.bool, device=query.device).tril()
     if attn_mask is not None and attn_mask.dtype == torch.bool:
-        # A row without a single key is zero in torch, not 0 / 0.
+        # torch returns zeros, not 0 / 0, for a query that may attend to no key.
         weights = scores.masked_fill(~attn_mask, -math.inf).softmax(-1).masked_fill(~attn_mask, 0)
     else:
         weights = (scores if attn_mask is None else scores + attn_mask).softmax(-1)
-    if dropout_p > 0:  # the operation that this replaces is random then, too
+    if dropout_p > 0:  # keep the randomness of the replaced operation, which _check_no_randomness reports
         weights = torch.dropout(weights, dropout_p, train=True)
     return weights @ value
 
 
-# The ONNX exporter fails on attention beyond four axes or under some biases (seen with torch 2.14.1).
+# The ONNX exporter fails on attention with more than four axes or with some biases (seen with torch 2.14.1).
 DECOMPOSITIONS: dict[Any, Any] = {
     aten.scaled_dot_product_attention.default: _attention,
 }
 
 
 def _explain(module: nn.Module, error: Exception) -> CaptureError:
-    """Name the innermost module and line of the model that was running when the capture stopped."""
+    """Return an error that names the innermost module and the line of the model where the capture stopped."""
     where, _ = place_of_error(module, error)
     hint = "A forward that branches on the values of its input, or leaves torch, has to be rewritten."
     if "specialized it to be a constant" in str(error):
@@ -270,7 +271,7 @@ def _explain(module: nn.Module, error: Exception) -> CaptureError:
             "The forward works for one size of batch only. Read the size with x.shape[0]: len(x) makes it a constant."
         )
     elif "fake tensor" in str(error):
-        hint = "Its forward changes weights or keeps tensors out of the graph's sight: look for .data and .detach()."
+        hint = "Its forward changes weights or hides tensors from the graph: look for .data and .detach()."
     return CaptureError(
         f"the model cannot be captured: {reason_of(error)}" + (f"; it stopped in {where}" if where else ""), hint=hint
     )

@@ -1,16 +1,16 @@
 """Exit points: the numbered list of places where a model can be cut, one per repeated block.
 
-Nothing here knows an architecture. The captured graph says after which nodes few activations are alive
-(:mod:`dyce_export.graph.liveness`) and which module a node belongs to; a point is the end of a module there. Of the
-modules that end at a possible cut, the *repeated unit* is kept:
+No architecture is treated specially. The captured graph tells after which nodes few activations are alive
+(:mod:`dyce_export.graph.liveness`) and which module a node belongs to; an exit point is the end of a module at such a
+node. Of the modules that end at a possible cut, the *repeated unit* is kept:
 
 * a module most of whose work is done by smaller candidates inside it is a container (a stage), not a unit; all
-  modules of one class are treated as most of them are, weighted by work;
+  modules of one class are treated like the majority of them, weighted by work;
 * lists that do less than a tenth of the work (stems, downsampling, token-only blocks) are left out;
-* of two points with no work between them the later one stays.
+* of two points with no work between them the later one is kept.
 
-That is tried first for modules with a numeric name and one live tensor, then for what :data:`_TIERS` lists,
-until three points are found that leave no more than 60 % of the work between two of them.
+The search considers modules with a numeric name and one live tensor first, then the other entries of :data:`_TIERS`,
+until it finds at least three points with no more than 60 % of the work between any two neighbours.
 """
 
 from __future__ import annotations
@@ -39,13 +39,13 @@ class ExitPoint:
     """A place where the backbone can be cut.
 
     Attributes:
-        number: from 1, in execution order.
-        module: the module that ends here.
-        nodes: the live activations (names of graph nodes).
-        shapes: their shapes without the batch axis, wherever that is; rows that were folded into it have an axis of
-            their own.
+        number: position in execution order, starting at 1.
+        module: path of the module that ends here.
+        nodes: names of the graph nodes whose activations are alive here.
+        shapes: shapes of these activations without the batch axis, wherever that is; rows that were folded into the
+            batch axis have an axis of their own.
         macs: multiply-accumulates of one sample from the image to here.
-        share: ``macs`` relative to the whole model.
+        share: ``macs`` divided by those of the whole model.
     """
 
     number: int
@@ -58,13 +58,13 @@ class ExitPoint:
 
 @dataclass(frozen=True)
 class ExitPoints:
-    """All exit points of a model, and its multiply-accumulates as a whole."""
+    """All exit points of a model, and the multiply-accumulates of the whole model for one sample."""
 
     points: tuple[ExitPoint, ...]
     total_macs: int
 
     def require(self) -> tuple[ExitPoint, ...]:
-        """The points. Raises CaptureError if there are none."""
+        """Return the points; raise CaptureError if there are none."""
         if not self.points:
             raise CaptureError(
                 "the model has no place where it can be cut: no module ends between two parts of the work with at most "
@@ -73,11 +73,11 @@ class ExitPoints:
         return self.points
 
     def select(self, wanted: Sequence[str]) -> list[ExitPoint]:
-        """The points that ``wanted`` names, by number or module, in ascending order without repetition.
+        """Return the points that ``wanted`` names by number or module.
 
         Raises:
-            ExitPointError: empty, unknown, repeated or not in ascending order.
-            CaptureError: the model has none.
+            ExitPointError: ``wanted`` is empty, names an unknown point, repeats one, or is not in ascending order.
+            CaptureError: the model has no exit points.
         """
         if not wanted:
             raise ExitPointError("no exits were given; expected numbers or module names, such as 3,7,12")
@@ -89,7 +89,7 @@ class ExitPoints:
             if after.number < before.number:
                 ordered = ",".join(str(point.number) for point in sorted(chosen, key=lambda point: point.number))
                 raise ExitPointError(
-                    f"exit {after.number} ({after.module}) stands behind exit {before.number} ({before.module}); "
+                    f"exit {after.number} ({after.module}) is listed after exit {before.number} ({before.module}); "
                     "expected ascending order",
                     hint=f"Use --exits {ordered}.",
                 )
@@ -111,6 +111,15 @@ class ExitPoints:
 
 @dataclass(frozen=True)
 class _Module:
+    """A module that ran.
+
+    Attributes:
+        end: index of the last node that belongs to it.
+        macs: multiply-accumulates of one sample inside it.
+        leaf: whether no other module ran inside it.
+        cut: the activations that are alive after its last node; empty if the graph cannot be cut there.
+    """
+
     path: str
     type: str
     end: int
@@ -123,7 +132,7 @@ class _Module:
 
     @property
     def list_pattern(self) -> str:
-        """The list that it belongs to, with numbers replaced: ``stages.*.blocks.*``."""
+        """Return the path with numbers replaced, which names the list it belongs to: ``stages.*.blocks.*``."""
         return re.sub(r"\d+", "*", self.path)
 
 
@@ -143,7 +152,7 @@ def _any(module: _Module) -> bool:
     return True
 
 
-# What counts as a block, and how many tensors a cut may carry: the first that spreads over the model is used.
+# What counts as a block, and how many tensors a cut may carry. The first entry whose blocks spread over the model wins.
 _TIERS: tuple[tuple[Callable[[_Module], bool], int], ...] = (
     (_numeric, 1),
     (_numbered, 1),
@@ -159,7 +168,7 @@ def find_exit_points(program: ExportedProgram) -> ExitPoints:
     """Number the exit points of a captured program.
 
     Raises:
-        CaptureError: the model multiplies nothing.
+        CaptureError: the model contains no multiplications.
     """
     macs = count_macs(program)
     nodes = list(program.graph.nodes)
@@ -170,7 +179,7 @@ def find_exit_points(program: ExportedProgram) -> ExitPoints:
         cumulative.append(total)
     if total == 0:
         raise CaptureError("the model has no convolution, linear layer or matrix product; there is nothing to split")
-    (logits,) = output_nodes(program)  # where they are alive, nothing is left to cut off
+    (logits,) = output_nodes(program)  # once the logits are alive, no work remains to be skipped
     modules = [m for m in _modules(program, macs) if m.cut and logits not in m.cut and cumulative[m.end] > 0 and m.path]
     best: list[_Module] = []
     for is_block, max_live in _TIERS:
@@ -204,7 +213,7 @@ def _point(program: ExportedProgram, number: int, unit: _Module, macs: int, tota
 
 
 def _modules(program: ExportedProgram, macs: dict[str, int]) -> list[_Module]:
-    """Every module that ran, with the last node it ran and the cut behind that node."""
+    """Return every module that ran, with its last node and the cut after that node."""
     cuts = live_activations(program)
     found: dict[str, _Module] = {}
     for index, node in enumerate(program.graph.nodes):
@@ -219,7 +228,7 @@ def _modules(program: ExportedProgram, macs: dict[str, int]) -> list[_Module]:
 
 
 def _units(candidates: list[_Module], total: int) -> list[_Module]:
-    """The repeated unit among nested candidates (see the module's description)."""
+    """Return the repeated units among nested candidates (see the docstring of this file)."""
     inside = {c.path: sum(m.macs for m in _outermost([m for m in candidates if m in c])) for c in candidates}
     balance: dict[str, int] = defaultdict(int)
     for c in candidates:
@@ -232,7 +241,7 @@ def _units(candidates: list[_Module], total: int) -> list[_Module]:
 
 
 def _kind(module: _Module) -> str:
-    """Its class; torch's own containers say nothing about their role, so each stands for itself."""
+    """Return the class of a module, or its path: torch's own containers have no role, so each counts on its own."""
     return module.path if module.type.startswith("torch.nn.") else module.type
 
 

@@ -1,4 +1,4 @@
-"""Pieces put together again: segments that run one after another, or the whole network with every head."""
+"""Joining pieces: consecutive segments, or a whole network with all its heads."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ class Network:
     """All segments and heads of a bundle as one graph, from the images to every decision.
 
     Attributes:
-        manifest: of the bundle.
-        model: the graph. A tensor or node is called as in its piece, followed by a dot and the id of that.
-        nodes: names of the nodes of every piece.
-        decision: names of those behind the logits of the last segment of a network.
+        manifest: the manifest of the bundle.
+        model: the graph. Tensors and nodes have their names in the piece, followed by a dot and the id of the piece.
+        nodes: piece id to the names of its nodes.
+        decision: names of the nodes that follow the logits of the last segment of a network.
     """
 
     manifest: Manifest
@@ -31,9 +31,9 @@ class Network:
 
 
 def join(parts: Sequence[ir.Model]) -> ir.Model:
-    """Models that run one after another as one: what each returns is what the next reads, in that order.
+    """Join models that run one after another; the outputs of each are the inputs of the next, in that order.
 
-    The parts are used up.
+    The parts are emptied: their nodes move into the result.
     """
     graph = _graph_that_reads(parts[0].graph.inputs)
     live = list(graph.inputs)
@@ -46,7 +46,7 @@ def join(parts: Sequence[ir.Model]) -> ir.Model:
 
 
 def assemble(bundle: Bundle) -> Network:
-    """The program of a bundle as one graph: the segments of every network joined, with the heads beside them."""
+    """Return the program of a bundle as one graph: the joined segments of every network, with all heads."""
     manifest = bundle.manifest
     parts = {piece.id: ir.load(bundle.file(piece.file)) for piece in manifest.pieces if piece.role != "span"}
     nodes = {id: tuple(f"{node.name}.{id}" for node in part.graph) for id, part in parts.items()}
@@ -68,7 +68,7 @@ def assemble(bundle: Bundle) -> Network:
 
 
 def _after(value: ir.Value) -> dict[str, None]:
-    """Names of all nodes that depend on a value, each once."""
+    """Return the names of all nodes that depend on a value, each once."""
     found: dict[str, None] = {}
     for node in value.consumers():
         found[str(node.name)] = None
@@ -83,7 +83,7 @@ def _graph_that_reads(inputs: Sequence[ir.Value]) -> ir.Graph:
 
 
 def _absorb(graph: ir.Graph, part: ir.Model, given: Sequence[ir.Value], suffix: str) -> list[ir.Value]:
-    """Move the nodes of a part into ``graph``, where they read ``given``; returns what the part returned."""
+    """Move the nodes of a part into ``graph``, where they read ``given``; return the outputs of the part."""
     made, outputs, weights = list(part.graph), list(part.graph.outputs), list(part.graph.initializers.values())
     for own, value in zip(part.graph.inputs, given, strict=True):
         ir.convenience.replace_all_uses_with(own, value)

@@ -1,4 +1,4 @@
-"""Which axis of an activation holds its channels, read off the graph instead of guessed from the shape."""
+"""Which axis of an activation holds its channels, derived from the graph instead of guessed from the shape."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch.fx import Node
 
 from dyce_export.graph.liveness import batch_axis
 
-# Operations that say where channels are, by the axis of their first argument (or their result).
+# Operations whose first argument (or result) has its channels on a known axis.
 _CHANNELS_SECOND = {
     "conv1d",
     "conv2d",
@@ -38,9 +38,12 @@ _Axes: TypeAlias = tuple[int | None, ...]
 
 @dataclass(frozen=True)
 class Layout:
-    """The channel axis of an activation (the batch axis 0 included) and how it is known.
+    """The channel axis of an activation and how it was found. Axis numbers include the batch axis, which is 0.
 
-    ``pooled`` are the remaining axes, over which a head averages.
+    Attributes:
+        channel_axis: the axis of the channels.
+        pooled: all axes but the batch and the channels; a head averages over them.
+        reason: how the channel axis was found, in words.
     """
 
     channel_axis: int
@@ -49,14 +52,14 @@ class Layout:
 
 
 def find_layout(node: Node, shape: tuple[int, ...]) -> Layout:
-    """The layout of an activation, from the nearest operation that reads it or, failing that, that made it.
+    """Find the layout of an activation from the nearest operation that reads it, or else that produced it.
 
     Args:
-        shape: as the exit point gives it, without the batch axis; one axis longer than the node's own where rows
-            were folded into the batch.
+        shape: the shape given by the exit point, without the batch axis; it has one axis more than the node's own
+            shape if rows were folded into the batch.
 
     Returns:
-        axes as they are once the batch is the first of them.
+        the layout with axes numbered as they are once the batch is moved to axis 0.
     """
     rank = node.meta["val"].ndim
     axis, reason = _search(node, forwards=True) or _search(node, forwards=False) or _assume(rank)
@@ -71,8 +74,8 @@ def _assume(rank: int) -> tuple[int, str]:
 
 
 def _search(start: Node, *, forwards: bool) -> tuple[int, str] | None:
-    """Walk outwards through operations that keep, permute or fold axes until one defines the channel axis."""
-    # axes[i] is the axis of the activation that is axis i of the node; None where axes were folded together.
+    """Search along operations that keep, permute or fold axes, breadth first, for one that defines the channel axis."""
+    # axes[i] is the axis of the activation that became axis i of the node; None if several axes were folded into it.
     origin: _Axes = tuple(range(len(_shape(start))))
     not_channels = (None, batch_axis(start) or 0)
     queue = deque([(start, origin)])
@@ -96,7 +99,7 @@ def _search(start: Node, *, forwards: bool) -> tuple[int, str] | None:
 
 
 def _defines(operation: Node, read: Node | None, rank: int) -> int | None:
-    """The channel axis that ``operation`` defines for its first argument (its result if ``read`` is None)."""
+    """Return the channel axis that ``operation`` defines for its first argument, or for its result if not ``read``."""
     name = _name(operation)
     if name in _ELEMENTWISE:
         return _scaled_axis(operation, rank)
@@ -108,7 +111,7 @@ def _defines(operation: Node, read: Node | None, rank: int) -> int | None:
         return rank - 1
     if name == "mean" and read is not None and len(operation.args) > 1:
         averaged = {axis % rank for axis in operation.args[1]}  # type: ignore[union-attr, operator]
-        if len(averaged) == 1 and operation.args[2:] == (True,):  # a norm written by hand, as likely as pooling
+        if len(averaged) == 1 and operation.args[2:] == (True,):  # may be a hand-written norm instead of pooling
             return None
         left = set(range(1, rank)) - averaged
         return left.pop() if len(left) == 1 else None
@@ -116,7 +119,7 @@ def _defines(operation: Node, read: Node | None, rank: int) -> int | None:
 
 
 def _scaled_axis(operation: Node, rank: int) -> int | None:
-    """The axis along which a parameter of one number per channel is applied (layer scale, a bias, an affine norm)."""
+    """Return the axis along which a per-channel parameter is applied (layer scale, a bias, an affine norm)."""
     shape = _shape(operation)
     for other in operation.all_input_nodes:
         sizes = _shape(other)
@@ -129,7 +132,7 @@ def _scaled_axis(operation: Node, rank: int) -> int | None:
 
 
 def _follow(operation: Node, read: Node, axes: _Axes) -> _Axes | None:
-    """Where the axes of ``read`` are in the result of ``operation``; None if it does not keep any apart."""
+    """Map the axes of ``read`` to the result of ``operation``; None if no correspondence can be told."""
     order = _permutation(operation, len(axes))
     if order is not None:
         return tuple(axes[o] for o in order)
@@ -137,7 +140,7 @@ def _follow(operation: Node, read: Node, axes: _Axes) -> _Axes | None:
 
 
 def _follow_back(operation: Node, argument: Node, axes: _Axes) -> _Axes | None:
-    """Where the axes of the result of ``operation`` were in its argument."""
+    """Map the axes of the result of ``operation`` to its argument; None if no correspondence can be told."""
     order = _permutation(operation, len(axes))
     if order is not None:
         return tuple(axes[order.index(i)] for i in range(len(axes)))
@@ -157,7 +160,7 @@ def _permutation(operation: Node, rank: int) -> list[int] | None:
 
 
 def _align(before: tuple[str, ...], after: tuple[str, ...], axes: _Axes) -> _Axes | None:
-    """Carry axes from one shape to another: leading and trailing axes of equal size stay themselves."""
+    """Map axes from one shape to another: leading and trailing axes of equal size correspond."""
     if before == after:
         return axes
     shorter = min(len(before), len(after))

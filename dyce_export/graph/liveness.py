@@ -10,16 +10,16 @@ from torch.fx import Node
 
 from dyce_export.graph.capture import input_node
 
-# A cut that carries more tensors moves more data than it saves.
+# A cut that carries more tensors would move more data than it saves.
 MAX_LIVE = 4
 
 
 def live_activations(program: ExportedProgram) -> list[tuple[Node, ...] | None]:
-    """For every node, in order: the activations that later nodes still read once it has run.
+    """Return for every node, in order, the activations that later nodes still read once it has run.
 
-    Only values computed from the pixels count. What depends on the size of the batch alone (an expanded class
-    token) is computed again behind the cut. None where no cut is possible: more than :data:`MAX_LIVE`
-    activations are alive, or one of them is not a float tensor with rows for each sample.
+    Only values computed from the pixels count. Values that depend on the batch size alone (an expanded class token)
+    are computed again after the cut. An entry is None if no cut is possible: more than :data:`MAX_LIVE` activations
+    are alive, none is, or one of them is not a float tensor with rows for each sample.
     """
     nodes = list(program.graph.nodes)
     order = {node: index for index, node in enumerate(nodes)}
@@ -53,8 +53,10 @@ def _tensors(value: object) -> Iterator[torch.Tensor]:
 
 
 def rows_per_sample(node: Node, image: Node) -> int | None:
-    """How many rows of an activation belong to one sample: 1 where an axis is the batch, more where another axis was
-    folded into axis 0 (the pixels of a patch, say). None if it is no float tensor of such a shape.
+    """Return how many rows of an activation belong to one sample.
+
+    This is 1 if one axis is exactly the batch, and more if another axis was folded into axis 0 (the pixels of a
+    patch, say). None if the value is not a float tensor of such a shape.
     """
     value = node.meta.get("val")
     if not (isinstance(value, torch.Tensor) and value.is_floating_point() and value.ndim >= 2):
@@ -67,6 +69,6 @@ def rows_per_sample(node: Node, image: Node) -> int | None:
 
 
 def batch_axis(node: Node) -> int | None:
-    """The only axis of a tensor whose size is not fixed: 0, but for sequences that come before the batch, (L, N, C)."""
+    """Return the only axis of dynamic size: 0, or another one for sequences before the batch, (L, N, C); else None."""
     axes = [axis for axis, size in enumerate(node.meta["val"].shape) if not isinstance(size, int)]
     return axes[0] if len(axes) == 1 else None

@@ -1,4 +1,4 @@
-"""Multiply-accumulates of every node of a captured program, counted by torch's own flop formulas."""
+"""Multiply-accumulates of every node of a captured program, counted with torch's own FLOP formulas."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from dyce_export.graph.capture import EXAMPLE_BATCH, input_node
 
 
 def count_macs(program: ExportedProgram) -> dict[str, int]:
-    """MACs of one sample for each node name; nodes that multiply nothing are left out.
+    """Return the MACs of one sample by node name, without nodes that multiply nothing.
 
-    Convolutions, linear layers and matrix products count; norms, activations and pooling do not. Nothing is
-    computed: the program runs on tensors without data.
+    Convolutions, linear layers and matrix products count; norms, activations and pooling do not. The program runs on
+    fake tensors, so nothing is computed.
     """
     values = [node.meta["val"] for node in program.graph.nodes if node.op == "placeholder"]
     image = input_node(program).meta["val"]

@@ -1,4 +1,4 @@
-"""ONNX: the captured program as one graph, and the pieces cut out of it."""
+"""ONNX: export the captured program as one graph, and cut pieces out of it."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ OPSET = 18
 IR_VERSION = 10
 IMAGE = "image"
 BATCH = "batch"
-# Protocol buffers end at 2 GiB; weights above this go to a file of their own.
+# A protocol buffer holds at most 2 GiB; larger weights go to a file of their own.
 EXTERNAL_DATA_BYTES = 1 << 30
-# What the exporter says of an operation that it does not know, and of a node that it could not translate.
+# The exporter's messages for an operation that it does not know, and for a node that it could not translate.
 _UNKNOWN = re.compile(
     r"No ONNX function found for <OpOverload\(op='(?P<name>[^']+)', overload='(?P<overload>[^']+)'\)>"
 )
@@ -35,10 +35,13 @@ _REPLACE = "Replace that operation in the model by others with the same result."
 
 
 def to_onnx(program: ExportedProgram, names: Mapping[str, str]) -> ir.Model:
-    """The whole program as ONNX, returning the logits and the activations ``{node: name in the ONNX graph}``.
+    """Export the whole program as ONNX; the graph returns the logits and the activations in ``names``.
+
+    Args:
+        names: graph node to the name of its activation in the ONNX graph.
 
     Raises:
-        CaptureError: an operation has no ONNX form; names it and its module.
+        CaptureError: an operation has no ONNX form; the message names it and its module.
     """
     expose(program, list(names))
     image = input_node(program).meta["val"]
@@ -74,15 +77,15 @@ def extract(
     outputs: Sequence[TensorSpec],
     aliases: Mapping[str, str] = MappingProxyType({}),
 ) -> ir.Model:
-    """The part of ``model`` between named tensors, as a model of its own that shares the weights.
+    """Return the part of ``model`` between named tensors as a model of its own, which shares the weights.
 
-    Where the part reads the size of the batch from the image it reads it from its own first input instead.
+    If the part reads the batch size from the image, it reads it from its own first input instead.
 
     Args:
-        aliases: tensors of ``inputs`` and ``outputs`` that have another name in ``model``.
+        aliases: names in ``model`` of those tensors of ``inputs`` and ``outputs`` that are called differently there.
 
     Raises:
-        CaptureError: the outputs need something that ``inputs`` do not give.
+        CaptureError: the outputs depend on something other than ``inputs``.
     """
     wanted, made = ([aliases.get(spec.name, spec.name) for spec in specs] for specs in (inputs, outputs))
     graph = ir.convenience.extract(model.graph, list(dict.fromkeys([*wanted, IMAGE])), made)
@@ -98,13 +101,13 @@ def extract(
     for value, spec in zip([*graph.inputs, *graph.outputs], [*inputs, *outputs], strict=True):
         value.name, value.shape = spec.name, ir.Shape(spec.shape)
         value.dtype = ir.DataType.from_numpy(np.dtype(spec.dtype))
-    for name in sorted(graph.initializers):  # extracted in no order; the same export gives the same bytes
+    for name in sorted(graph.initializers):  # their order is arbitrary; sorted, equal exports give equal bytes
         graph.initializers[name] = graph.initializers.pop(name)
     return ir.Model(graph, ir_version=IR_VERSION)
 
 
 def _copy_passed_through(graph: ir.Graph) -> None:
-    """An activation that is alive at both ends of a piece: not every engine returns an input as it is."""
+    """Copy inputs that are also outputs of a piece: not every engine can return an input unchanged."""
     for index, value in enumerate(graph.outputs):
         if value in graph.inputs:
             node = ir.node("Identity", [value])
@@ -114,7 +117,7 @@ def _copy_passed_through(graph: ir.Graph) -> None:
 
 
 def _batch_back(graph: ir.Graph, index: int, spec: TensorSpec) -> None:
-    """Where the graph works on a batch that is not the first axis, (L, N, C), take (N, L, C) and move the axis."""
+    """If the graph works on a batch that is not the first axis, (L, N, C), read (N, L, C) and move the axis."""
     moved = graph.inputs[index]
     axis = _batch_axis(moved)
     if axis == 0:
@@ -129,7 +132,7 @@ def _batch_back(graph: ir.Graph, index: int, spec: TensorSpec) -> None:
 
 
 def _batch_first(graph: ir.Graph, index: int, spec: TensorSpec) -> None:
-    """The other way round at the end of a piece."""
+    """Move the batch back to the first axis at the end of a piece."""
     moved = graph.outputs[index]
     axis = _batch_axis(moved)
     if axis == 0:
@@ -147,7 +150,7 @@ def _batch_axis(value: ir.Value) -> int:
 
 
 def _fold_input(graph: ir.Graph, index: int, spec: TensorSpec) -> None:
-    """Where the graph works on several rows per sample, take (batch, rows, ...) and fold the rows into the batch."""
+    """If the graph works on several rows per sample, read (batch, rows, ...) and fold the rows into the batch."""
     folded = graph.inputs[index]
     if folded.shape is None or len(folded.shape) == len(spec.shape):
         return
@@ -160,7 +163,7 @@ def _fold_input(graph: ir.Graph, index: int, spec: TensorSpec) -> None:
 
 
 def _unfold_output(graph: ir.Graph, index: int, spec: TensorSpec) -> None:
-    """The other way round at the end of a piece: rows folded into the batch get an axis of their own."""
+    """Give rows that were folded into the batch their own axis again at the end of a piece."""
     folded = graph.outputs[index]
     if folded.shape is None or len(folded.shape) == len(spec.shape):
         return
@@ -172,7 +175,7 @@ def _unfold_output(graph: ir.Graph, index: int, spec: TensorSpec) -> None:
 
 
 def _reshape(graph: ir.Graph, value: ir.Value, rest: Sequence[int | str]) -> ir.Node:
-    """A node that reshapes ``value`` to (-1, *rest)."""
+    """Return a node that reshapes ``value`` to (-1, *rest)."""
     shape = np.array([-1, *rest], np.int64)
     constant = ir.Value(name=f"{value.name}_shape", const_value=ir.tensor(shape, name=f"{value.name}_shape"))
     constant.shape, constant.dtype = ir.Shape(shape.shape), ir.DataType.INT64
@@ -181,7 +184,7 @@ def _reshape(graph: ir.Graph, value: ir.Value, rest: Sequence[int | str]) -> ir.
 
 
 def append_decision(model: ir.Model, temperature: float) -> None:
-    """Extend a graph that returns logits (B, C) by ``confidence`` (B,) and ``label`` (B,), in place.
+    """Add the outputs ``confidence`` (B,) and ``label`` (B,) to a graph that returns logits (B, C), in place.
 
     confidence = max softmax(logits / temperature), float32; label = argmax, int64. The logits stay unscaled.
     """
@@ -203,7 +206,7 @@ def append_decision(model: ir.Model, temperature: float) -> None:
 def mlp_head(
     inputs: Sequence[TensorSpec], pooled: Sequence[Sequence[int]], layers: Sequence[tuple[np.ndarray, np.ndarray]]
 ) -> ir.Model:
-    """A head: average every input over its ``pooled`` axes, concatenate, linear layers with ReLU between.
+    """Build a head: average every input over its ``pooled`` axes, concatenate, apply linear layers with ReLU between.
 
     Args:
         layers: weight (out, in) and bias (out,) of each linear layer, float32.
@@ -232,7 +235,7 @@ def mlp_head(
 
 
 def pooled_axes(head: ir.Model) -> list[list[int]]:
-    """Of every input of a head the axes that it averages."""
+    """Return for every input of a head the axes over which it averages."""
     found = []
     for value in head.graph.inputs:
         (reader,) = value.consumers()
@@ -243,10 +246,10 @@ def pooled_axes(head: ir.Model) -> list[list[int]]:
 
 
 def save(model: ir.Model, path: Path, metadata: Mapping[str, str]) -> list[str]:
-    """Write a piece with its metadata; returns the names of further files beside it (external weights)."""
+    """Write a piece with its metadata; return the names of additional files beside it (external weights)."""
     model.producer_name = "dyce-export"
     model.metadata_props.update({f"dyce.{key}": value for key, value in metadata.items()})
-    # What the exporter notes is large, and names files of this machine.
+    # The exporter's metadata is large and contains paths of this machine.
     model.graph.metadata_props.clear()
     for node in model.graph:
         node.metadata_props.clear()
@@ -260,15 +263,15 @@ def save(model: ir.Model, path: Path, metadata: Mapping[str, str]) -> list[str]:
 
 
 def fits_in_one_file(model: ir.Model) -> bool:
-    """Whether a model and its weights are small enough for one protocol buffer."""
+    """Return whether a model fits into one protocol buffer together with its weights."""
     weights = (value.const_value for value in model.graph.initializers.values())
     return sum(weight.nbytes for weight in weights if weight is not None) <= EXTERNAL_DATA_BYTES
 
 
 def _register_constants(graph: ir.Graph) -> None:
-    """Repair what onnxscript 0.7's optimiser leaves: constants of a fused Clip that the graph does not list.
+    """Register constants of a fused Clip that onnxscript 0.7's optimiser does not list in the graph.
 
-    It happens where one tensor is clamped several times.
+    It omits them if one tensor is clamped several times.
     """
     for value in [value for node in graph for value in node.inputs if value is not None]:
         listed = value.producer() is not None or value.is_initializer() or value.is_graph_input()
@@ -283,7 +286,7 @@ def _name_batch_axis(graph: ir.Graph, symbol: str) -> None:
 
 
 def _read_shapes_from_image(graph: ir.Graph) -> None:
-    """Point every read of the batch size at the image, so that no cut is crossed by a shape."""
+    """Redirect every read of the batch size to the image, so that no shape has to be carried across a cut."""
     image = graph.inputs[0]
     for node in graph:
         if node.op_type == "Shape" and node.inputs[0] is not image:
@@ -293,7 +296,7 @@ def _read_shapes_from_image(graph: ir.Graph) -> None:
 
 
 def _carry_image(graph: ir.Graph, name: str) -> None:
-    """Where the image is alive at a cut, let everything read the output that carries it over the cut instead."""
+    """If the image is alive at a cut, let all its readers use the output that carries it across the cut instead."""
     image = graph.inputs[0]
     carried = next(value for value in graph.outputs if value.name == name)
     carrier = carried.producer()
@@ -308,20 +311,20 @@ def _carry_image(graph: ir.Graph, name: str) -> None:
 
 
 def _drop_image(graph: ir.Graph, own: ir.Value) -> None:
-    """Read the size of the batch from ``own`` instead of the image, which then is no input any more."""
+    """Read the batch size from ``own`` instead of the image, and remove the image from the inputs."""
     image = next((value for value in graph.inputs if value.name == IMAGE), None)
     if image is None:
         return
     for node in list(image.consumers()):
         first = [node.attributes[key].as_int() for key in ("start", "end") if key in node.attributes]
         if node.op_type != "Shape" or first != [0, 1]:
-            raise CaptureError(f"the graph behind {own.name} still reads the image, in {node.name} ({node.op_type})")
+            raise CaptureError(f"the graph after {own.name} still reads the image, in {node.name} ({node.op_type})")
         node.replace_input_with(0, own)
     graph.inputs.remove(image)
 
 
 def _check_operations(model: ir.Model, program: ExportedProgram, names: Mapping[str, str]) -> None:
-    """Raise CaptureError for an operation that is younger than the ONNX that the exporter was asked for."""
+    """Raise CaptureError for an operation that is newer than the opset that the exporter was asked for."""
     activations = {name: node for node, name in names.items()}
     for node in model.graph.all_nodes():
         if node.domain or onnx.defs.has(node.op_type, max_inclusive_version=OPSET):
@@ -338,13 +341,13 @@ def _check_operations(model: ir.Model, program: ExportedProgram, names: Mapping[
 
 
 def _explain(program: ExportedProgram, error: Exception) -> CaptureError:
-    """Name the operation that has no ONNX form, and where it stands in the model."""
+    """Return an error that names the operation without an ONNX form and its place in the model."""
     causes: list[BaseException] = [error]
     while (cause := causes[-1].__cause__ or causes[-1].__context__) is not None:
         causes.append(cause)
     said = "\n".join(map(str, causes))
     if unknown := _UNKNOWN.search(said):
-        # The exporter may name what it made of the operation: prims.hypot for aten.hypot.
+        # The exporter may report the decomposed operation: prims.hypot for aten.hypot.
         named = f".{unknown['name'].rsplit('.', 1)[-1]}."
         nodes = (node.name for node in program.graph.nodes if named in f".{node.target}.")
         reason = (
@@ -357,6 +360,6 @@ def _explain(program: ExportedProgram, error: Exception) -> CaptureError:
 
 
 def _place_in(program: ExportedProgram, name: str) -> str:
-    """The place of a node in words, where a node has that name."""
+    """Describe the place of a node; empty if no node has that name."""
     node = next((node for node in program.graph.nodes if node.name == name), None)
     return "" if node is None else f" in {place_of_node(node)}"

@@ -1,4 +1,4 @@
-"""The pieces of a bundle: segments, heads and the uncut model, cut out of one ONNX graph and written."""
+"""The pieces of a bundle (segments, heads and the uncut model): cut out of one ONNX graph and written to files."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ from dyce_runtime.bundle.manifest import (
 
 
 def image_spec(input_size: tuple[int, int, int]) -> TensorSpec:
-    """The input of the first segment."""
+    """Return the specification of the input of the first segment: float32 (batch, C, H, W)."""
     return TensorSpec(IMAGE, "float32", (BATCH, *input_size), "input")
 
 
 def seam_specs(point: ExitPoint) -> tuple[TensorSpec, ...]:
-    """The tensors that are alive at an exit, as segments and heads name them."""
+    """Return the tensors that are alive at an exit, named as segments and heads name them."""
     names = [f"exit_{point.number:02d}"]
     if len(point.nodes) > 1:
         names = [f"{names[0]}_{index}" for index in range(len(point.nodes))]
@@ -42,7 +42,7 @@ def seam_specs(point: ExitPoint) -> tuple[TensorSpec, ...]:
 
 
 def node_names(points: Sequence[ExitPoint]) -> dict[str, str]:
-    """Graph node to the name of its tensor in ONNX: that of the first exit at which it is alive."""
+    """Map graph nodes to the names of their tensors in ONNX, which come from the first exit where they are alive."""
     names: dict[str, str] = {}
     for point in points:
         for node, spec in zip(point.nodes, seam_specs(point), strict=True):
@@ -51,14 +51,14 @@ def node_names(points: Sequence[ExitPoint]) -> dict[str, str]:
 
 
 def aliases(points: Sequence[ExitPoint]) -> dict[str, str]:
-    """Seam tensor to the name that :func:`node_names` gives it, for activations that are alive at several exits."""
+    """Map seam tensors to their names in :func:`node_names`, for activations that are alive at several exits."""
     names = node_names(points)
     pairs = [(spec.name, names[n]) for point in points for n, spec in zip(point.nodes, seam_specs(point), strict=True)]
     return {own: first for own, first in pairs if own != first}
 
 
 def answer_specs(classes: int) -> tuple[TensorSpec, ...]:
-    """The outputs of every head."""
+    """Return the outputs of every head: logits, confidence and label."""
     return (
         TensorSpec(LOGITS, "float32", (BATCH, classes), "answer"),
         TensorSpec(CONFIDENCE, "float32", (BATCH,), "answer"),
@@ -67,7 +67,7 @@ def answer_specs(classes: int) -> tuple[TensorSpec, ...]:
 
 
 def tensor_table(points: Sequence[ExitPoint], input_size: tuple[int, int, int], classes: int) -> tuple[TensorSpec, ...]:
-    """All tensors that the pieces of a network read and write."""
+    """Return all tensors that the pieces of a network read and write."""
     seams = {spec.name: spec for point in points for spec in seam_specs(point)}
     return (image_spec(input_size), *seams.values(), *answer_specs(classes))
 
@@ -81,11 +81,15 @@ def write_backbone(
     temperature: float,
     folder: Path,
 ) -> list[Piece]:
-    """Write the segments and the uncut model (a span over all of them, if there are several).
+    """Write the segments and, if there are several, the uncut model as a span over all of them.
 
     Args:
-        temperature: of the final head.
-        folder: the bundle.
+        total_macs: multiply-accumulates of the whole model for one sample.
+        temperature: temperature of the final head.
+        folder: folder of the bundle.
+
+    Returns:
+        the pieces written, in execution order, the uncut model last.
     """
     seams = [(image_spec(input_size),), *(seam_specs(point) for point in backbone.points)]
     macs = [0, *(point.macs for point in backbone.points), total_macs]
@@ -111,7 +115,7 @@ def write_backbone(
 def write_heads(
     backbone: Backbone, heads: Sequence[Sequence[TrainedHead]], final: Head, *, trained: bool, folder: Path
 ) -> tuple[list[Piece], list[Exit]]:
-    """Write the heads of every exit; returns their pieces and the list of exits, the one with ``final`` last."""
+    """Write the heads of every exit; return their pieces and the list of exits, ending with the one of ``final``."""
     pieces: list[Piece] = []
     exits = []
     for point, of_exit, layouts in zip(backbone.points, heads, backbone.layouts, strict=True):
@@ -139,12 +143,12 @@ def _write_head(point: ExitPoint, head: TrainedHead, layouts: Sequence[Layout], 
 
 
 def names_of(specs: Sequence[TensorSpec]) -> tuple[str, ...]:
-    """Names of tensors."""
+    """Return the names of tensors."""
     return tuple(spec.name for spec in specs)
 
 
 def builtin_head(piece: str, temperature: float) -> Head:
-    """The head that a model came with, computed at the end of a segment."""
+    """Return the entry of the model's own classifier, which is computed at the end of a segment."""
     return Head(BUILTIN, piece, trained=True, temperature=temperature)
 
 

@@ -1,4 +1,4 @@
-"""Programs of bundles: of one network, of several one after another, and what a reader has to know to run them."""
+"""Programs of bundles (of one network, or of several in sequence) and the features that a reader must support."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dyce_runtime.program.operations import Case, Choose, Feed, Leave, Operation
 
 
 def network_program(inputs: Iterable[str], segments: Sequence[str], exits: Sequence[Exit]) -> tuple[Operation, ...]:
-    """Segment after segment, each followed by the heads of the exit at its end; all samples leave at the last exit."""
+    """Return the program that runs each segment and then the heads of its exit; all samples exit at the last one."""
     program: list[Operation] = [Feed(name) for name in inputs]
     for segment, exit in zip(segments, exits, strict=True):
         program.append(Run(segment))
@@ -22,7 +22,7 @@ def network_program(inputs: Iterable[str], segments: Sequence[str], exits: Seque
 def as_saver(
     program: Iterable[Operation], pieces: Mapping[str, str], tensors: Mapping[str, str], exits: Mapping[str, str]
 ) -> tuple[Operation, ...]:
-    """The program of a network that others follow, under other names; its last exit lets only sure samples leave."""
+    """Rename the program of a network that runs before others; its last exit no longer takes all remaining samples."""
 
     def renamed(operation: Operation) -> Operation:
         if isinstance(operation, Feed):
@@ -45,9 +45,9 @@ def as_saver(
 
 
 def with_head(program: Sequence[Operation], exit: Exit, type: str) -> tuple[Operation, ...]:
-    """The program with a further head of an exit, which runs before the others there.
+    """Return the program with another head of an exit, which runs before the other heads of that exit.
 
-    So a later head that reads what it leaves finds it even where samples have left at the others.
+    Its output is therefore available to later heads even if samples exit at the others.
     """
     others = [head.piece for head in exit.heads if head.type != type]
     place = next(k for k, operation in enumerate(program) if isinstance(operation, Run) and operation.piece in others)
@@ -57,7 +57,7 @@ def with_head(program: Sequence[Operation], exit: Exit, type: str) -> tuple[Oper
 def requires(
     networks: Sequence[Network], tensors: Iterable[TensorSpec], program: Iterable[Operation]
 ) -> tuple[str, ...]:
-    """What a reader has to know to run such a bundle."""
+    """Return the features that a reader must support to run such a bundle."""
     needed = {
         SAVERS: len(networks) > 1,
         CARRIED: any(spec.lifetime == "carried" for spec in tensors),

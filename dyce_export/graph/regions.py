@@ -1,7 +1,7 @@
-"""Regions of a captured graph, such as ``with torch.autocast(...)``: written out where they change nothing.
+"""Inline the regions of a captured graph, such as ``with torch.autocast(...)``, if they have no effect.
 
-``torch.export`` makes one node of a region, whose operations stand in a graph of its own. Whether gradients are on
-never matters here; autocast only where it is on for the CPU.
+``torch.export`` turns a region into one node whose operations form a nested graph. Whether gradients are enabled
+never matters here; autocast matters only if it is enabled for the CPU.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def write_out_regions(program: ExportedProgram) -> None:
     """Replace every region of a program by its operations, in place.
 
     Raises:
-        CaptureError: a region computes in another precision.
+        CaptureError: a region computes in a precision other than float32.
     """
     _write_out(program.graph_module)
 
@@ -51,7 +51,7 @@ def _write_out(module: GraphModule) -> None:
 
 
 def _body(region: Node) -> tuple[Node, tuple[Any, ...]]:
-    """The node of the region's graph, and what that is given."""
+    """Return the node that holds the region's graph, and the arguments passed to that graph."""
     index = next(i for i, arg in enumerate(region.args) if isinstance(arg, Node) and arg.op == "get_attr")
     return region.args[index], region.args[index + 1 :]  # type: ignore[return-value]
 

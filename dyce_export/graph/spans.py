@@ -1,4 +1,4 @@
-"""Spans: the segments between two enabled exits as one graph, made from the segments of a bundle."""
+"""Spans: consecutive segments between two enabled exits, joined into one graph."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ _SEGMENT = "segment_"
 
 
 def write_spans(manifest: Manifest, configurations: Configurations, folder: Path) -> tuple[Piece, ...]:
-    """Write a span for every stretch of several segments that a named configuration runs between two exits.
+    """Write a span for each run of several segments that a named configuration executes without an exit between.
 
     Args:
-        manifest: of the bundle in ``folder``, whose segments are read and which has no spans but the uncut model.
+        manifest: manifest of the bundle in ``folder``, which contains its segments and no span but the uncut model.
 
     Returns:
-        the spans written, for the manifest.
+        the spans written, to be added to the manifest.
     """
     named = (configurations.get(name) for name in configurations.named)
     wanted = {run for configuration in named for run in segment_runs(manifest, configuration) if len(run) > 1}
@@ -39,12 +39,12 @@ def write_spans(manifest: Manifest, configurations: Configurations, folder: Path
 
 
 def _name(covers: Sequence[str]) -> str:
-    """Such as ``span_00_02``."""
+    """Name a span after its first and last segment, such as ``span_00_02``."""
     return "_".join(["span", covers[0].removeprefix(_SEGMENT), covers[-1].removeprefix(_SEGMENT)])
 
 
 def write_uncut(manifest: Manifest, folder: Path) -> Piece:
-    """Write the span over all segments of the base of a bundle that has none yet."""
+    """Write the span over all segments of a bundle's base model if the bundle has none yet."""
     return _write_span(UNCUT, manifest, [piece.id for piece in segments_of(manifest, FINAL)], folder)
 
 

@@ -1,1 +1,1 @@
-"""Lower precisions: the same network in another bundle, with what was recorded, chosen and promised done again."""
+"""Lower precisions: the same network in another bundle, with records, configurations and promises made again."""

@@ -1,7 +1,7 @@
-"""A network that was lowered as a whole, cut into its pieces again.
+"""Cutting a network into its pieces again after it was lowered as a whole.
 
-Where a seam is quantised, what crosses it are integers: the quantisation ends the segment before it, and everything
-behind it starts with the dequantisation. So no value is rounded twice, and less memory is moved.
+If a seam is quantised, integers cross it: the segment before it ends with the quantisation, and every piece after it
+begins with the dequantisation. So no value is rounded twice, and less memory is moved.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from dyce_runtime.bundle.manifest import ANSWER, UNCUT, Manifest, Piece
 
 
 def write_lowered(network: Network, lowered: ir.Model, precision: str, folder: Path) -> Manifest:
-    """Write segments, heads and the uncut model in another precision; returns the manifest with these pieces.
+    """Write segments, heads and the uncut model in another precision; return the manifest with these pieces.
 
     Args:
-        lowered: ``network.model`` in another precision; tensors of the same name mean the same.
-        folder: what stands there under the names of pieces is replaced.
+        lowered: ``network.model`` in another precision; tensors of the same name correspond.
+        folder: folder of the new bundle; existing files of pieces in it are replaced.
     """
     stored = _stored_tensors(network, lowered)
     types = {name: str(value.dtype.numpy()) for name, value in stored.items()}  # type: ignore[union-attr]
@@ -45,7 +45,7 @@ def write_lowered(network: Network, lowered: ir.Model, precision: str, folder: P
 
 
 def _stored_tensors(network: Network, lowered: ir.Model) -> dict[str, ir.Value]:
-    """Name of every tensor between pieces to what crosses there in the lowered graph."""
+    """Map the name of every tensor between pieces to the value that crosses there in the lowered graph."""
     values = {value.name: value for value in _values(lowered.graph)}
     return {
         name: _stored(values[f"{name}.{piece.id}"])
@@ -57,7 +57,7 @@ def _stored_tensors(network: Network, lowered: ir.Model) -> dict[str, ir.Value]:
 
 
 def _cut(manifest: Manifest, piece: Piece, lowered: ir.Model, stored: Mapping[str, ir.Value]) -> ir.Model:
-    """A segment or a head, with the types that its tensors have now."""
+    """Extract a segment or a head, with the types that its tensors have after lowering."""
     names = {name: str(value.name) for name, value in stored.items()}
     names |= {name: f"{name}.{piece.id}" for name in piece.writes if name in ANSWER}
     return extract(lowered, manifest.specs(piece.reads), manifest.specs(piece.writes), names)
@@ -70,7 +70,7 @@ def _values(graph: ir.Graph) -> Iterator[ir.Value]:
 
 
 def _stored(value: ir.Value) -> ir.Value:
-    """What crosses a seam: the integers if nothing reads the tensor but one quantisation."""
+    """Return the value that crosses a seam: the integers if the only reader of the tensor is one quantisation."""
     readers = list(value.consumers())
     if [reader.op_type for reader in readers] == ["QuantizeLinear"] and not value.is_graph_output():
         return readers[0].outputs[0]

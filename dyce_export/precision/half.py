@@ -1,4 +1,4 @@
-"""Sixteen bits: weights and activations in float16, with casts where that begins and ends."""
+"""Lowering to float16: weights and activations, with casts at the borders of the float16 part."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _LARGEST = float(np.finfo(np.float16).max)
 
 
 def halver(network: Network) -> Callable[[Sequence[str]], ir.Model]:
-    """A function that turns all but the pieces it is given to float16; images and decisions stay float32."""
+    """Return a function that lowers all but the given pieces to float16; images and decisions stay float32."""
     proto = onnx.shape_inference.infer_shapes(ir.to_proto(network.model))
 
     def halve(kept: Sequence[str]) -> ir.Model:
@@ -28,10 +28,11 @@ def halver(network: Network) -> Callable[[Sequence[str]], ir.Model]:
 
 
 class _Halver:
-    """Goes through a graph once, in the order in which it runs.
+    """Converts a graph in one pass, in execution order.
 
     Args:
-        kept: names of the nodes that stay as they are.
+        graph: the graph, whose float tensors have known types.
+        kept: names of the nodes that stay in float32.
     """
 
     def __init__(self, graph: ir.Graph, kept: set[str]) -> None:
@@ -39,7 +40,7 @@ class _Halver:
         self._casts: dict[tuple[ir.Value, ir.DataType], ir.Value] = {}
 
     def run(self) -> None:
-        """Change the graph in place. What it returns keeps its type and its name."""
+        """Change the graph in place. Its outputs keep their types and names."""
         returned = [(index, value, value.dtype) for index, value in enumerate(self._graph.outputs)]
         for node in list(self._graph):
             variables = _half_variables(node) if node.name not in self._kept else set()
@@ -56,7 +57,7 @@ class _Halver:
                 del self._graph.initializers[str(value.name)]
 
     def _feed(self, node: ir.Node, variables: set[str]) -> None:
-        """Every input in the type that the node takes now."""
+        """Cast every float input to the type that the node takes after conversion."""
         for index, value in enumerate(node.inputs):
             if value is None or value.dtype not in (_FLOAT, _HALF):
                 continue
@@ -73,7 +74,7 @@ class _Halver:
                 value.dtype = _HALF
 
     def _cast(self, value: ir.Value, wanted: ir.DataType) -> ir.Value:
-        """The value in another type: a weight is stored so, anything else is cast once."""
+        """Return the value in another type: weights are stored converted, anything else is cast once."""
         known = self._casts.get((value, wanted))
         if known is None:
             known = self._casts[value, wanted] = self._stored(value) or self._computed(value, wanted)
@@ -102,7 +103,7 @@ class _Halver:
 
 
 def _half_variables(node: ir.Node) -> set[str]:
-    """The type variables of an operator that become float16: those that may, and that stand for its float inputs."""
+    """Return the type variables of an operator that become float16: those of its float inputs that may be float16."""
     schema = _schema(node)
     may = {c.type_param_str for c in schema.type_constraints if "tensor(float16)" in c.allowed_type_strs}
     floats = {
@@ -118,5 +119,5 @@ def _schema(node: ir.Node) -> onnx.defs.OpSchema:
 
 
 def _formal(parameters: Sequence[onnx.defs.OpSchema.FormalParameter], index: int) -> onnx.defs.OpSchema.FormalParameter:
-    """The parameter at that place; the last may stand for any number."""
+    """Return the formal parameter at an index; the last one may be variadic."""
     return parameters[min(index, len(parameters) - 1)]

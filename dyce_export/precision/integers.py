@@ -1,4 +1,4 @@
-"""Eight bits: quantisation and dequantisation in the graph, with ranges measured on pictures."""
+"""Lowering to 8 bits: quantisation and dequantisation in the graph, with ranges measured on images."""
 
 from __future__ import annotations
 
@@ -18,30 +18,33 @@ from dyce_runtime.inputs.images import Inputs, count_of, rows_of
 
 Integers = Literal["int8", "uint8"]
 
-# At once: every activation of the network is kept for so many pictures.
+# Images per batch, limited because every activation of the network is kept for all of them.
 _BATCH = 8
-# Of all values of a tensor; what lies outside is clipped. With the extremes themselves, 1.4 times as many confidences
-# of Fashion-MNIST's nine heads changed sides of 0.9.
+# Percentile of a tensor's values beyond which they are clipped. With the extremes as limits instead, 1.4 times as many
+# confidences of Fashion-MNIST's nine heads crossed 0.9.
 _PERCENTILE = 99.999
-# A tensor that stays below this contributes nothing; histograms need a range that floating point can divide.
+# A tensor that stays below this contributes nothing. Histograms need a range that floating point can divide.
 _LEAST = 1e-30
-# Float32 has to hold the width of the range, which is twice that.
+# Half of the largest range, whose width float32 has to represent.
 _MOST = 1e38
 _WEIGHTED = ("Conv", "Gemm", "MatMul")
-# Quantised as well where all is convolutions, so that integers flow from one to the next. Behind a normalisation over
-# channels the sums of a residual stream have outliers, and stay as they are.
+# Quantised too in purely convolutional networks, so that integers flow from one convolution to the next. After a
+# normalisation over channels, the sums of a residual stream have outliers and stay in float32.
 _BETWEEN = ("Add", "MaxPool")
 _CLIPPING = ("Relu", "Clip")
 
 
 def quantiser(network: Network, inputs: Inputs, to: Integers) -> Callable[[Sequence[str]], ir.Model]:
-    """Measure the range of every tensor once; returns a function that quantises all but the pieces it is given.
+    """Measure the range of every tensor once; return a function that quantises all but the given pieces.
 
-    Weights are int8, one scale per output channel. What flows between is ``int8`` around zero, which TensorRT asks
-    for, or ``uint8`` with a zero point: on CPUs that is faster, and it has one more bit where nothing is negative.
+    Weights become int8 with one scale per output channel. Activations become ``int8`` around zero, which TensorRT
+    requires, or ``uint8`` with a zero point, which is faster on CPUs and has one more bit if nothing is negative.
 
     Args:
-        inputs: preprocessed pictures like those that will be classified, (N, C, H, W) by the name of the input.
+        inputs: input name to preprocessed images (N, C, H, W) that resemble those to be classified.
+
+    Raises:
+        VerificationError: a tensor of the network is not finite on the images, or too large.
     """
     proto = ir.to_proto(network.model)
     symmetric = to == "int8"
@@ -58,10 +61,11 @@ def quantiser(network: Network, inputs: Inputs, to: Integers) -> Callable[[Seque
 
 
 def _measure(path: Path, inputs: Inputs, *, symmetric: bool) -> Any:
-    """Between which values nearly all of each tensor lies.
+    """Measure the range that contains nearly all values of each tensor.
 
-    In two passes: onnxruntime's histograms take their bins from the first batch they see, which fails where a tensor
-    hardly varies in it, and needs any number of bins where a later one exceeds it by far. So the extremes come first.
+    This takes two passes: onnxruntime's histograms take their bins from the first batch, which fails if a tensor hardly
+    varies in it, and need an unbounded number of bins if a later batch exceeds it by far. So extremes are measured
+    first.
     """
     from onnxruntime.quantization import CalibrationMethod
 
@@ -82,10 +86,10 @@ def _calibrator(path: Path, method: Any, **options: object) -> Any:
 
 
 def _with_bins(extremes: Any, calibrator: Any) -> Any:
-    """An empty collector of histograms but for a zero and the largest value of each tensor, which set the bins.
+    """Create a collector of histograms with bins that cover each tensor, by collecting a zero and its largest value.
 
     Raises:
-        VerificationError: a tensor is not finite.
+        VerificationError: a tensor is not finite, or too large.
     """
     from onnxruntime.quantization.calibrate import HistogramCollector
 
@@ -99,7 +103,7 @@ def _with_bins(extremes: Any, calibrator: Any) -> Any:
     )
     for name, found in extremes.items():
         lowest, highest = (float(np.asarray(value).reshape(())) for value in found.range_value)
-        if not (lowest > -_MOST and highest < _MOST):  # nor is NaN
+        if not (lowest > -_MOST and highest < _MOST):  # also true for NaN
             raise VerificationError(
                 f"the tensor {name} reaches {lowest:g} to {highest:g} on these pictures; expected less than {_MOST:g}",
                 hint="A model whose activations overflow cannot be quantised; the pictures may be prepared wrongly.",
@@ -114,7 +118,7 @@ def _batches(inputs: Inputs) -> Iterator[Inputs]:
 
 
 class _Reader:
-    """Batches, as onnxruntime's calibrators read them."""
+    """An iterator of batches with the interface that onnxruntime's calibrators expect."""
 
     def __init__(self, batches: Iterator[Inputs]) -> None:
         self._batches = batches
@@ -133,7 +137,7 @@ def _quantised(proto: onnx.ModelProto, ranges: Any, to: Integers, kept: list[str
     options = {
         "ActivationSymmetric": to == "int8",
         "WeightSymmetric": True,
-        "QuantizeBias": False,  # TensorRT reads no 32-bit integers there, and onnxruntime is as fast without
+        "QuantizeBias": False,  # TensorRT accepts no 32-bit integer biases, and onnxruntime is as fast without them
         "OpTypesToExcludeOutputQuantization": without,
     }
     activations = {"int8": QuantType.QInt8, "uint8": QuantType.QUInt8}[to]
@@ -146,10 +150,10 @@ def _quantised(proto: onnx.ModelProto, ranges: Any, to: Integers, kept: list[str
 
 
 def _operators(proto: onnx.ModelProto, to: Integers) -> tuple[list[str], list[str]]:
-    """The operators to quantise, and those of them whose outputs are not: only what reads them asks for integers.
+    """Return the operators to quantise, and those of them whose outputs are quantised only if their readers are.
 
-    TensorRT fuses a convolution with what follows it if nothing stands between. onnxruntime makes an integer
-    convolution only if its output is quantised, which with a zero point does the work of a ReLU, too.
+    TensorRT fuses a convolution with the operations after it only if no quantisation is in between. onnxruntime makes
+    an integer convolution only if its output is quantised, which also applies the ReLU if there is a zero point.
     """
     convolutional = "LayerNormalization" not in {node.op_type for node in proto.graph.node}
     types = [*_WEIGHTED, *(_BETWEEN if convolutional else ())]

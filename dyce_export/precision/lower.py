@@ -1,6 +1,6 @@
-"""A bundle's network in a lower precision: a bundle of its own.
+"""A bundle's network in a lower precision, written as a bundle of its own.
 
-What is recorded, chosen and promised depends on the precision, so all of it is done again, with the pieces that run.
+Records, configurations and promises depend on the precision, so all of them are made again with the lowered pieces.
 """
 
 from __future__ import annotations
@@ -43,19 +43,19 @@ from dyce_runtime.targets import registry
 
 log = logging.getLogger("dyce_export")
 
-# What records are made with where nobody says: it runs everywhere.
+# Default target with which records are made: it runs everywhere.
 TARGET = "onnxruntime"
-# Samples that say how another engine differs.
+# Number of samples on which other targets are compared.
 _FEW = 1000
 LOWER = ("bfloat16", "float16", "int8", "uint8")
-# Not a matter of graphs: an engine computes those of float32 in it.
+# Precisions that need no other graph: an engine computes float32 graphs in them.
 _COMPUTED_BY = {"bfloat16": "openvino"}
-# Pictures that set the ranges of integers.
+# Number of images that set the ranges of integers.
 _CALIBRATION = 256
 
 
 def check_precisions(precisions: Sequence[str]) -> None:
-    """Raise UsageError for a precision that does not exist, or is named twice."""
+    """Raise UsageError for a precision that does not exist or is named twice."""
     for name in precisions:
         if name not in LOWER:
             raise UsageError(
@@ -75,17 +75,17 @@ def add(
     progress: Progress,
     target: str = TARGET,
 ) -> Manifest:
-    """Add bundles of the same network in other precisions; returns the manifest that names them.
+    """Add bundles of the same network in other precisions; return the manifest that names them.
 
     Args:
-        bundle: in float32, with trained heads and records; it is written to.
-        data: pictures that set the ranges of integers.
-        val: holds the pictures of the bundle's records.
-        target: what runs the pieces when records are made.
+        bundle: float32 bundle with trained heads and records; the new bundles are written into its folder.
+        data: images that set the ranges of integers.
+        val: contains the images of the bundle's records.
+        target: runs the pieces when records are made.
 
     Raises:
-        DataError: ``val`` lacks some of the recorded pictures.
-        VerificationError: one changes more than the limits allow, whichever segments stay in float32.
+        DataError: ``val`` lacks recorded images, or no image is available to set the ranges of integers.
+        VerificationError: a precision changes more than the limits allow, whichever segments stay in float32.
     """
     known = Records.load(bundle.file(RECORDS))
     pictures, network = recorded_pictures(val, known), assemble(bundle)
@@ -112,7 +112,7 @@ def _lower(
     trial = best_trial(bench, known.split, limits, progress)
     change = Change.between(known.of_split("test"), trial.records.of_split("test"), bench.named)
     if not change.within(limits):
-        log.warning("%s on the test samples, by which no segment was chosen: %s", method.precision, change)
+        log.warning("%s on the test samples, which were not used to choose segments: %s", method.precision, change)
     configurations = choose(trial.records, macs_again(trial.manifest, bundle.configurations))
     manifest = msgspec.structs.replace(
         trial.manifest, pieces=(*trial.manifest.pieces, *write_spans(trial.manifest, configurations, folder))
@@ -134,7 +134,7 @@ def _lower(
 
 
 def _method(precision: str, network: Network, data: Dataset, known: Records, target: str) -> Method:
-    """What lowers the network."""
+    """Return the method that lowers the network to a precision."""
     if precision in _COMPUTED_BY:
         return Method(precision, network, lambda kept: network.model, _COMPUTED_BY[precision], divisible=False)
     if precision == "float16":
@@ -147,9 +147,13 @@ def _method(precision: str, network: Network, data: Dataset, known: Records, tar
 
 
 def _range_rows(data: Dataset, known: Records) -> NDArray[np.int64]:
-    """Pictures that set the ranges of integers: such as were not recorded, or else took part in choosing.
+    """Return the rows of images that set the ranges of integers.
 
-    Most of many pictures are not even read. Raises DataError if there is no such picture.
+    Images without records are preferred, then images that were used to choose configurations. To avoid reading all of
+    a large data set, a subset is tried first.
+
+    Raises:
+        DataError: all images are used for certification or testing.
     """
     for most in (4 * _CALIBRATION, len(data)):
         rows = spread_rows(data, most)
@@ -161,15 +165,15 @@ def _range_rows(data: Dataset, known: Records) -> NDArray[np.int64]:
     usable = fresh if len(fresh) else rows[~np.isin(hashes, kept)]
     if len(usable) == 0:
         raise DataError(
-            f"every picture of {data.source} is one by which the bundle is certified or tested, and none is left to "
-            "set the ranges of integers",
+            f"every picture of {data.source} is used to certify or test the bundle, so that none is available to set "
+            "the ranges of integers",
             hint="Give the pictures with which the bundle was exported as --data.",
         )
     return usable[spread_rows(usable, _CALIBRATION)]
 
 
 def _mismatch_rates(bundle: Bundle, records: Records, pictures: Dataset, recorded_in: str) -> dict[str, float]:
-    """How the other CPU targets that work here differ from the records, under the named configurations."""
+    """Measure the share of samples whose exit differs from the records, by CPU target that works on this machine."""
     rows = np.flatnonzero(records.split == "test")[:_FEW]
     expected, shown = records.take(rows), pictures.take(rows)
     named = [bundle.configuration(name) for name in bundle.configurations.named]
@@ -177,14 +181,14 @@ def _mismatch_rates(bundle: Bundle, records: Records, pictures: Dataset, recorde
     for name in registry.working():
         if name == recorded_in or registry.get(name).engines:
             continue
-        # It may not compute in that precision, refuse a piece or fail in one: nothing but this comparison needs it.
+        # A target may not support the precision or fail in a piece; only this comparison needs it.
         with suppress(TargetError, BundleError, PieceError), Session(bundle, name, TargetSpec()) as session:
             found[name] = 1 - exit_agreement(expected, record(session, shown, expected.split), named)
     return found
 
 
 def _write_test_vectors(before: Bundle, after: Bundle, target: str) -> float:
-    """What the pieces say of the bundle's test vectors; returns how far that is from float32."""
+    """Write the outputs of the lowered pieces for the test vectors; return their relative error against float32."""
     expected = read_vectors(before)
     with Session(after, target, TargetSpec()) as session:
         found = answered(expected, session)

@@ -1,6 +1,6 @@
-"""Which segments can be lowered: those in which that changes too many decisions stay in float32.
+"""Choosing the segments to lower: those whose lowering changes too many decisions stay in float32.
 
-That is decided on the split ``search`` alone: the others say what the result is worth.
+The choice is made on the split ``search`` alone, so that the other splits can measure the result.
 """
 
 from __future__ import annotations
@@ -28,20 +28,20 @@ from dyce_runtime.execution.contracts import TargetSpec
 from dyce_runtime.execution.session import Session
 from dyce_runtime.inputs.datasets import Dataset
 
-# Samples that say whether a trial is worth all of them.
+# Number of samples on which a trial is judged first, before it runs on all of them.
 _FEW = 1000
 
-# The network with all but some pieces lowered, by their ids.
+# Returns the network with all pieces lowered but those with the given ids.
 Convert: TypeAlias = Callable[[Sequence[str]], ir.Model]
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What a lower precision may change.
+    """How much a lower precision may change.
 
     Attributes:
-        min_agreement: the share of samples that have to leave at the same exit, under the thresholds of float32.
-        max_loss: of the full model's accuracy.
+        min_agreement: smallest share of samples that take the same exit under the thresholds of float32.
+        max_loss: largest loss of the full model's accuracy, as a fraction.
     """
 
     min_agreement: float = 0.99
@@ -50,11 +50,11 @@ class Limits:
 
 @dataclass(frozen=True)
 class Change:
-    """What a lower precision changes, on some samples.
+    """What a lower precision changes on a set of samples.
 
     Attributes:
-        agreement: lowest share of samples that leave at the same exit, over the named configurations of float32.
-        before, now: accuracy of the full model.
+        agreement: share of samples that take the same exit, the lowest over the named configurations of float32.
+        before, now: accuracy of the full model in float32 and in the lower precision.
     """
 
     agreement: float
@@ -68,7 +68,7 @@ class Change:
         return Change(exit_agreement(before, now, configurations), *right)
 
     def within(self, limits: Limits) -> bool:
-        """Whether it is as little as asked."""
+        """Return whether the change is within limits."""
         return self.agreement >= limits.min_agreement and self.before - self.now <= limits.max_loss
 
     def __str__(self) -> str:
@@ -80,13 +80,13 @@ class Change:
 
 @dataclass(frozen=True)
 class Trial:
-    """The network with some segments kept in float32, and what became of its decisions.
+    """The network with some segments kept in float32, and how its decisions changed.
 
     Attributes:
-        kept: ids of the segments.
-        manifest: with the pieces as they were written.
-        records: of the same samples as those before, by the pieces as they are now.
-        change: on those of the split ``search``.
+        kept: ids of the segments kept in float32.
+        manifest: manifest with the pieces as written.
+        records: records of the lowered pieces, for the same samples as the float32 records.
+        change: change on the samples of the split ``search``.
     """
 
     kept: tuple[str, ...]
@@ -100,8 +100,11 @@ class Method:
     """How a network is lowered, and what runs it then.
 
     Attributes:
-        target: what makes the records.
-        calibration: pictures that were looked at for it.
+        precision: name of the precision.
+        network: the network in float32.
+        convert: lowers the network.
+        target: the target that makes the records.
+        calibration: number of images used to measure ranges.
         divisible: whether some segments can be kept while others are lowered.
     """
 
@@ -114,14 +117,14 @@ class Method:
 
 
 class Bench:
-    """Where trials are made: one folder, whose pieces the next trial replaces.
+    """Makes trials in one folder, whose pieces every trial replaces.
 
     Args:
-        known: records in float32, of the samples in ``pictures``.
+        known: float32 records of the samples in ``pictures``.
 
     Attributes:
-        named: the configurations of float32.
-        segments: ids of those that can be kept in float32.
+        named: the named configurations of the float32 bundle.
+        segments: ids of the segments that can be kept in float32.
     """
 
     def __init__(self, bundle: Bundle, method: Method, known: Records, pictures: Dataset, folder: Path) -> None:
@@ -133,7 +136,7 @@ class Bench:
         self.segments, self._heads = tuple(ids["segment"]) if method.divisible else (), ids["head"]
 
     def attempt(self, kept: Sequence[str], samples: NDArray[np.intp], progress: Progress) -> Trial:
-        """Lower all other segments and run some of the samples."""
+        """Lower all segments but ``kept`` and run the samples with these indices, of shape (n,)."""
         lowered = self._method.convert([*self._heads, *kept])
         manifest = write_lowered(self._method.network, lowered, self._method.precision, self._folder)
         known, pictures = self._known.take(samples), self._pictures.take(samples)
@@ -145,16 +148,16 @@ class Bench:
 
 
 def best_trial(bench: Bench, split: NDArray[np.str_], limits: Limits, progress: Progress) -> Trial:
-    """The first trial within the limits: of all segments, then of fewer and fewer, the most harmful left out first.
+    """Return the first trial within the limits: all segments lowered, then fewer and fewer, most harmful first kept.
 
     Args:
-        split: (N,) the name of the split of each sample.
+        split: (N,) names of the samples' splits.
 
     Returns:
         the trial, with records of all samples.
 
     Raises:
-        VerificationError: there is none.
+        VerificationError: no trial is within the limits.
     """
     judged, everything = np.flatnonzero(split == "search"), np.arange(len(split))
     few = judged[np.unique(np.linspace(0, len(judged) - 1, min(len(judged), _FEW)).astype(int))]
@@ -168,14 +171,14 @@ def best_trial(bench: Bench, split: NDArray[np.str_], limits: Limits, progress: 
             return tried[-1]
     best = max(tried, key=lambda trial: trial.change.agreement)
     raise VerificationError(
-        f"{best.change}, with {_listed(best.kept)} kept in float32; asked are {limits.min_agreement:.1%} and a loss of "
-        f"at most {100 * limits.max_loss:g} points",
+        f"{best.change}, with {_listed(best.kept)} kept in float32; required are {limits.min_agreement:.1%} and a loss "
+        f"of at most {100 * limits.max_loss:g} points",
         hint="--min-agreement and --max-precision-loss allow more; thresholds are chosen again in any case.",
     )
 
 
 def _candidates(bench: Bench, samples: NDArray[np.intp], progress: Progress) -> Iterator[tuple[str, ...]]:
-    """Segments to keep: none; then, if the caller goes on, one more each time."""
+    """Yield sets of segments to keep in float32: none, then one more each time."""
     yield ()
     harm = {
         one: bench.attempt([other for other in bench.segments if other != one], samples, progress).change.agreement

@@ -1,1 +1,1 @@
-"""What a user brings: files, modules and names of models, made ready to be captured."""
+"""Models supplied by the user (files, modules and names), made ready to be captured."""

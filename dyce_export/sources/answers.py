@@ -1,4 +1,4 @@
-"""From whatever a forward returns to one row of logits per picture, or the reason why it holds none."""
+"""Extract one row of logits per image from whatever a forward returns, or say why there is none."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ _TOKENS = {"input_ids", "inputs_embeds", "token_ids", "tokens", "text"}
 
 
 def answer(module: nn.Module, images: Tensor) -> Tensor:
-    """The logits (N, classes) of a model for a batch that it may not change.
+    """Run a model on a copy of a batch and return its logits (N, classes).
 
     Raises:
-        CaptureError: it fails, with the module and line where it does, or it returns no logits.
+        CaptureError: the model fails, with the module and the line where it does, or it returns no logits.
     """
     try:
         with torch.no_grad(), quiet(), _eagerly():
@@ -37,7 +37,7 @@ def answer(module: nn.Module, images: Tensor) -> Tensor:
 
 @contextlib.contextmanager
 def answering(module: nn.Module) -> Iterator[None]:
-    """While a block runs, let a module take a copy of its batch and return its logits alone."""
+    """Make a module run on a copy of its batch and return its logits alone, within the block."""
     hooks = (
         module.register_forward_pre_hook(lambda _, given: (given[0].clone(), *given[1:])),
         module.register_forward_hook(lambda _, given, output: logits_of(output, given[0])),
@@ -51,13 +51,13 @@ def answering(module: nn.Module) -> Iterator[None]:
 
 
 def _eagerly() -> Any:
-    """What the user compiled runs as it was written."""
+    """Return a context manager that runs code under ``torch.compile`` uncompiled."""
     return torch.compiler.set_stance("force_eager")
 
 
 def check_inputs(module: nn.Module) -> None:
-    """Raise CaptureError unless the model is one that can be called with a batch of images alone."""
-    if attribute(module, "main_input_name") in _TOKENS:  # as the models of transformers say it
+    """Raise CaptureError unless the model can be called with a batch of images alone."""
+    if attribute(module, "main_input_name") in _TOKENS:  # an attribute of transformers' models
         raise _takes_text(module)
     if type(module).forward is nn.Module.forward and "forward" not in vars(module):
         inside = ", ".join(name for name, _ in module.named_children())
@@ -67,7 +67,7 @@ def check_inputs(module: nn.Module) -> None:
         )
     try:
         parameters = inspect.signature(module.forward).parameters.values()
-    except (TypeError, ValueError):  # not every callable tells
+    except (TypeError, ValueError):  # not every callable has a signature
         return
     required = [p for p in parameters if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
     if len(required) > 1 or any(p.kind is p.KEYWORD_ONLY for p in required):
@@ -81,24 +81,24 @@ def check_inputs(module: nn.Module) -> None:
 
 
 def logits_of(output: Any, images: Tensor) -> Tensor:
-    """The logits (N, classes) in what a model returned for N images.
+    """Return the logits (N, classes) from what a model returned for N images.
 
     Raises:
-        CaptureError: there are none, or several tensors may be them.
+        CaptureError: there are no logits, or several tensors may be the logits.
     """
     logits = pick(output)
     while logits.ndim > 2 and logits.shape[-1] == 1:  # a fully convolutional classifier
         logits = logits.squeeze(-1)
-    if logits.ndim == 1 and logits.shape[0] == images.shape[0]:  # one number per picture
+    if logits.ndim == 1 and logits.shape[0] == images.shape[0]:  # one number per image
         logits = logits[:, None]
-    elif logits.ndim < 2 and images.shape[0] == 1:  # what is left of one picture after a squeeze()
+    elif logits.ndim < 2 and images.shape[0] == 1:  # the model squeezed the batch axis away
         logits = logits.reshape(1, -1)
     check_logits(logits, images)
     return logits
 
 
 def check_logits(logits: Tensor, images: Tensor) -> None:
-    """Raise CaptureError unless a tensor is a row of float32 logits for each of the images."""
+    """Raise CaptureError unless a tensor holds one row of float32 logits for each of the images."""
     found = f"{str(logits.dtype).removeprefix('torch.')} of shape ({', '.join(_sizes(logits, images))})"
     expected = "expected float32 logits of shape (batch, classes)"
     if logits.ndim > 2:
@@ -122,10 +122,10 @@ def _sizes(tensor: Tensor, images: Tensor) -> list[str]:
 
 
 def pick(output: Any) -> Tensor:
-    """The tensor that is the logits: the only one, the one of that name, or the only one with two axes.
+    """Return the tensor with the logits: the only tensor, the one named ``logits``, or the only one with two axes.
 
     Raises:
-        CaptureError: there is none, or several may be.
+        CaptureError: no tensor qualifies, or several do.
     """
     if isinstance(output, Tensor):
         return output
@@ -151,7 +151,7 @@ def pick(output: Any) -> Tensor:
 
 
 def _named(output: Any) -> dict[str, Any]:
-    """What is inside a mapping, a named tuple or a data class, by name."""
+    """Return the content of a mapping, a named tuple or a data class by name; empty for anything else."""
     if isinstance(output, Mapping):
         return {str(key): value for key, value in output.items()}
     if isinstance(output, tuple) and hasattr(output, "_fields"):
@@ -162,7 +162,7 @@ def _named(output: Any) -> dict[str, Any]:
 
 
 def _parts(output: Any) -> list[Any]:
-    """The output and everything inside it."""
+    """Return the output and everything nested inside it."""
     inside = list(_named(output).values()) or (list(output) if isinstance(output, list | tuple) else [])
     return [output, *(part for item in inside for part in _parts(item))]
 

@@ -27,7 +27,7 @@ from dyce_runtime.errors import ModelError
 
 log = logging.getLogger("dyce_export")
 
-# Where training scripts keep the weights, best first: averaged weights are the ones that were evaluated.
+# Keys under which training scripts store weights, best first: averaged weights are the ones that were evaluated.
 WEIGHT_KEYS = (
     "state_dict_ema",
     "model_ema",
@@ -40,7 +40,7 @@ WEIGHT_KEYS = (
     "weights",
 )
 ARCH_KEYS = ("arch", "architecture", "model_name", "model")
-# Accuracies on samples that were held out. What is called "acc" alone may be that of the training.
+# Accuracies on held-out samples. "acc" alone is omitted because it may be the training accuracy.
 ACCURACY_KEYS = (
     "best_acc1",
     "best_prec1",
@@ -56,7 +56,7 @@ ACCURACY_KEYS = (
     "test_accuracy",
 )
 HINT_TYPES: dict[str, type | tuple[type, ...]] = {
-    "input_size": (list, tuple),  # of numbers, as the next two
+    "input_size": (list, tuple),  # of numbers, like the next two
     "mean": (list, tuple),
     "std": (list, tuple),
     "interpolation": str,
@@ -65,7 +65,7 @@ HINT_TYPES: dict[str, type | tuple[type, ...]] = {
     "num_classes": int,
 }
 
-# Plain data that training scripts store beside the weights; the rest of pickle stays forbidden.
+# Plain data that training scripts store with the weights; all other pickled types stay forbidden.
 _scalar = np.float64(0).__reduce__()[0]
 SAFE_GLOBALS: list[Any] = [
     argparse.Namespace,
@@ -75,9 +75,9 @@ SAFE_GLOBALS: list[Any] = [
     *(type(np.dtype(kind)) for kind in (np.float64, np.float32, np.int64)),
 ]
 
-# Parts of names that DistributedDataParallel, torch.compile, Lightning and FSDP add wherever they wrap a module.
+# Name parts that DistributedDataParallel, torch.compile, Lightning and FSDP add wherever they wrap a module.
 _WRAPPERS = {"module", "_orig_mod", "_forward_module", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
-# Further down than this nobody keeps weights.
+# Nesting depth beyond which no weights are expected.
 _DEPTH = 8
 
 SAVE_HINT = (
@@ -88,19 +88,19 @@ SAVE_HINT = (
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What a checkpoint file holds.
+    """The content of a checkpoint file.
 
     Attributes:
         file: name of the file, without its folder.
-        sha256: of the file, in hexadecimal.
-        state_dict: what is most likely the weights, on the CPU, wrapper prefixes removed; empty if ``module`` is set.
-        tensors: all tensors by their names, with the keys above them in front, such as ``state_dict.conv.weight``.
+        sha256: SHA-256 of the file, in hexadecimal.
+        state_dict: most likely the weights, on the CPU, without wrapper prefixes; empty if ``module`` is set.
+        tensors: all tensors by name, prefixed with the keys above them, such as ``state_dict.conv.weight``.
         module: a whole pickled module (only with ``trust_pickle``).
         arch: the architecture that the file names.
-        hints: what the file says about its input, any of ``input_size`` (C, H, W), ``mean``, ``std``,
+        hints: what the file says about the model's input, any of ``input_size`` (C, H, W), ``mean``, ``std``,
             ``interpolation``, ``crop_pct``, ``crop_mode``, ``num_classes``.
-        class_names: in the order of the logits.
-        claimed: the accuracy in [0, 1] that the file names, on samples that the model was not trained on.
+        class_names: class names in the order of the logits.
+        claimed: the accuracy in [0, 1] on held-out samples that the file states.
     """
 
     file: str
@@ -118,12 +118,13 @@ def read_checkpoint(path: str | Path, *, trust_pickle: bool = False) -> Checkpoi
     """Read a state dict, a training checkpoint (``torch.save``), a safetensors file or weights in several files.
 
     Args:
-        path: the file, told by its content; of several the index or any of them; or a model hub's folder with them.
-        trust_pickle: unpickle objects other than tensors, which lets the file run any code.
+        path: the file, whose type is read from its content; for weights in several files, their index or any of
+            them; or a model hub's folder that contains them.
+        trust_pickle: unpickle objects other than tensors, which lets the file run arbitrary code.
 
     Raises:
-        ModelError: there is no such file, it is damaged or something else, it holds no weights, or it holds
-            pickled objects and is not trusted.
+        ModelError: the file does not exist, is damaged or of another type, holds no weights, or holds pickled objects
+            and is not trusted.
     """
     path = Path(path)
     path = file_in(path) if path.is_dir() else path
@@ -147,7 +148,7 @@ def read_checkpoint(path: str | Path, *, trust_pickle: bool = False) -> Checkpoi
 
 
 def without_wrappers(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The same with names that the model had before anything wrapped it or its parts, unless two would be the same."""
+    """Restore the names that the tensors had before the model or its parts were wrapped, unless two would coincide."""
     bare: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
         short = ".".join(part for part in name.split(".") if part not in _WRAPPERS)
@@ -156,7 +157,7 @@ def without_wrappers(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def strip_prefixes(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Remove what wrappers add to the names, and ``model.``, repeatedly, if every name begins with it."""
+    """Remove wrapper parts from the names, and a leading ``model.`` repeatedly as long as every name begins with it."""
     stripped = without_wrappers(state_dict)
     while stripped and all(name.startswith("model.") for name in stripped):
         stripped = {name.removeprefix("model."): tensor for name, tensor in stripped.items()}
@@ -165,7 +166,7 @@ def strip_prefixes(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 @contextmanager
 def working_directory_importable() -> Iterator[None]:
-    """Let imports find modules in the working directory, as ``python script.py`` beside them would."""
+    """Let imports find modules in the working directory, as ``python script.py`` would for a script there."""
     sys.path.insert(0, "")
     try:
         yield
@@ -174,7 +175,7 @@ def working_directory_importable() -> Iterator[None]:
 
 
 def _load(path: Path, trust_pickle: bool) -> tuple[list[Path], Any]:
-    """What a file holds, and the files that were read for it."""
+    """Return the files that were read for a path, and their content."""
     kind = kind_of(path)
     if kind == Kind.PROGRAM:
         raise ModelError(f"{path} is an exported program; expected weights", hint="Name it without --arch and --model.")
@@ -196,20 +197,20 @@ def _load(path: Path, trust_pickle: bool) -> tuple[list[Path], Any]:
 
 
 def _sha256_of(files: list[Path]) -> str:
-    """Of one file, or of the digests of several."""
+    """Return the digest of one file, or the digest over the digests of several."""
     digests = [sha256_of(file) for file in files]
     return digests[0] if len(files) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
 
 
 def _load_safetensors(path: Path) -> dict[str, Any]:
-    """The tensors under ``state_dict``, beside the file's metadata."""
+    """Return the tensors under ``state_dict``, together with the file's metadata."""
     import safetensors
 
     try:
         with safetensors.safe_open(path, framework="pt") as stream:
             metadata = dict(stream.metadata() or {})
             tensors = {name: stream.get_tensor(name) for name in stream.keys()}  # noqa: SIM118 (not a dict)
-    except Exception as error:  # safetensors raises SafetensorError, and torch raises others for types that it lacks
+    except Exception as error:  # safetensors raises SafetensorError, and torch other errors for unsupported types
         raise ModelError(
             f"{path} is truncated or not a safetensors file: {error}", hint="Copy or download it again."
         ) from error
@@ -218,7 +219,7 @@ def _load_safetensors(path: Path) -> dict[str, Any]:
 
 
 def _config_beside(path: Path) -> dict[str, Any]:
-    """What the ``config.json`` of a model hub says of the weights beside it, if it is timm's or transformers'."""
+    """Return what a model hub's ``config.json`` beside the weights says, if timm or transformers wrote it."""
     try:
         found = _parsed(path.with_name("config.json").read_text("utf-8", "replace"))
     except OSError:
@@ -239,7 +240,7 @@ def _parsed(text: str) -> Any:
 
 
 def _load_pickle(path: Path, trust_pickle: bool) -> Any:
-    # torch maps only its zip format into memory, and only by the name of a file, of which it believes the ending.
+    # torch memory-maps only its zip format, only from a path, and it trusts the suffix.
     mapped = zipfile.is_zipfile(path) and path.suffix != ".safetensors"
     with torch.serialization.safe_globals(SAFE_GLOBALS), path.open("rb") as stream:
         try:
@@ -279,7 +280,7 @@ def _damaged(path: Path, error: Exception) -> ModelError:
 
 
 def _find_weights(content: Any, depth: int = 0) -> dict[str, Tensor] | nn.Module | None:
-    """The best weights of a nested checkpoint; None if there are none."""
+    """Return the best weights of a nested checkpoint; None if there are none."""
     if isinstance(content, nn.Module):
         return content
     if not isinstance(content, Mapping) or depth > _DEPTH:
@@ -294,12 +295,12 @@ def _find_weights(content: Any, depth: int = 0) -> dict[str, Tensor] | nn.Module
 
 
 def _are_weights(tensors: Mapping[str, Tensor]) -> bool:
-    """A stored loss or step is a tensor too, but of no axes."""
+    """Return whether any tensor has axes: a stored loss or step is a tensor too, but a scalar."""
     return any(tensor.ndim for tensor in tensors.values())
 
 
 def _named_tensors(content: Any, above: tuple[str, ...] = ()) -> Iterator[tuple[str, Tensor]]:
-    """Every tensor of nested mappings, with the keys above it in its name. An optimiser's go by numbers instead."""
+    """Yield every tensor of nested mappings under its keys, joined by dots; skip the numbered state of optimisers."""
     if not isinstance(content, Mapping) or len(above) > _DEPTH:
         return
     for key, value in content.items():
@@ -310,7 +311,7 @@ def _named_tensors(content: Any, above: tuple[str, ...] = ()) -> Iterator[tuple[
 
 
 def _contents(content: Any) -> str:
-    """In a line what a file without weights holds."""
+    """Summarise the content of a file without weights in one line."""
     if not isinstance(content, Mapping):
         return f"a {type(content).__name__}"
     if set(content) == {"state", "param_groups"}:
@@ -326,10 +327,10 @@ def _unwrap(module: nn.Module) -> nn.Module:
 
 
 def _claimed(facts: Mapping[Any, Any]) -> float | None:
-    """The accuracy that a training script stored, as a share or in percent; the lowest if there are several."""
+    """Return the accuracy that a training script stored, as a fraction in [0, 1]; the lowest if there are several."""
     found = [facts.get(key) for key in ACCURACY_KEYS]
     if _arguments(facts).get("eval_metric", "top1") == "top1":
-        found.append(facts.get("metric"))  # timm's
+        found.append(facts.get("metric"))  # written by timm
     numbers = [float(value) for value in found if _is_number(value)]  # type: ignore[arg-type]
     shares = [value if value <= 1 else value / 100 for value in numbers if 0 < value <= 100]
     return min(shares, default=None)
@@ -341,13 +342,13 @@ def _is_number(value: Any) -> bool:
 
 
 def _arguments(facts: Mapping[Any, Any]) -> Mapping[Any, Any]:
-    """The arguments of the training script, if they were stored."""
+    """Return the arguments of the training script, if they were stored."""
     args = facts.get("args")
     return vars(args) if isinstance(args, argparse.Namespace) else args if isinstance(args, Mapping) else {}
 
 
 def _describe(facts: Mapping[Any, Any]) -> tuple[str | None, dict[str, Any], tuple[str, ...] | None]:
-    """Architecture, hints and class names from what timm and others store beside the weights."""
+    """Return architecture, hints and class names from what timm and others store with the weights."""
     args, config = _arguments(facts), facts.get("pretrained_cfg")
     config = config if isinstance(config, Mapping) else {}
     named = [source.get(key) for source in (facts, args, config) for key in ARCH_KEYS]
@@ -361,7 +362,7 @@ def _describe(facts: Mapping[Any, Any]) -> tuple[str | None, dict[str, Any], tup
 
 
 def _is_hint(key: str, value: Any) -> bool:
-    """Training scripts store None, 0 or an empty string for what was not set."""
+    """Return whether a value is a usable hint: training scripts store None, 0 or "" for unset options."""
     numbers = not isinstance(value, list | tuple) or all(isinstance(number, int | float) for number in value)
     return bool(value) and isinstance(value, HINT_TYPES[key]) and numbers
 

@@ -1,4 +1,4 @@
-"""What a model takes: the size of its input, and how pictures are prepared for it."""
+"""The input of a model: its size, and how images are prepared for it."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 SIZE_HINT = "Give it with --input-size CHANNELS,HEIGHT,WIDTH, such as --input-size 3,224,224."
 INPUT_HINT = "Set it with --input-size, --mean, --std, --interpolation, --crop-pct and --crop-mode."
 
-# One picture has to fit into memory several times over.
+# Several copies of one image have to fit into memory.
 _MOST_VALUES = 1 << 28
 _LEAST_CROP = 0.01
 
@@ -31,7 +31,7 @@ logger = logging.getLogger("dyce_export")
 
 
 class Input(NamedTuple):
-    """What a model takes: (channels, height, width) in pixels, and how pictures become that."""
+    """The input size in pixels, (channels, height, width), and the preprocessing of images."""
 
     size: Size
     preprocessing: Preprocessing
@@ -39,15 +39,15 @@ class Input(NamedTuple):
 
 @dataclass(frozen=True)
 class InputOverrides:
-    """What the user says about the input; None leaves it to the checkpoint or the model.
+    """Settings of the input given by the user; None leaves a setting to the checkpoint or the model.
 
     Attributes:
         input_size: (channels, height, width), in pixels.
-        mean, std: one number, or one per channel, on the scale 0 to 1.
+        mean, std: one number, or one per channel, for pixels on the scale 0 to 1.
         interpolation: one of :data:`dyce_runtime.bundle.manifest.INTERPOLATIONS`.
-        crop_pct: edge of the centre crop divided by the edge that pictures are resized to, from 0.01 to 1.
-        crop_mode: one of :data:`CROP_MODES`, as timm calls them. ``center`` keeps a picture's shape and cuts off
-            what is too long, ``squash`` changes its shape, ``border`` (letterbox) keeps it and fills up with the mean.
+        crop_pct: edge of the centre crop divided by the edge that images are resized to, from 0.01 to 1.
+        crop_mode: one of :data:`CROP_MODES`, named as in timm. ``center`` keeps the aspect ratio and crops the longer
+            side, ``squash`` changes the aspect ratio, ``border`` (letterbox) keeps it and pads with the mean.
 
     Raises:
         UsageError: a value is out of its range.
@@ -61,18 +61,18 @@ class InputOverrides:
     crop_mode: str | None = None
 
     def __post_init__(self) -> None:
-        """Check what can be checked without the model."""
+        """Check all settings that can be checked without the model."""
         problem = _input_problem(self.given())
         if problem:
             raise UsageError(problem.message, hint=problem.hint)
 
     def given(self) -> dict[str, Any]:
-        """What was said, by name."""
+        """Return the settings that were given, by name."""
         return {name: value for name, value in asdict(self).items() if value is not None}
 
 
 def timm_input(module: nn.Module) -> dict[str, Any]:
-    """What a timm model says about its input; nothing for other modules."""
+    """Return a timm model's own description of its input; empty for other modules."""
     config = attribute(module, "pretrained_cfg") or attribute(module, "default_cfg")
     if not isinstance(config, Mapping):
         return {}
@@ -83,15 +83,22 @@ def timm_input(module: nn.Module) -> dict[str, Any]:
 
 
 def describe_input(said: Mapping[str, Any], config: Mapping[str, Any]) -> Input:
-    """Input size and timm's evaluation transform, from what was said and otherwise from the model's configuration.
+    """Combine what was given with the model's configuration into the input size and timm's evaluation transform.
 
-    Says aloud what has to be assumed.
+    Logs a warning that lists the values that had to be assumed.
+
+    Args:
+        said: settings of the user or the checkpoint; they take precedence.
+        config: settings of the model.
+
+    Raises:
+        ModelError: the input size is not known, or a value is out of its range.
     """
     size = said.get("input_size") or config.get("input_size")
     if size is None:
         raise ModelError("the size of the model's input is not known", hint=SIZE_HINT)
     channels, height, width = _checked({**said, "input_size": size})["input_size"]
-    # The configuration's statistics are of no use to a model that was built for another number of channels.
+    # The configuration's mean and std cannot be used by a model that was built for another number of channels.
     known = {k: v for k, v in config.items() if k not in ("mean", "std") or len(v) == channels}
     given = {**known, **said}
     assumed = {name: value for name, value in _standard(channels, height, width).items() if name not in given}
@@ -99,8 +106,7 @@ def describe_input(said: Mapping[str, Any], config: Mapping[str, Any]) -> Input:
         listed = ", ".join(f"{name} {value}" for name, value in assumed.items())
         options = ", ".join(f"--{name.replace('_', '-')}" for name in assumed)
         logger.warning(
-            "nothing says in full how pictures are prepared for this model; assuming %s. If it was trained otherwise, "
-            "give %s",
+            "the preprocessing of this model is not fully specified; assuming %s. If it was trained otherwise, give %s",
             listed,
             options,
         )
@@ -112,7 +118,7 @@ def describe_input(said: Mapping[str, Any], config: Mapping[str, Any]) -> Input:
 
 
 def _standard(channels: int, height: int, width: int) -> dict[str, Any]:
-    """ImageNet's convention, for three channels. Pictures under 128 pixels come at their size and are not cropped."""
+    """Return ImageNet's convention if there are three channels. Images under 128 pixels are not cropped."""
     colour = channels == 3
     return {
         "mean": IMAGENET_MEAN if colour else (0.5,) * channels,
@@ -123,7 +129,7 @@ def _standard(channels: int, height: int, width: int) -> dict[str, Any]:
 
 
 def _resize(height: int, width: int, crop_pct: float, crop_mode: str | None) -> tuple[int | tuple[int, int], Fit]:
-    """What ``timm.data.transforms_factory.transforms_imagenet_eval`` resizes to before it crops."""
+    """Return the size to which ``timm.data.transforms_factory.transforms_imagenet_eval`` resizes, and how it fits."""
     scaled = math.floor(height / crop_pct), math.floor(width / crop_pct)
     if crop_mode == "squash":
         return scaled, "stretch"
@@ -138,7 +144,7 @@ class _Problem(NamedTuple):
 
 
 def _checked(given: dict[str, Any]) -> dict[str, Any]:
-    """What was given. Raises ModelError if a value is out of its range."""
+    """Return the values unchanged; raise ModelError if one is out of its range."""
     problem = _input_problem(given)
     if problem:
         raise ModelError(problem.message, hint=problem.hint or INPUT_HINT)
@@ -146,7 +152,7 @@ def _checked(given: dict[str, Any]) -> dict[str, Any]:
 
 
 def _input_problem(given: Mapping[str, Any]) -> _Problem | None:
-    """Which of the values is out of its range, and what was expected."""
+    """Return the first value that is out of its range, with what was expected; None if there is none."""
     size, mean, std = given.get("input_size"), given.get("mean"), given.get("std")
     if size is not None and (len(size) != 3 or any(not isinstance(n, int) or n < 1 for n in size)):
         return _Problem(
@@ -182,7 +188,7 @@ def _are_numbers(values: Any) -> bool:
 
 
 def _scale_problem(mean: Iterable[float] | None, std: Iterable[float] | None) -> _Problem | None:
-    """Pixels are numbers from 0 to 1 here, and neither their mean nor what divides them is over 1."""
+    """Check the scale: pixels are numbers from 0 to 1 here, so neither their mean nor their std exceeds 1."""
     given = {name: tuple(values) for name, values in (("mean", mean), ("std", std)) if values is not None}
     wrong = [name for name, values in given.items() if any(abs(value) > 1 for value in values)]
     if not wrong:

@@ -1,4 +1,4 @@
-"""What kind of model file this is, told by its content and otherwise by its name; kinds that are not taken say why."""
+"""Detect the type of a model file from its content, or else its name; explain which types are not supported and why."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from dyce_runtime.names import is_text
 
 
 class Kind(Enum):
-    """What can be read."""
+    """Types of model files that can be read."""
 
     PICKLED = "a file written by torch.save"
     SAFETENSORS = "a safetensors file"
@@ -25,54 +25,60 @@ class Kind(Enum):
     PROGRAM = "an exported program"
 
 
-class _Other(NamedTuple):
-    """A kind that is not taken: what it is, what to do, and the names that it usually has."""
+class _Unsupported(NamedTuple):
+    """A type that is not supported.
+
+    Attributes:
+        what: what the file is, in words.
+        hint: what the user can do instead.
+        suffixes: usual suffixes of such files.
+    """
 
     what: str
     hint: str
     suffixes: tuple[str, ...] = ()
 
 
-# The first pickled number of a file that torch.save wrote before 1.6.
+# The first pickled number of files written by torch.save before PyTorch 1.6.
 _LEGACY_MAGIC = bytes.fromhex("6cfc9c46f9206aa85019")
 _HEAD = 1024
 
 _EXPECTED = "expected weights or a program of PyTorch"
 _TORCH = "Give the PyTorch model that it was made from: its weights (.pt, .pth, .safetensors), or timm:NAME."
-_OTHER_LIBRARY = "Only models of PyTorch are taken: build it there, load its weights, and name that with --model."
+_OTHER_LIBRARY = "Only PyTorch models are supported: build it in PyTorch, load its weights, and name it with --model."
 _UNPACK = "Unpack it, and name the checkpoint inside."
 _SAVE = "Save the weights with torch.save(model.state_dict(), FILE), and name that file."
 _AGAIN = "Copy or download it again; a link to a file often leads to a page about it."
 
-_ONNX = _Other("an ONNX model", f"{_TORCH} ONNX files are to be taken by a later version.", (".onnx", ".ort"))
-_TFLITE = _Other("a TensorFlow Lite model", _OTHER_LIBRARY, (".tflite", ".lite"))
-_KERAS = _Other("a Keras model", _OTHER_LIBRARY, (".keras",))
-_HDF5 = _Other("an HDF5 file, such as Keras writes", _OTHER_LIBRARY, (".h5", ".hdf5"))
-_TENSORFLOW = _Other("a TensorFlow graph", _OTHER_LIBRARY, (".pb", ".pbtxt", ".meta"))
-_COREML = _Other("a Core ML model", _TORCH, (".mlmodel", ".mlpackage", ".mlmodelc"))
-_ENGINE = _Other(
+_ONNX = _Unsupported("an ONNX model", f"{_TORCH} A later version is to accept ONNX files.", (".onnx", ".ort"))
+_TFLITE = _Unsupported("a TensorFlow Lite model", _OTHER_LIBRARY, (".tflite", ".lite"))
+_KERAS = _Unsupported("a Keras model", _OTHER_LIBRARY, (".keras",))
+_HDF5 = _Unsupported("an HDF5 file, such as Keras writes", _OTHER_LIBRARY, (".h5", ".hdf5"))
+_TENSORFLOW = _Unsupported("a TensorFlow graph", _OTHER_LIBRARY, (".pb", ".pbtxt", ".meta"))
+_COREML = _Unsupported("a Core ML model", _TORCH, (".mlmodel", ".mlpackage", ".mlmodelc"))
+_ENGINE = _Unsupported(
     "a TensorRT engine", f"{_TORCH} `dyce compile` builds engines from a bundle.", (".engine", ".plan", ".trt")
 )
-_OPENVINO = _Other("an OpenVINO model", f"{_TORCH} OpenVINO runs bundles as they are.", (".xml",))
-_TORCHSCRIPT = _Other(
+_OPENVINO = _Unsupported("an OpenVINO model", f"{_TORCH} OpenVINO runs bundles as they are.", (".xml",))
+_TORCHSCRIPT = _Unsupported(
     "a TorchScript archive, which torch.export cannot capture",
     "Save model.state_dict() of the Python model and name its architecture with --arch or --model.",
     (".torchscript", ".ptl"),
 )
-_EXECUTORCH = _Other("an ExecuTorch program", _TORCH, (".pte",))
-_PICKLE = _Other("a bare pickle", _SAVE, (".pkl", ".pickle", ".joblib", ".sav"))
-_ARRAYS = _Other("an archive of NumPy arrays", _SAVE, (".npz",))
-_ARRAY = _Other("a NumPy array", _SAVE, (".npy",))
-_ZIP = _Other("a zip archive without weights", _UNPACK, (".zip",))
-_TAR = _Other("a tar archive", f"{_UNPACK} If torch.save wrote it before 2017, load it there and save it again.")
-_PACKED = _Other("a compressed file", _UNPACK, (".gz", ".tgz", ".xz", ".bz2", ".zst", ".7z", ".rar"))
-_GGUF = _Other("a GGUF file", _OTHER_LIBRARY, (".gguf",))
-_FLAX = _Other("weights of Flax", _OTHER_LIBRARY, (".msgpack",))
-_PADDLE = _Other("weights of PaddlePaddle", _OTHER_LIBRARY, (".pdparams", ".pdmodel", ".pdiparams"))
-_PAGE = _Other("a web page, saved in place of a file", _AGAIN)
-_POINTER = _Other("a pointer of Git LFS, which stands for a file", "Fetch the file itself: git lfs pull.")
-_JSON = _Other("a JSON document", "Name the file with the weights beside it.", (".json",))
-_PICTURE = _Other("a picture", "Pictures go with --data.")
+_EXECUTORCH = _Unsupported("an ExecuTorch program", _TORCH, (".pte",))
+_PICKLE = _Unsupported("a bare pickle", _SAVE, (".pkl", ".pickle", ".joblib", ".sav"))
+_ARRAYS = _Unsupported("an archive of NumPy arrays", _SAVE, (".npz",))
+_ARRAY = _Unsupported("a NumPy array", _SAVE, (".npy",))
+_ZIP = _Unsupported("a zip archive without weights", _UNPACK, (".zip",))
+_TAR = _Unsupported("a tar archive", f"{_UNPACK} If torch.save wrote it before 2017, load it there and save it again.")
+_PACKED = _Unsupported("a compressed file", _UNPACK, (".gz", ".tgz", ".xz", ".bz2", ".zst", ".7z", ".rar"))
+_GGUF = _Unsupported("a GGUF file", _OTHER_LIBRARY, (".gguf",))
+_FLAX = _Unsupported("weights of Flax", _OTHER_LIBRARY, (".msgpack",))
+_PADDLE = _Unsupported("weights of PaddlePaddle", _OTHER_LIBRARY, (".pdparams", ".pdmodel", ".pdiparams"))
+_PAGE = _Unsupported("a web page, saved in place of a file", _AGAIN)
+_POINTER = _Unsupported("a pointer of Git LFS, which stands for a file", "Fetch the file itself: git lfs pull.")
+_JSON = _Unsupported("a JSON document", "Name the file with the weights beside it.", (".json",))
+_PICTURE = _Unsupported("a picture", "Pictures go with --data.")
 _NAMED = (
     *(_ONNX, _TFLITE, _KERAS, _HDF5, _TENSORFLOW, _COREML, _ENGINE, _OPENVINO, _TORCHSCRIPT, _EXECUTORCH, _PICKLE),
     *(_ARRAYS, _ARRAY, _ZIP, _PACKED, _GGUF, _FLAX, _PADDLE, _JSON),
@@ -83,8 +89,8 @@ def _text(head: bytes) -> str:
     return head.lstrip(b"\xef\xbb\xbf \t\r\n").decode("utf-8", "replace").lower()
 
 
-# In an order in which each is asked only of what the ones before are not.
-_BY_CONTENT: tuple[tuple[_Other, Callable[[bytes], bool]], ...] = (
+# Order matters: each test assumes that all tests before it have failed.
+_BY_CONTENT: tuple[tuple[_Unsupported, Callable[[bytes], bool]], ...] = (
     (_POINTER, lambda head: head.startswith(b"version https://git-lfs")),
     (_PAGE, lambda head: _text(head).startswith(("<!doctype html", "<html", "<head", "<!--"))),
     (_OPENVINO, lambda head: _text(head).startswith(("<?xml", "<net")) and "<net" in _text(head)),
@@ -102,7 +108,7 @@ _BY_CONTENT: tuple[tuple[_Other, Callable[[bytes], bool]], ...] = (
         _PACKED,
         lambda head: head.startswith((b"\x1f\x8b", b"\xfd7zXZ", b"BZh", b"\x28\xb5\x2f\xfd", b"7z\xbc", b"Rar!")),
     ),
-    # Protocol buffers, which have no magic: version first, then a name as text (ONNX) or a message (the others).
+    # Protocol buffers have no magic number: the version comes first, then a name as text (ONNX) or a message (others).
     (_TENSORFLOW, lambda head: head.startswith(b"\x08\x01\x12")),
     (_COREML, lambda head: re.match(rb"\x08[\x01-\x10]\x12..?\x0a", head, re.DOTALL) is not None),
     (_ONNX, lambda head: re.match(rb"\x08[\x03-\x14][\x12\x1a\x22\x28\x32\x3a\x42]", head) is not None),
@@ -111,10 +117,10 @@ _BY_CONTENT: tuple[tuple[_Other, Callable[[bytes], bool]], ...] = (
 
 
 def kind_of(path: Path) -> Kind:
-    """The kind of a file that can be read.
+    """Return the type of a file that can be read.
 
     Raises:
-        ModelError: there is no such file, it is empty or cut off, or of a kind that is not taken; says what to do.
+        ModelError: the file does not exist, is empty or truncated, or has an unsupported type; the hint tells a remedy.
     """
     head = _head_of(path)
     if head.startswith(b"PK"):
@@ -154,16 +160,16 @@ def _head_of(path: Path) -> bytes:
 
 
 def _kind_of_archive(path: Path) -> Kind:
-    """Zip archives: what torch saves, and much else."""
+    """Return the type of a zip archive, a format that torch.save and many other programs write."""
     if not zipfile.is_zipfile(path):
         raise ModelError(f"{path} is truncated: the end of the archive is missing", hint="Copy or download it again.")
     try:
         with zipfile.ZipFile(path) as archive:
             names = archive.namelist()
-    except (OSError, zipfile.BadZipFile, ValueError, NotImplementedError) as error:  # the last: an unknown compression
+    except (OSError, zipfile.BadZipFile, ValueError, NotImplementedError) as error:  # the last: unknown compression
         raise ModelError(f"{path} is damaged: {error}", hint="Copy or download it again.") from error
     members = {name.partition("/")[2] for name in names}
-    found: _Other | None = None
+    found: _Unsupported | None = None
     if "constants.pkl" in members:
         found = _TORCHSCRIPT
     elif "archive_format" in members:
@@ -177,19 +183,19 @@ def _kind_of_archive(path: Path) -> Kind:
     raise ModelError(f"{path} is {(found or _ZIP).what}; {_EXPECTED}", hint=(found or _ZIP).hint)
 
 
-def _by_name(path: Path) -> _Other | None:
+def _by_name(path: Path) -> _Unsupported | None:
     return next((other for other in _NAMED if path.suffix.lower() in other.suffixes), None)
 
 
-# Of a folder from a model hub, best first.
+# Files in a model hub's folder, best first.
 _WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 
 
 def file_in(folder: Path) -> Path:
-    """The weights in a folder that a model hub or a library wrote.
+    """Return the file with the weights in a folder that a model hub or a library wrote.
 
     Raises:
-        ModelError: they are of another library, or the folder is something else; names what could be meant.
+        ModelError: the weights belong to another library, or the folder is something else; the hint names candidates.
     """
     if is_bundle(folder):
         raise ModelError(f"{folder} is a bundle; {_EXPECTED}", hint="`dyce inspect` shows it, `dyce run` runs it.")
@@ -217,7 +223,7 @@ def file_in(folder: Path) -> Path:
 
 
 def weight_map(path: Path) -> dict[str, Path] | None:
-    """By tensor, the file that holds it, if this is an index of weights in several files; None if it is not."""
+    """Map tensor names to the files that hold them if the file is an index of weights in several files; else None."""
     try:
         found = json.loads(path.read_text("utf-8"))
         files = found["weight_map"]
@@ -230,10 +236,10 @@ def weight_map(path: Path) -> dict[str, Path] | None:
 
 
 def index_of(path: Path) -> Path | None:
-    """The index that a part of weights in several files belongs to; None if it is whole.
+    """Return the index of the weights that a file is one part of; None if the file is complete by itself.
 
     Raises:
-        ModelError: it is a part, by its name, and there is no index beside it.
+        ModelError: the file is a part according to its name, but there is no index beside it.
     """
     part = re.fullmatch(r"(.+)-\d{5}-of-(\d{5})\.(safetensors|bin)", path.name)
     if part is None:

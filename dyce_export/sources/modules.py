@@ -1,4 +1,4 @@
-"""A user's module made ready to be captured: out of its wrapper, copied, with plain float32 weights, in eval mode."""
+"""Preparing a user's module for capture: unwrap and copy it, with plain float32 weights, in eval mode."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from dyce_runtime.errors import ModelError
 
 log = logging.getLogger("dyce_export")
 
-# What training scripts put around a network, by the name of its class, and where it keeps the network. Of an average
-# of weights that is the averaged one.
+# Class names of the wrappers that training scripts put around a network, and the attribute that holds the network. For
+# averaged weights that is the averaged network.
 _WRAPPERS = {
     "DataParallel": "module",
     "DistributedDataParallel": "module",
@@ -35,10 +35,10 @@ _PLAIN = {"_parameters", "_buffers", "_modules"}
 
 
 def unwrapped(module: Any) -> nn.Module:
-    """The network inside the wrappers of a training script; says so where there are any.
+    """Return the network inside the wrappers of a training script; log each wrapper that is removed.
 
     Raises:
-        ModelError: this is no module.
+        ModelError: ``module`` is not a module.
     """
     for kind in type(module).__mro__:
         inside = getattr(module, _WRAPPERS.get(kind.__name__, ""), None)
@@ -56,10 +56,10 @@ def unwrapped(module: Any) -> nn.Module:
 
 
 def own_copy(module: nn.Module) -> nn.Module:
-    """A copy of a module that the user goes on using; what is no weight and cannot be copied is shared.
+    """Return a copy of a user's module, which shares those attributes that cannot be copied and are no weights.
 
     Raises:
-        ModelError: it holds no weights that could be exported, or it cannot be copied.
+        ModelError: the module holds no exportable weights, or it cannot be copied.
     """
     check_exportable(module)
     weights = {id(tensor) for tensor in (*module.parameters(), *module.buffers()) if tensor.is_leaf}
@@ -79,18 +79,18 @@ def own_copy(module: nn.Module) -> nn.Module:
     for child in copied.modules():
         compiled = getattr(vars(child).get("forward"), "_torchdynamo_orig_callable", None)
         if getattr(compiled, "__func__", None) is type(child).forward:
-            del child.forward  # module.forward = torch.compile(module.forward) runs the module that was copied
+            del child.forward  # a forward set to torch.compile(module.forward) would run the original module
     return copied
 
 
 def make_ready(module: nn.Module) -> nn.Module:
-    """Bring a module that is ours into eval mode, its weights to float32 and the CPU, in place; and return it.
+    """Put a module that may be changed into eval mode, with float32 weights on the CPU, in place; return it.
 
-    Weights that are computed from others whenever the module runs (pruning, weight and spectral norm, other
-    parametrizations) are computed once and kept.
+    Weights that are computed from others on every call (pruning, weight and spectral norm, other parametrizations) are
+    computed once and stored.
 
     Raises:
-        ModelError: it holds no weights that could be exported, or its own code fails.
+        ModelError: the module holds no exportable weights, or its own code fails.
     """
     check_exportable(module)
     try:
@@ -101,7 +101,7 @@ def make_ready(module: nn.Module) -> nn.Module:
             if isinstance(child, nn.DataParallel):
                 child.device_ids = []  # otherwise it sends the batch to its GPUs
         module.requires_grad_(False)
-    except Exception as error:  # any of these may be the user's own
+    except Exception as error:  # any of these methods may be overridden by the user
         raise ModelError(
             f"the module cannot be made ready for inference on a CPU: {reason_of(error)}",
             hint="module.eval().cpu().float() has to work.",
@@ -110,7 +110,7 @@ def make_ready(module: nn.Module) -> nn.Module:
 
 
 def check_exportable(module: nn.Module) -> None:
-    """Raise ModelError for a module without Python code or without weights in plain numbers."""
+    """Raise ModelError for a module that has no Python code or whose weights are not plain numbers."""
     for path, child in module.named_modules():
         name = f"its part {path}" if path else "this"
         if isinstance(child, torch.jit.ScriptModule):
@@ -140,14 +140,14 @@ def check_exportable(module: nn.Module) -> None:
 
 
 def _plain_tensors(module: nn.Module) -> list[Tensor]:
-    """Tensors that are attributes but no parameters or buffers, such as a pruned weight; and computed ones."""
+    """Return tensors that are plain attributes, such as a pruned weight, and buffers that are computed from others."""
     values = [value for name, value in vars(module).items() if name not in _PLAIN]
     plain = [leaf for leaf in pytree.tree_leaves(values) if isinstance(leaf, Tensor)]
     return [*plain, *(buffer for buffer in module._buffers.values() if buffer is not None and not buffer.is_leaf)]
 
 
 def _detached(tensor: Tensor) -> Tensor:
-    """A copy as torch cannot make it of computed tensors, where and how the weights will be."""
+    """Copy a tensor on the CPU, in float32 if it is floating point; torch's deepcopy refuses computed tensors."""
     copied = tensor.detach().clone().cpu()
     return copied.float() if copied.is_floating_point() else copied
 
@@ -158,7 +158,7 @@ def _uncopyable(module: nn.Module, memo: dict[int, Any]) -> list[Any]:
         if name not in _PLAIN and not callable(value):
             try:
                 copy.deepcopy(value, dict(memo))
-            except Exception:  # whatever copying somebody's object raises
+            except Exception:  # copying a foreign object may raise anything
                 found.append(value)
     return found
 
@@ -172,7 +172,7 @@ def _keep_computed_weights(module: nn.Module) -> None:
         elif isinstance(hook, SpectralNorm):
             remove_spectral_norm(module, hook.name)
     if parametrize.is_parametrized(module):
-        # torch's own removal changes the class, which a copy shares with the module that it was made from.
+        # torch's own removal modifies the class, which a copy shares with the original module.
         computed = {name: getattr(module, name).detach() for name in module.parametrizations}  # type: ignore[union-attr]
         module.__class__ = parametrize.type_before_parametrizations(module)
         del module.parametrizations

@@ -1,4 +1,4 @@
-"""The user's model in words: what it says of itself, and where in it something happened."""
+"""Describing the user's model in messages: its attributes, and where in it something happened."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ _MOST_CHARACTERS = 300
 
 
 def reason_of(error: BaseException) -> str:
-    """Type and first line of an error; torch's go on with whole graphs."""
+    """Return the type and first line of an error; torch appends whole graphs."""
     text = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
     text = re.sub(r"\s*Please (file|report|open)\b.*|\s*For more information, run with TORCH_LOGS.*", "", text)
     return shortened(f"{type(error).__name__}: {text}" if text else type(error).__name__)
 
 
 def shortened(text: str) -> str:
-    """At most 300 characters of a text."""
+    """Return at most 300 characters of a text."""
     return text if len(text) <= _MOST_CHARACTERS else f"{text[:_MOST_CHARACTERS]} ..."
 
 
 def attribute(module: nn.Module, *names: str) -> Any:
-    """A nested attribute of a user's module; None if there is none, or if asking for it raises."""
+    """Return a nested attribute of a user's module; None if it does not exist or if reading it raises."""
     found: Any = module
     try:
         for name in names:
@@ -38,9 +38,11 @@ def attribute(module: nn.Module, *names: str) -> Any:
 
 
 def place_of_error(module: nn.Module, error: BaseException) -> tuple[str, nn.Module | None]:
-    """The innermost module of the user's own that was running, in words, and the innermost one of all.
+    """Describe where in a model an error arose.
 
-    The words are empty if the error arose outside of the model.
+    Returns:
+        a description of the innermost of the user's own modules that was running, empty if the error arose outside
+        the model; and the innermost module of any kind.
     """
     names = {id(child): name for name, child in module.named_modules()}
     where, innermost, trace = "", None, error.__traceback__
@@ -56,7 +58,7 @@ def place_of_error(module: nn.Module, error: BaseException) -> tuple[str, nn.Mod
 
 
 def place_of_node(node: Node) -> str:
-    """The module that a graph node came from, and the line of the user's that called for it."""
+    """Describe the module that a graph node came from and the line of user code that called it."""
     path, kind = next(reversed(list(node.meta.get("nn_module_stack", {}).values())), ("", ""))
     frames = [(found["file"], found["line"]) for found in _FRAME.finditer(node.meta.get("stack_trace") or "")]
     own = [frame for frame in frames if not frame[0].startswith(_TORCH)]

@@ -1,4 +1,4 @@
-"""Silence for other people's code: what exporters and a model's forward print is no result, and no error either."""
+"""Silencing foreign code: what exporters and a model's forward print is neither a result nor an error."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _TALKATIVE = ("torch", "torch.onnx", "torch.export", "torch.fx", "torch._dynamo"
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Drop standard output, Python's warnings and the exporters' log messages while a block runs."""
+    """Drop standard output, Python's warnings and the exporters' log messages within the block."""
     loggers = [logging.getLogger(name) for name in _TALKATIVE]
     levels = [logger.level for logger in loggers]
     for logger in loggers:

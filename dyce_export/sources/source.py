@@ -1,4 +1,4 @@
-"""From what the user names to a model that is ready to be captured."""
+"""Turn what the user names into a model that is ready to be captured."""
 
 from __future__ import annotations
 
@@ -45,13 +45,14 @@ class Source:
     Attributes:
         name: such as ``resnet50``.
         origin: ``timm:resnet50``, a file's name without its folder, or ``module pkg.mod:factory``.
-        weights: where they came from, as in the manifest.
-        module: takes float32 (N, C, H, W), returns logits; None if there is a ``program``.
-        program: the content of a ``.pt2`` file.
+        weights: where the weights came from, as in the manifest.
+        module: takes float32 images (N, C, H, W), returns logits (N, classes); None if there is a ``program``.
+        program: the content of a ``.pt2`` file; None if there is a ``module``.
         input_size: (C, H, W), in pixels.
-        sha256: of the file with the weights, if there was one.
-        class_names: in the order of the logits, if known.
-        claimed: the accuracy in [0, 1] that a checkpoint says the model has.
+        preprocessing: how images are prepared for the model.
+        sha256: SHA-256 of the file with the weights, if there was one.
+        class_names: class names in the order of the logits, if known.
+        claimed: the accuracy in [0, 1] that a checkpoint states for the model.
     """
 
     name: str
@@ -75,21 +76,21 @@ def load_source(
     overrides: InputOverrides = _NO_OVERRIDES,
     like: Input | None = None,
 ) -> Source:
-    """Load what a user names. Never goes to the network.
+    """Load the model that a user names, without network access.
 
     Args:
         model: ``timm:NAME`` (weights from a local cache, otherwise random), a checkpoint (``.pt``, ``.pth``, ``.tar``,
             ``.safetensors``), a model hub's folder with one, an exported program (``.pt2``, with ``trust_pickle``), or
-            None with ``factory``. Files are told by their content.
-        arch: timm architecture of a checkpoint; goes before the one that the checkpoint names.
+            None with ``factory``. The type of a file is read from its content.
+        arch: timm architecture of a checkpoint; takes precedence over the one that the checkpoint names.
         factory: ``package.module:callable`` without arguments that returns the module. The working directory is
             importable.
-        trust_pickle: allow a checkpoint or an exported program to run code.
-        overrides: goes before what the checkpoint says, which goes before what the model says.
-        like: input of another model for the same pictures, taken where nobody says anything.
+        trust_pickle: allow a checkpoint or an exported program to run arbitrary code.
+        overrides: take precedence over what the checkpoint says, which takes precedence over what the model says.
+        like: input of another model for the same images, used if neither user, checkpoint nor model says anything.
 
     Raises:
-        UsageError: the arguments do not fit together.
+        UsageError: the arguments contradict each other.
         ModelError: the model cannot be found, read or built, or its weights do not fit.
     """
     if arch and factory:
@@ -127,18 +128,18 @@ def from_module(
     class_names: tuple[str, ...] | None = None,
     like: Input | None = None,
 ) -> Source:
-    """Take any module that maps float32 (N, C, H, W) to logits; a copy of it, the module itself stays as it is.
+    """Make a source from a module that maps float32 images (N, C, H, W) to logits. The module is copied, not changed.
 
     Args:
         module: the classifier, with its trained weights.
-        input_size: (C, H, W), in pixels; may be left out for timm's models, which know theirs.
-        name: of the model; by default that of its class.
+        input_size: (C, H, W), in pixels; may be omitted for timm models, which know theirs.
+        name: name of the model; by default the name of its class.
         mean, std, interpolation, crop_pct, crop_mode, class_names: as in :class:`InputOverrides` and :class:`Source`.
         like: as in :func:`load_source`.
 
     Raises:
         UsageError: a value is out of its range.
-        ModelError: this is no module, it cannot be copied or holds no plain weights, or its input size is not known.
+        ModelError: ``module`` is not a module, cannot be copied, holds no plain weights, or has no known input size.
     """
     module = unwrapped(module)
     copied = own_copy(module)
@@ -171,7 +172,7 @@ def _source(
 
 
 def _names_in_config(module: nn.Module) -> tuple[str, ...] | None:
-    """The names of the classes as models of transformers keep them; None where they are mere numbers."""
+    """Return the class names from the configuration of a transformers model; None if they are mere numbers."""
     names = attribute(module, "config", "id2label")
     if not isinstance(names, Mapping) or sorted(names) != list(range(len(names))):
         return None
@@ -258,7 +259,7 @@ def _from_factory(factory: str, overrides: InputOverrides, like: Input | None) -
 
 
 def _call_factory(factory: str) -> nn.Module:
-    """Import ``package.module:name`` and return the module that it is or makes."""
+    """Import ``package.module:name`` and return it if it is a module, or else the module that it returns."""
     path, _, name = factory.partition(":")
     if not path or not name:
         raise UsageError(f"the factory is {factory!r}; expected PACKAGE.MODULE:CALLABLE")
@@ -292,7 +293,7 @@ def _call_factory(factory: str) -> nn.Module:
 
 def _from_program(path: Path, trust_pickle: bool, overrides: InputOverrides, like: Input | None) -> Source:
     if not trust_pickle:
-        # torch unpickles what a program may hold beside tensors, and evaluates its symbolic sizes as Python.
+        # torch unpickles the non-tensor content of a program and evaluates its symbolic sizes as Python.
         raise ModelError(
             f"{path} is an exported program, and like pickles those run code when they are read; expected tensors",
             hint=SAVE_HINT,
@@ -312,7 +313,7 @@ def _from_program(path: Path, trust_pickle: bool, overrides: InputOverrides, lik
 
 
 def _program_input(file: str, program: ExportedProgram) -> Size:
-    """(C, H, W) of the only input."""
+    """Return (C, H, W) of the only input."""
     names = program.graph_signature.user_inputs
     values = [node.meta["val"] for node in program.graph.nodes if node.op == "placeholder" and node.name in names]
     if len(names) != 1 or not isinstance(values[0], Tensor) or values[0].ndim != 4 or values[0].dtype != torch.float32:

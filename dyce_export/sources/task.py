@@ -1,7 +1,7 @@
-"""What the outputs of a model mean. So far one task is supported: one label per picture, from one logit per class.
+"""The meaning of a model's outputs. One task is supported: one label per image, from one logit per class.
 
-Other outputs have the same shape, and a softmax turns anything into confidences. So outputs that the graph or their
-values show to mean something else are refused.
+Outputs of other tasks have the same shape, and a softmax turns any numbers into confidences. Therefore outputs are
+refused if the graph or their values show that they mean something else.
 """
 
 from __future__ import annotations
@@ -29,17 +29,17 @@ _OTHERS = ("multi-label", "binary", "regression", "embedding", "detection", "seg
 _SUPPORTED = "expected one logit for each of at least 2 classes, of which one is right (single-label)"
 _PROBABILITIES_WITHIN = 1e-3
 
-# Operations that only arrange numbers.
+# Operations that only rearrange numbers.
 _ARRANGING = {
     aten.view, aten.reshape, aten._unsafe_view, aten.flatten, aten.squeeze, aten.unsqueeze, aten.permute,
     aten.transpose, aten.t, aten.contiguous, aten.clone, aten._to_copy, aten.to, aten.alias, aten.detach, aten.expand,
     aten.dropout, aten.slice, aten.select, aten.cat, aten.stack, aten.lift_fresh_copy,
 }  # fmt: skip
-# Those and what bends or moves a number alone.
+# Those, and operations that map each number by itself.
 _ELEMENTWISE = _ARRANGING | {aten.clamp, aten.clamp_min, aten.clamp_max, aten.rsub, aten.round, aten.neg}
 _WITH_A_CONSTANT = {aten.mul, aten.add, aten.sub, aten.div}
 _SIGMOIDS = {aten.sigmoid, aten.special_expit, aten.hardsigmoid, aten.log_sigmoid}
-# What a sigmoid is made of where it is written out: 1 / (1 + exp(-z)), (1 + tanh(z / 2)) / 2.
+# Operations in a sigmoid that is written out: 1 / (1 + exp(-z)), (1 + tanh(z / 2)) / 2.
 _PARTS_OF_SIGMOIDS = {aten.exp, aten.tanh}
 _SOFTMAXES = {aten.softmax, aten._softmax, aten._safe_softmax}
 _NORMALISING = {aten.linalg_vector_norm, aten.norm, aten.frobenius_norm}
@@ -54,7 +54,7 @@ def check_task(task: str) -> None:
 
 
 def check_declared(module: nn.Module) -> None:
-    """Raise TaskError if a model itself says that it is made for something else: timm's and transformers' do."""
+    """Raise TaskError if a model declares another task, as models of timm and transformers can."""
     problem = attribute(module, "config", "problem_type")
     if problem in ("multi_label_classification", "regression"):
         raise TaskError(f"the model's configuration says {problem}; {_SUPPORTED}")
@@ -66,18 +66,18 @@ def check_declared(module: nn.Module) -> None:
 
 
 def as_single_label(program: ExportedProgram, model: Callable[[Tensor], Tensor], images: Tensor) -> bool:
-    """Make a program return logits, in place, where the model applies a softmax to them; and refuse other outputs.
+    """Make a program return logits, in place, by removing a final softmax; refuse outputs of other tasks.
 
     Args:
         program: returns (N, classes) float32.
-        model: what was captured.
-        images: (N, C, H, W), different ones, to tell probabilities by.
+        model: the model that was captured.
+        images: (N, C, H, W), all different; the outputs for them show whether these are probabilities.
 
     Returns:
-        whether a softmax was taken away, so that the program no longer returns what the model does.
+        whether a softmax was removed, so that the program no longer returns what the model does.
 
     Raises:
-        TaskError: the outputs are no logits of one label per picture; says what they seem to be.
+        TaskError: the outputs are not logits of one label per image; the message says what they seem to be.
     """
     logits = output_nodes(program)[0]
     classes = int(logits.meta["val"].shape[1])
@@ -87,7 +87,7 @@ def as_single_label(program: ExportedProgram, model: Callable[[Tensor], Tensor],
             hint="Two classes from a single logit z: let the model return torch.cat([torch.zeros_like(z), z], dim=1), "
             "whose softmax is the sigmoid of z.",
         )
-    if sigmoid := _behind(logits, _SIGMOIDS, _ELEMENTWISE | {aten.log}):
+    if sigmoid := _find_upstream(logits, _SIGMOIDS, _ELEMENTWISE | {aten.log}):
         raise _ends_in_a_sigmoid(sigmoid)
     if norm := _normalised(logits):
         raise TaskError(
@@ -96,17 +96,17 @@ def as_single_label(program: ExportedProgram, model: Callable[[Tensor], Tensor],
         )
     with torch.inference_mode():
         answers = model(images)
-    softmax = _behind(logits, _SOFTMAXES, _ELEMENTWISE)
+    softmax = _find_upstream(logits, _SOFTMAXES, _ELEMENTWISE)
     if softmax is None and not _probabilities(answers):
-        part = _behind(logits, _PARTS_OF_SIGMOIDS, _ELEMENTWISE | {aten.reciprocal, aten.pow})
+        part = _find_upstream(logits, _PARTS_OF_SIGMOIDS, _ELEMENTWISE | {aten.reciprocal, aten.pow})
         if part is not None and ((answers >= 0) & (answers <= 1)).all():
             raise _ends_in_a_sigmoid(part)
         return False
-    if softmax is not None and _without(program, softmax, images, answers):
+    if softmax is not None and _remove_softmax(program, softmax, images, answers):
         log.info("the model ends in a softmax; exits and configurations work on the logits before it")
         return True
     raise TaskError(
-        "the model returns probabilities, or what is left of them after a softmax, instead of logits",
+        "the model returns probabilities, or values computed from them after a softmax, instead of logits",
         hint="Let it return what goes into the softmax.",
     )
 
@@ -119,8 +119,8 @@ def _ends_in_a_sigmoid(node: Node) -> TaskError:
     )
 
 
-def _behind(node: Node, wanted: set[Any], through: set[Any]) -> Node | None:
-    """The operation of a kind that makes a value, with nothing but some other operations in between."""
+def _find_upstream(node: Node, wanted: set[Any], through: set[Any]) -> Node | None:
+    """Search backwards from a node for an operation in ``wanted``, passing only through operations in ``through``."""
     waiting, seen = [node], set()
     while waiting:
         node = waiting.pop()
@@ -137,31 +137,31 @@ def _behind(node: Node, wanted: set[Any], through: set[Any]) -> Node | None:
 
 
 def _kind(node: Node) -> Any:
-    """An operation without its overload."""
+    """Return an operation without its overload."""
     return getattr(node.target, "overloadpacket", node.target)
 
 
 def _normalised(logits: Node) -> Node | None:
-    """The norm by which the outputs are divided, if they are all that it was computed from."""
+    """Return the norm by which the outputs are divided, if it is the norm of the outputs themselves."""
     last = logits
     while _kind(last) in _ARRANGING and last.all_input_nodes:
         last = last.all_input_nodes[0]
     if _kind(last) is not aten.div or len(last.all_input_nodes) != 2:
         return None
     value, divisor = last.all_input_nodes
-    norm = _behind(divisor, _NORMALISING, _ELEMENTWISE)
+    norm = _find_upstream(divisor, _NORMALISING, _ELEMENTWISE)
     return norm if norm is not None and value in norm.all_input_nodes else None
 
 
 def _probabilities(answers: Tensor) -> bool:
-    """Whether all rows are positive and add up to 1."""
+    """Return whether all rows are non-negative and sum to 1."""
     return bool((answers >= 0).all() and ((answers.sum(1) - 1).abs() < _PROBABILITIES_WITHIN).all())
 
 
-def _without(program: ExportedProgram, softmax: Node, images: Tensor, answers: Tensor) -> bool:
-    """Let a program return what goes into a softmax, and say whether it does.
+def _remove_softmax(program: ExportedProgram, softmax: Node, images: Tensor, answers: Tensor) -> bool:
+    """Make a program return the input of its softmax; return whether that succeeded.
 
-    It does not, and nothing is changed, if the softmax of that over the classes is not what the model answers.
+    The program is left unchanged if a softmax of that input over the classes does not equal the model's outputs.
     """
     output = program.graph.output_node()
     before, source = output.args, softmax.all_input_nodes[0]

@@ -1,4 +1,4 @@
-"""timm's models: finding them, building them without the network, fitting a checkpoint to them."""
+"""timm models: finding them, building them without network access, fitting checkpoints to them."""
 
 from __future__ import annotations
 
@@ -24,7 +24,13 @@ logger = logging.getLogger("dyce_export")
 
 
 class Built(NamedTuple):
-    """A timm model with its pretrained weights, of which ``file`` is the file; None if the weights are random."""
+    """A timm model.
+
+    Attributes:
+        module: the model.
+        file: the file with its pretrained weights; None if the weights are random.
+        class_names: class names in the order of the logits, if known.
+    """
 
     module: nn.Module
     file: Path | None
@@ -33,14 +39,21 @@ class Built(NamedTuple):
 
 @contextmanager
 def seeded() -> Iterator[None]:
-    """Random weights are the same every time, and the caller's random numbers go on as if nothing had happened."""
+    """Seed torch within the block, so that random weights are reproducible, and restore the caller's random state."""
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(0)
         yield
 
 
 def current_name(name: str) -> str:
-    """The name, without ``timm:``, that timm now has for what may be one of its former names. Says so if it is."""
+    """Return timm's current name of a model, which may be given by a former name; log the change.
+
+    Args:
+        name: name without ``timm:``, possibly with a tag.
+
+    Raises:
+        ModelError: timm has removed the model.
+    """
     import timm.models
 
     models: Any = timm.models  # untyped
@@ -60,7 +73,11 @@ def current_name(name: str) -> str:
 
 
 def build_timm(name: str, size: Size | None) -> Built:
-    """A model by its current name, with the weights that a local cache holds, otherwise random ones."""
+    """Build a model by its current name, with weights from a local cache, or else random ones.
+
+    Raises:
+        ModelError: timm does not know or cannot build the model.
+    """
     config = _config(name)
     file = _cached_weights(config)
     if file is None:
@@ -77,9 +94,14 @@ def build_timm(name: str, size: Size | None) -> Built:
 
 
 def build_timm_for(checkpoint: Checkpoint, arch: str, asked: Size | None) -> tuple[nn.Module, Checkpoint]:
-    """A model by its current name, with the weights of a checkpoint, and the checkpoint as it fits the model.
+    """Build a model with the weights of a checkpoint; return it with the checkpoint adapted to the model.
 
-    It gets as many classes and channels as the weights have; ``asked`` is the input size that the user wants.
+    Args:
+        arch: current name of the model. The model gets as many classes and channels as the weights have.
+        asked: the input size that the user wants.
+
+    Raises:
+        ModelError: timm does not know or cannot build the model, or the weights do not fit.
     """
     config, hints = _config(arch), checkpoint.hints
     published = _create(arch, config, None, num_classes=config.num_classes or 1)  # for the names of its tensors
@@ -93,7 +115,7 @@ def build_timm_for(checkpoint: Checkpoint, arch: str, asked: Size | None) -> tup
     own, given = (_first_weight(config.first_conv, tensors) for tensors in (module.state_dict(), weights))
     if asked is None and own is not None and given is not None and own.shape[1] != given.shape[1]:
         known = size or config.input_size
-        # A stem may take several values of each channel.
+        # A stem may read several values per channel.
         size = (known[0] * given.shape[1] // own.shape[1], *known[1:])
         module = _create(arch, config, size, **options)
         checkpoint = replace(checkpoint, hints={**hints, "input_size": size})
@@ -113,7 +135,7 @@ def build_timm_for(checkpoint: Checkpoint, arch: str, asked: Size | None) -> tup
 
 
 def _torchvision_twin(arch: str, checkpoint: Checkpoint) -> str | None:
-    """The model of torchvision with a name like this one whose tensors have exactly the names in the file, if any."""
+    """Return the torchvision model with a similar name and exactly the tensor names of the checkpoint, if any."""
     from torchvision import models
 
     known: list[str] = models.list_models(module=models)
@@ -121,7 +143,7 @@ def _torchvision_twin(arch: str, checkpoint: Checkpoint) -> str | None:
         try:
             with torch.device("meta"):
                 own = models.get_model(name, weights=None).state_dict()
-        except Exception:  # some compute their first weights, which no device without values can
+        except Exception:  # some models compute their initial weights, which fails on the meta device
             continue
         if own.keys() == checkpoint.state_dict.keys():
             return name
@@ -129,7 +151,7 @@ def _torchvision_twin(arch: str, checkpoint: Checkpoint) -> str | None:
 
 
 def _config(name: str) -> Any:
-    """timm's configuration of an architecture, which may carry a tag, such as ``resnet50.a1_in1k``."""
+    """Return timm's configuration of an architecture, whose name may have a tag, such as ``resnet50.a1_in1k``."""
     import timm
 
     base, _, tag = name.partition(".")
@@ -153,7 +175,7 @@ def _config(name: str) -> Any:
 
 
 def _cached_weights(config: Any) -> Path | None:
-    """The pretrained weights, if an earlier download left them in the caches of the Hugging Face or the torch hub."""
+    """Return pretrained weights that an earlier download left in the cache of the Hugging Face hub or torch hub."""
     from huggingface_hub import try_to_load_from_cache
 
     repository, _, revision = (config.hf_hub_id or "").partition("@")
@@ -196,21 +218,21 @@ def _imagenet_names() -> tuple[str, ...]:
     data: Any = timm.data  # untyped
     info = data.ImageNetInfo()
     names, synsets = info.label_descriptions(), info.label_names()
-    # "crane" is a bird and a machine.
+    # Several classes may share a name: "crane" is a bird and a machine.
     return tuple(n if names.count(n) == 1 else f"{n} ({s})" for n, s in zip(names, synsets, strict=True))
 
 
 def _first_weight(names: Any, tensors: Mapping[str, Tensor]) -> Tensor | None:
-    """The weight of the first of some modules that timm names in its configuration: one, several or none."""
+    """Return the weight of the first of some modules, which timm's configuration gives as one name, several or none."""
     names = (names,) if isinstance(names, str) else names or ()
     return next((tensors[f"{n}.weight"] for n in names if f"{n}.weight" in tensors), None)
 
 
 def _translated(module: nn.Module, weights: dict[str, Tensor], *, may_resize: bool) -> dict[str, Tensor] | None:
-    """What timm's own filter for older and foreign names makes of the weights; None if that does not fit either.
+    """Convert weights with timm's own filter for older and foreign names; None if the result does not fit either.
 
-    The filters also interpolate tables of positions to the model's input size, and even filters to its patch size:
-    the first is fine where the user asked for a size, the second never.
+    The filters also interpolate position embeddings to the model's input size, and even filters to its patch size.
+    The former is accepted only if the user asked for a size, the latter never.
     """
     translate = getattr(sys.modules[type(module).__module__], "checkpoint_filter_fn", None)
     if translate is None:
@@ -223,5 +245,5 @@ def _translated(module: nn.Module, weights: dict[str, Tensor], *, may_resize: bo
     if differences(module, translated) or any(not may_resize or "pos" not in n for n in resized):
         return None
     if resized:
-        logger.warning("resized what depends on the input size: %s", ", ".join(resized))
+        logger.warning("resized tensors that depend on the input size: %s", ", ".join(resized))
     return translated

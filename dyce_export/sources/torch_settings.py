@@ -1,4 +1,4 @@
-"""Settings of torch that hold for a whole process, which the caller or the file of a model may have changed."""
+"""Process-wide settings of torch, which the caller or the code of a model may have changed."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ import torch
 
 @contextmanager
 def usual_settings() -> Iterator[None]:
-    """While a block runs, let torch compute in float32 on the CPU, with gradients where they are asked for.
+    """Make torch compute in float32 on the CPU, with gradients available, within the block.
 
-    What stood there is put back: ``torch.no_grad``, ``inference_mode`` and ``autocast`` around a call, the default
-    dtype, the default device and the precision of matrix products. Serves as a decorator, too.
+    Afterwards the caller's settings are restored: ``torch.no_grad``, ``inference_mode``, ``autocast``, the default
+    dtype, the default device and the precision of matrix products. Can also be used as a decorator.
     """
     dtype, precision = torch.get_default_dtype(), torch.get_float32_matmul_precision()
-    elsewhere = torch.get_default_device().type != "cpu"
+    other_device = torch.get_default_device().type != "cpu"
     torch.set_default_dtype(torch.float32)
     torch.set_float32_matmul_precision("highest")
     try:
@@ -24,7 +24,7 @@ def usual_settings() -> Iterator[None]:
             torch.inference_mode(False),
             torch.enable_grad(),
             torch.autocast("cpu", enabled=False),
-            torch.device("cpu") if elsewhere else nullcontext(),
+            torch.device("cpu") if other_device else nullcontext(),
         ):
             yield
     finally:

@@ -1,4 +1,4 @@
-"""From the tensors of a checkpoint to those of a module: under which prefix they lie, and loading them strictly."""
+"""Matching the tensors of a checkpoint with those of a module: find their prefix and load them strictly."""
 
 from __future__ import annotations
 
@@ -15,26 +15,26 @@ from torch import Tensor, nn
 from dyce_export.sources.checkpoints import Checkpoint, strip_prefixes
 from dyce_runtime.errors import ModelError
 
-# Words in the names of what a training script keeps beside a model; what else a file has under the same prefix belongs
-# to the model, and a module without it computes something else.
+# Words in the names of what a training script stores with a model. Everything else under the model's prefix belongs to
+# the model, and a module without it would compute something else.
 _TRAINING = {"criterion", "loss", "losses", "metric", "metrics", "acc", "accuracy", "optimizer", "scheduler", "queue"}
 _COPIES = {"teacher", "student", "momentum", "key", "query"}
 _AVERAGED = {"ema", "averaged", "average", "swa"}
-# A counter that evaluation does not read.
+# A counter that is not read in eval mode.
 _COUNTER = "num_batches_tracked"
 
 logger = logging.getLogger("dyce_export")
 
 
 class Difference(NamedTuple):
-    """A tensor that the file and the model do not agree on; a shape is None where there is no such tensor."""
+    """A tensor that differs between the file and the model; a shape is None if the tensor does not exist there."""
 
     name: str
     file: tuple[int, ...] | None
     model: tuple[int, ...] | None
 
     def __str__(self) -> str:
-        """One clause of an error message."""
+        """Describe the difference as one clause of an error message."""
         if self.file is None:
             return f"{self.name} {self.model} is missing"
         if self.model is None:
@@ -43,7 +43,7 @@ class Difference(NamedTuple):
 
 
 def differences(module: nn.Module, state_dict: Mapping[str, Tensor]) -> list[Difference]:
-    """What keeps weights from fitting: differing shapes first, then missing, then unexpected tensors."""
+    """List what keeps weights from fitting a module: differing shapes first, then missing, then unexpected tensors."""
     own = {name: tuple(tensor.shape) for name, tensor in strip_prefixes(module.state_dict()).items()}
     given = {name: tuple(tensor.shape) for name, tensor in state_dict.items()}
     shapes = [Difference(n, given[n], own[n]) for n in own if n in given and given[n] != own[n]]
@@ -53,18 +53,18 @@ def differences(module: nn.Module, state_dict: Mapping[str, Tensor]) -> list[Dif
 
 
 def weights_for(checkpoint: Checkpoint, module: nn.Module, *, what: str, any_shape: bool = False) -> Checkpoint:
-    """The checkpoint with those of its tensors as weights that have the names and shapes of the module's.
+    """Return the checkpoint with those tensors as weights that have the names and shapes of the module's.
 
-    They are found under whatever prefix the whole model fits. Of several copies averaged weights are taken, which are
-    the ones that were evaluated, if it is clear which these are. If nothing fits, the weights are those that come
-    nearest, for :func:`load_strictly` to refuse.
+    They may have any prefix under which the whole model fits. If several copies fit, the averaged weights are chosen,
+    because these are the ones that were evaluated, provided that exactly one copy is averaged. If nothing fits, the
+    nearest tensors are chosen, which :func:`load_strictly` then refuses.
 
     Args:
-        what: the module is called in messages.
-        any_shape: names are enough, because the module will be built for the shapes in the file.
+        what: name of the module in messages.
+        any_shape: compare names only, because the module will be built for the shapes in the file.
 
     Raises:
-        ModelError: several copies fit and differ.
+        ModelError: several copies fit and differ, and none or several of them are averaged.
     """
     own = strip_prefixes(module.state_dict())
     matches = _matches(checkpoint.tensors, own)
@@ -75,7 +75,7 @@ def weights_for(checkpoint: Checkpoint, module: nn.Module, *, what: str, any_sha
         fitting = {prefix: copy for prefix, copy in copies.items() if _same_shapes(copy, own)}
         copies = fitting or copies
     if copies:
-        return replace(checkpoint, state_dict=copies[_one_of(copies, checkpoint, own, what)])
+        return replace(checkpoint, state_dict=copies[_choose_copy(copies, checkpoint, own, what)])
     prefix, count = max(matches.items(), key=lambda match: (match[1], -len(match[0])), default=("", 0))
     if count > len(own.keys() & checkpoint.state_dict.keys()):
         return replace(checkpoint, state_dict=_under(prefix, checkpoint.tensors, own, whole))
@@ -83,11 +83,15 @@ def weights_for(checkpoint: Checkpoint, module: nn.Module, *, what: str, any_sha
 
 
 def load_strictly(module: nn.Module, checkpoint: Checkpoint, *, what: str, hint: str) -> None:
-    """Copy every weight of a checkpoint into a module, of which ``what`` is the name in error messages.
+    """Copy every weight of a checkpoint into a module, in place.
+
+    Args:
+        what: name of the module in error messages.
+        hint: hint of the error if the tensors do not fit.
 
     Raises:
-        ModelError: a tensor is missing, unexpected, of another shape or of a kind that cannot be a weight; names the
-            first three.
+        ModelError: a tensor is missing, unexpected, of another shape or of a type that cannot be a weight; the message
+            names the first three.
     """
     found = differences(module, checkpoint.state_dict)
     if found:
@@ -102,7 +106,7 @@ def load_strictly(module: nn.Module, checkpoint: Checkpoint, *, what: str, hint:
     own = module.state_dict()
     names = zip(own, strip_prefixes(own), strict=True)
     state_dict = {name: checkpoint.state_dict.get(bare, own[name]) for name, bare in names}
-    odd = [f"{name} {why}" for name, tensor in state_dict.items() if (why := _oddity(tensor, own[name]))]
+    odd = [f"{name} {why}" for name, tensor in state_dict.items() if (why := _defect(tensor, own[name]))]
     if odd:
         raise ModelError(
             f"{checkpoint.file} holds {len(odd)} tensors that cannot be weights of {what}: {'; '.join(odd[:3])}",
@@ -112,7 +116,7 @@ def load_strictly(module: nn.Module, checkpoint: Checkpoint, *, what: str, hint:
 
 
 def summary(tensors: Mapping[str, Tensor]) -> str:
-    """What a file holds in a line: its prefixes, with how many tensors each has."""
+    """Summarise a file in one line: its prefixes, with the number of tensors under each."""
     depth, groups = 1, Counter[str]()
     while len(groups) < 2 and depth < 8:
         groups = Counter(_group(name, depth) for name in tensors)
@@ -128,7 +132,7 @@ def _group(name: str, depth: int) -> str:
 
 
 def _matches(tensors: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> Counter[str]:
-    """By prefix, how many of the module's tensors, but for counters, have their names under it."""
+    """Count by prefix how many of the module's tensors, counters excluded, have their names under it."""
     matches: Counter[str] = Counter()
     for name in tensors:
         for start in _starts(name):
@@ -138,7 +142,7 @@ def _matches(tensors: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> Counte
 
 
 def _starts(name: str) -> Iterator[int]:
-    """Where the parts of a name begin."""
+    """Yield the positions where the parts of a name begin."""
     yield 0
     yield from (match.end() for match in re.finditer(r"\.", name))
 
@@ -146,7 +150,7 @@ def _starts(name: str) -> Iterator[int]:
 def _under(
     prefix: str, tensors: Mapping[str, Tensor], own: Mapping[str, Tensor], copies: list[str]
 ) -> dict[str, Tensor]:
-    """What lies under a prefix, by the rest of its names, without what training scripts and other copies keep there."""
+    """Return the tensors under a prefix, by the rest of their names, without training state and other copies."""
     others = tuple(other for other in copies if other != prefix and other.startswith(prefix))
     return {
         rest: tensor
@@ -168,10 +172,10 @@ def _same_shapes(copy: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> bool:
     return all(copy[name].shape == tensor.shape for name, tensor in own.items() if name in copy)
 
 
-def _one_of(
+def _choose_copy(
     copies: Mapping[str, Mapping[str, Tensor]], checkpoint: Checkpoint, own: Mapping[str, Tensor], what: str
 ) -> str:
-    """The prefix of the copy to take."""
+    """Return the prefix of the copy to use."""
     first, *others = copies
     if all(_equal(copies[first], copies[other], own) for other in others):
         return first
@@ -195,8 +199,8 @@ def _is_plain(tensor: Tensor) -> bool:
     return tensor.layout == torch.strided and not (tensor.is_meta or tensor.is_quantized)
 
 
-def _oddity(tensor: Tensor, own: Tensor) -> str | None:
-    """Why a tensor of the right shape cannot be a weight."""
+def _defect(tensor: Tensor, own: Tensor) -> str | None:
+    """Explain why a tensor of the right shape cannot be a weight; None if it can."""
     if not _is_plain(tensor):
         kind = "has no values" if tensor.is_meta else "is quantised" if tensor.is_quantized else "is sparse"
         return f"{kind}; expected dense numbers"
@@ -206,7 +210,7 @@ def _oddity(tensor: Tensor, own: Tensor) -> str | None:
 
 
 def check_values(module: nn.Module, what: str) -> None:
-    """Raise ModelError if a tensor of a module has no values or holds NaN, or a parameter infinity."""
+    """Raise ModelError if a tensor of a module has no values or contains NaN, or if a parameter is infinite."""
     parameters = {name for name, _ in module.named_parameters()}
     tensors = {name: t for name, t in module.state_dict().items() if isinstance(t, Tensor)}
     odd = [name for name, tensor in tensors.items() if not _is_plain(tensor)]

@@ -1,1 +1,1 @@
-"""Whether a bundle computes what the model computed."""
+"""Verification that a bundle computes what the model computes."""

@@ -1,6 +1,6 @@
-"""What an answer may depend on: the picture alone, not on chance, on earlier pictures, or on others in its batch.
+"""Check that an answer depends on the image alone: not on chance, earlier images, or other images in its batch.
 
-Found by running the model; where the captured graph shows it, too, the message names the place.
+This is found by running the model; if the captured graph shows it too, the message names the place.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from dyce_export.sources.places import place_of_node, shortened
 from dyce_export.verification.rounding import InFloat64
 from dyce_runtime.errors import CaptureError, ModelError
 
-# Of the largest logit. Batches of one size run the same kernels: what differs is no rounding.
+# Relative to the largest logit. Batches of one size run the same kernels, so larger differences are not rounding.
 _SAME = 1e-5
-# The captured graph may round otherwise than the model; verification asks for more where that is precise enough.
+# The captured graph may round differently from the model; verification is stricter where rounding permits.
 _ALIKE = 1e-2
-# Where a model amplifies rounding, two float32 computations may stand this many times as far apart as float64.
+# In a model that amplifies rounding, two float32 results may differ by this many times the error against float64.
 _MARGIN = 4.0
 
 
@@ -34,16 +34,17 @@ Model = Callable[[Tensor], Tensor]
 
 @torch.no_grad()
 def check_behaviour(model: Model, program: ExportedProgram, images: Tensor) -> None:
-    """Raise unless a model answers each picture by that picture alone, and as its captured program does.
+    """Raise unless a model's answer depends on the image alone and equals that of its captured program.
 
     Args:
-        model: from images (N, C, H, W) to logits (N, classes).
-        program: what was captured from it.
-        images: (3, C, H, W), all different.
+        model: maps images (N, C, H, W) to logits (N, classes).
+        program: the program captured from it.
+        images: float32 (3, C, H, W), all different.
 
     Raises:
-        ModelError: its weights or its answers are not finite.
-        CaptureError: what else the answers depend on, and where in the model.
+        ModelError: the model's weights or answers are not finite.
+        CaptureError: the answers depend on something else, or the captured program's answers differ; the message says
+            on what, and where in the model.
     """
     pair, other = images[:2], torch.cat([images[:1], images[2:3]])
     first = _seeded(model, pair, 0)
@@ -52,16 +53,16 @@ def check_behaviour(model: Model, program: ExportedProgram, images: Tensor) -> N
     check_steady(model, pair)
     beside = _seeded(model, other, 0)
     if _differ(first[:1], beside[:1]):
-        raise _neighbours(program, pair, other, _difference(first[:1], beside[:1]))
+        raise _neighbour_error(program, pair, other, _difference(first[:1], beside[:1]))
     graph = program.module(check_guards=False)
-    captured = _known(graph(pair))
+    captured = _without_excluded(graph(pair))
     difference, tolerance = _difference(first, captured), _ALIKE
     if max(difference, _difference_alone(model, pair)) > _ALIKE:
-        tolerance = max(_ALIKE, _MARGIN * _difference(_known(InFloat64(graph).run(pair).float()), captured))
+        tolerance = max(_ALIKE, _MARGIN * _difference(_without_excluded(InFloat64(graph).run(pair).float()), captured))
     check_alone(model, pair, tolerance)
     if not difference <= tolerance:
         raise CaptureError(
-            f"the graph captured from the model answers otherwise than the model, by {difference:.1e} of the largest "
+            f"the graph captured from the model gives other answers than the model, by {difference:.1e} of the largest "
             "logit: its forward does something else while it is captured",
             hint="Look for torch.compiler.is_compiling(), hooks, and values that leave torch (numpy, .item(), .data).",
         )
@@ -69,17 +70,19 @@ def check_behaviour(model: Model, program: ExportedProgram, images: Tensor) -> N
 
 @torch.no_grad()
 def check_steady(model: Model, images: Tensor) -> None:
-    """Raise CaptureError if a model answers the same images otherwise from run to run."""
+    """Raise CaptureError if a model's answers for the same images differ between two runs."""
     first, again = _seeded(model, images, 0), _seeded(model, images, 1)
     if _differ(first, again):
-        raise _changing(random=not _differ(first, _seeded(model, images, 0)), difference=_difference(first, again))
+        raise _instability_error(
+            random=not _differ(first, _seeded(model, images, 0)), difference=_difference(first, again)
+        )
 
 
 @torch.no_grad()
 def check_alone(model: Model, images: Tensor, tolerance: float) -> None:
-    """Raise CaptureError if a picture alone gets another answer than in a batch, by more than ``tolerance``.
+    """Raise CaptureError if an image's answer differs by more than ``tolerance`` between ``images`` and a batch of one.
 
-    That may be rounding: to be asked where it is known not to be.
+    The difference may be rounding; call this only where rounding is known to be within the tolerance.
     """
     difference = _difference_alone(model, images)
     if not difference <= tolerance:
@@ -92,17 +95,17 @@ def check_alone(model: Model, images: Tensor, tolerance: float) -> None:
 
 def _seeded(model: Model, images: Tensor, seed: int) -> Tensor:
     with _random_numbers(seed):
-        return _known(model(images))
+        return _without_excluded(model(images))
 
 
-def _known(logits: Tensor) -> Tensor:
-    """Logits in which classes that the model excludes, by -inf, are 0."""
+def _without_excluded(logits: Tensor) -> Tensor:
+    """Return logits with 0 in place of -inf, by which a model excludes classes."""
     return logits.masked_fill(logits.isneginf(), 0)
 
 
 @contextmanager
 def _random_numbers(seed: int) -> Iterator[None]:
-    """Everybody's random numbers start at a seed, and go on afterwards as if nothing had happened."""
+    """Seed the random numbers of Python, NumPy and torch within the block, and restore their states afterwards."""
     python, arrays = random.getstate(), np.random.get_state()
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
@@ -125,10 +128,12 @@ def _differ(expected: Tensor, found: Tensor) -> bool:
 
 
 def _difference_alone(model: Model, images: Tensor) -> float:
-    return _difference(_known(model(images)), _known(torch.cat([model(image[None]) for image in images])))
+    return _difference(
+        _without_excluded(model(images)), _without_excluded(torch.cat([model(image[None]) for image in images]))
+    )
 
 
-def _changing(*, random: bool, difference: float) -> CaptureError:
+def _instability_error(*, random: bool, difference: float) -> CaptureError:
     found = f"two runs on the same input differ by {difference:.1e} of the largest logit"
     if random:
         return CaptureError(
@@ -142,7 +147,7 @@ def _changing(*, random: bool, difference: float) -> CaptureError:
     )
 
 
-def _neighbours(program: ExportedProgram, pair: Tensor, other: Tensor, difference: float) -> CaptureError:
+def _neighbour_error(program: ExportedProgram, pair: Tensor, other: Tensor, difference: float) -> CaptureError:
     node = _first_that_differs(program, pair, other)
     where = f", first in {place_of_node(node)}" if node is not None else ""
     norm = node is None or "norm" in str(node.target)
@@ -154,7 +159,7 @@ def _neighbours(program: ExportedProgram, pair: Tensor, other: Tensor, differenc
 
 
 def _first_that_differs(program: ExportedProgram, pair: Tensor, other: Tensor) -> Node | None:
-    """The first operation whose rows for the first picture differ between two batches."""
+    """Return the first operation whose rows for the first image differ between two batches."""
     module = program.module(check_guards=False)
     batch = input_node(program).meta["val"].shape[0]
     rows = [_Rows(module, str(batch)) for _ in range(2)]
@@ -167,7 +172,7 @@ def _first_that_differs(program: ExportedProgram, pair: Tensor, other: Tensor) -
 
 
 class _Rows(Interpreter):
-    """Keeps of every float tensor with one batch axis what belongs to the first picture."""
+    """Keeps the rows of the first image from every float tensor that has one batch axis."""
 
     def __init__(self, module: torch.fx.GraphModule, batch: str) -> None:
         super().__init__(module)

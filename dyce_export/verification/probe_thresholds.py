@@ -1,4 +1,4 @@
-"""Where verification sets thresholds: between confidences that rounding cannot take for each other."""
+"""Choosing thresholds for verification: between confidences that rounding cannot confuse."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ from dyce_runtime.bundle.test_vectors import spread
 
 Floats = NDArray[np.float32]
 
-#: Nothing leaves at this threshold: no confidence is larger.
+#: No sample exits at this threshold: no confidence is larger.
 NONE_LEAVE = 1.0
-# Of the samples; each threshold may leave that many in doubt.
+# Largest share of samples that a threshold may leave in doubt.
 _MOST_IN_DOUBT = 1 / 8
-# A softmax in float32 may be off by this much whatever its input: a few units in the last place of 1.
+# Error of a float32 softmax whatever its input: a few units in the last place of 1.
 _SOFTMAX_ROUNDING = 3e-7
 
 
 def doubts(confidences: Floats, logits: Floats, temperature: float, error: float) -> NDArray[np.float64]:
-    """(N,) how far each confidence may move when the logits have this relative error.
+    """Return (N,): how far each confidence may move if the logits have the given relative error.
 
     A logit is then off by up to ``error * spread(logits)``; that moves the log-odds of the largest by up to twice as
     much over the temperature, and the confidence p by p (1 - p) times that.
 
     Args:
-        confidences: (N,), softmax(logits / temperature) of the largest logit.
+        confidences: (N,), the largest of softmax(logits / temperature).
         logits: (N, classes).
         error: see :func:`dyce_runtime.bundle.test_vectors.relative_error`.
     """
@@ -37,14 +37,16 @@ def doubts(confidences: Floats, logits: Floats, temperature: float, error: float
 
 
 def threshold_between(confidences: Floats, doubts: NDArray[np.float64] | float) -> float:
-    """The threshold nearest to the median that leaves no sample in doubt; failing that, one that leaves few.
+    """Return the threshold nearest to the median that leaves no sample in doubt, or else the one that leaves few.
 
     Args:
         confidences: (N,).
-        doubts: (N,) or one for all; a sample whose confidence is at most that far from the threshold is in doubt.
+        doubts: (N,), or one number for all; a sample is in doubt if its confidence is at most that far from the
+            threshold.
 
     Returns:
-        :data:`NONE_LEAVE` if every threshold would leave too many in doubt, as where all confidences are equal.
+        the threshold, or :data:`NONE_LEAVE` if every threshold would leave too many samples in doubt, for instance
+        because all confidences are equal.
     """
     values = np.unique(confidences)
     if len(values) < 2:
@@ -59,5 +61,5 @@ def threshold_between(confidences: Floats, doubts: NDArray[np.float64] | float) 
 
 
 def all_leave(confidences: Floats) -> float:
-    """A threshold far below all of these."""
+    """Return a threshold far below all of these confidences."""
     return float(np.float32(confidences.min() / 2))

@@ -1,4 +1,4 @@
-"""Inputs for verification, and what makes a randomly initialised model react to them."""
+"""Inputs for verification, and making a randomly initialised model react to them."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from dyce_export.sources.answers import answer
 
 MOST_PROBES = 32
 FEWEST_PROBES = 8
-# Verification runs every probe through torch and through the pieces; large models get fewer.
+# Verification runs every probe through torch and through the pieces, so large models get fewer probes.
 _MACS_BUDGET = 100_000_000_000
-_ASLEEP_BELOW = 0.15
+_NEAR_ZERO = 0.15
 
 
 def probe_count(macs: int) -> int:
-    """How many probes a model of that many MACs is verified on: 32, down to 8 for very large models."""
+    """Return the number of probes for a model with ``macs`` MACs per sample: 32, down to 8 for very large models."""
     return min(MOST_PROBES, max(FEWEST_PROBES, _MACS_BUDGET // max(macs, 1)))
 
 
 def synthetic_images(count: int, input_size: tuple[int, int, int], *, seed: int = 0) -> Tensor:
-    """Images (count, C, H, W) float32 for lack of data: blobs of several sizes plus noise, at random contrast."""
+    """Return images (count, C, H, W) float32 for use without data: blobs of several sizes, noise, random contrast."""
     generator = torch.Generator().manual_seed(seed)
     channels, height, width = input_size
     images = torch.zeros(count, channels, height, width)
@@ -36,9 +36,9 @@ def condition(module: nn.Module, images: Tensor) -> None:
     """Make a randomly initialised model react to its input, in place; its outputs stay meaningless.
 
     Fresh batch norms hardly scale, and many models start with branches and classifiers at zero or close to it
-    (zero-initialised norms, layer scale of 1e-5): their logits are nearly constant, and a comparison of them would
-    show nothing. Such parameters are drawn at random, then one pass sets the statistics of the batch norms. They
-    alone are in training mode meanwhile: of the rest, some does other things there, or fails.
+    (zero-initialised norms, layer scale of 1e-5): their logits are nearly constant, and comparing them would show
+    nothing. Such parameters are drawn at random, then one forward pass sets the statistics of the batch norms. Only the
+    batch norms are in training mode meanwhile, since other modules behave differently in it, or fail.
 
     Raises:
         CaptureError: the model fails on the images.
@@ -46,7 +46,7 @@ def condition(module: nn.Module, images: Tensor) -> None:
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(0)
         for name, parameter in module.named_parameters():
-            _awaken(name, parameter)
+            _randomise(name, parameter)
         norms = [
             m for m in module.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats
         ]
@@ -63,10 +63,10 @@ def condition(module: nn.Module, images: Tensor) -> None:
             norm.eval()
 
 
-def _awaken(name: str, parameter: Tensor) -> None:
-    """Draw a parameter at random if it is one number, close to zero, throughout; biases stay."""
+def _randomise(name: str, parameter: Tensor) -> None:
+    """Draw a parameter at random if all its values are one number close to zero; biases are left alone."""
     value = float(parameter.flatten()[0]) if parameter.numel() else 1.0
-    if abs(value) >= _ASLEEP_BELOW or name.endswith("bias") or not bool((parameter == value).all()):
+    if abs(value) >= _NEAR_ZERO or name.endswith("bias") or not bool((parameter == value).all()):
         return
     if value == 0 and parameter.ndim >= 2:
         nn.init.trunc_normal_(parameter, std=0.02)

@@ -1,4 +1,4 @@
-"""Rounding told from mistakes: what torch's own float32 loses against float64, at the same places."""
+"""Telling rounding from mistakes, by the error of torch's own float32 against float64 at the same places."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from dyce_runtime.bundle.manifest import Verification
 from dyce_runtime.bundle.test_vectors import relative_error
 
 SAMPLES = 3
-# Two float32 computations, each this far from float64, may stand twice as far apart; and as much again for luck.
+# Two float32 computations, each this far from float64, may differ by twice as much; the rest is a safety factor.
 _MARGIN = 4.0
 
 
 def rounding_errors(backbone: Backbone, heads: Sequence[Sequence[TrainedHead]], images: Tensor) -> dict[str, float]:
-    """How far torch's float32 is from float64, relative as in ``verify`` and by the same names.
+    """Measure how far torch's float32 is from float64, with the error measure and names of ``verify``.
 
-    Both run the captured graph, so that what differs is rounding and nothing else.
+    Both run the captured graph, so that rounding is the only difference.
 
     Args:
-        images: (N, C, H, W) float32, at least two.
+        images: (N, C, H, W) float32, N at least 2.
     """
     found, precise = (
         _outputs(backbone, heads, images, run) for run in (backbone.module, InFloat64(backbone.module).run)
@@ -38,7 +38,7 @@ def rounding_errors(backbone: Backbone, heads: Sequence[Sequence[TrainedHead]], 
 def _outputs(
     backbone: Backbone, heads: Sequence[Sequence[TrainedHead]], images: Tensor, run: Callable[[Tensor], Any]
 ) -> dict[str, list[NDArray[Any]]]:
-    """What is compared at every seam, every head and the end."""
+    """Return the outputs that verification compares: at every seam, of every head, and the logits."""
     with torch.inference_mode():
         logits, activations = backbone.activations(images, run)
         outputs = {"logits": [logits.numpy()]}
@@ -52,17 +52,17 @@ def _outputs(
 
 
 def explained_by_rounding(verification: Verification, rounding: Mapping[str, float]) -> bool:
-    """Whether every error over the tolerance is one that two float32 computations of this model may show."""
+    """Return whether rounding can explain every error over the tolerance, given the model's float32 errors."""
     most = max(rounding.values())
     over = {name: error for name, error in verification.seams.items() if not error <= verification.tolerance}
     return bool(over) and all(error <= _MARGIN * rounding.get(name, most) for name, error in over.items())
 
 
 class InFloat64(Interpreter):
-    """Runs a graph of float32 operations in float64, weights included."""
+    """Runs a graph of float32 operations in float64, including its weights."""
 
     def call_function(self, target: Any, args: Any, kwargs: Any) -> Any:
-        """Every argument and every dtype that is float32 becomes float64."""
+        """Call an operation with every float32 argument and dtype replaced by float64."""
         args, kwargs = pytree.tree_map(_widened, (args, kwargs))
         return pytree.tree_map(_widened, super().call_function(target, args, kwargs))
 

@@ -1,4 +1,4 @@
-"""What measured errors mean: passed, failed or inconclusive, with the reason; and what a user can do about it."""
+"""Judging measured errors: passed, failed or inconclusive, with the reason and with advice for the user."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from dyce_runtime.errors import VerificationError
 
 Floats = NDArray[np.float32]
 
-# Of the samples that may be too close to a threshold; the exits of all others have to be those that torch takes.
+# Largest share of samples that may be too close to a threshold; all others have to take the same exits as in torch.
 _MOST_EXEMPT = 0.5
-# What depends on its input by less than this many tolerances cannot be compared.
+# Outputs that vary with the input by less than this many tolerances cannot be compared.
 _LEAST_SIGNAL = 10
 
 
 def control_of(logits: Floats) -> float:
-    """How much the logits of two different inputs differ, relative to their scale; the largest over neighbours."""
+    """Return the largest difference between the logits of neighbouring inputs, relative to the scale of all logits."""
     known = np.where(np.isneginf(logits), np.float32(0), logits)
     return float(np.abs(known[1:] - known[:-1]).max() / max(np.abs(known).max(), np.finfo(np.float32).tiny))
 
@@ -33,11 +33,13 @@ def inconclusive(
     tolerance: float,
     exempt: int,
 ) -> str:
-    """Why the comparison can show nothing; empty if it can show something.
+    """Explain why the comparison can show nothing; return an empty string if it can show something.
 
     Args:
-        expected: what torch computes, (N, ...) each, by the names of ``errors``; ``logits`` are those of all samples.
-        exempt: samples too close to a threshold to be compared.
+        expected: torch's outputs, (N, ...) each, under the names of ``errors``; ``logits`` are those of all samples.
+        errors: relative error of each output.
+        tolerance: largest relative error allowed.
+        exempt: number of samples that are too close to a threshold to be compared.
     """
     [logits] = expected["logits"]
     for name, values in _each(expected):
@@ -65,7 +67,7 @@ def inconclusive(
 
 
 def failure(errors: Mapping[str, float], tolerance: float, agreement: float) -> str:
-    """What differs from torch by more than is allowed; empty if nothing does."""
+    """Describe what differs from torch by more than is allowed; return an empty string if nothing does."""
     for name, error in errors.items():
         if not error <= tolerance:
             return f"the relative error at {name} is {error:.1e}; at most {tolerance:.0e} is allowed"
@@ -82,13 +84,15 @@ def refusal(
     measure_rounding: Callable[[], Mapping[str, float]],
     check_model: Callable[[], None],
 ) -> VerificationError:
-    """What did not pass, and whose fault it is.
+    """Return the error for a verification that did not pass, with the cause as far as it can be determined.
 
     Args:
+        verification: the result, whose verdict is not ``passed``.
         random: whether the weights are random.
-        pictures: whether it was verified on the user's pictures.
+        pictures: whether the user's images were used.
         measure_rounding: see :func:`dyce_export.verification.rounding.rounding_errors`.
-        check_model: asked where it is no rounding; raises if the model does what no bundle can do.
+        check_model: called if rounding does not explain the errors; raises if the model is one that no bundle can
+            reproduce.
     """
     if verification.verdict == "inconclusive":
         return VerificationError(

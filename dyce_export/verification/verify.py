@@ -1,7 +1,7 @@
-"""Verification: the pieces on disk against torch, at every seam, at the logits and in the exits taken.
+"""Verification: compare the pieces on disk with torch, at every seam, at the logits and in the exits taken.
 
-Errors are relative to what depends on the input: max |a - b| / max |a - mean of a over the samples|, where a is
-torch's value. A constant that dwarfs the signal therefore hides nothing.
+Errors are relative to the part of a value that depends on the input: max |a - b| / max |a - mean of a over the
+samples|, where a is torch's value. Thus a large constant cannot hide an error.
 """
 
 from __future__ import annotations
@@ -55,10 +55,10 @@ class Reference:
 
     Attributes:
         images: (N, C, H, W).
-        logits: (N, classes), of the model as it was handed over.
+        logits: (N, classes), of the original model.
         seams: for every exit, its activations for the first eight images.
         head_logits: for every exit and each of its heads, (N, classes).
-        confidences: for every exit, (N,) of its first head.
+        confidences: for every exit, the confidences (N,) of its first head.
     """
 
     images: Floats
@@ -77,7 +77,7 @@ def compute_reference(
     """Run the original model, the captured backbone and the heads in torch, in batches of eight.
 
     Raises:
-        ExitPointError: what is alive at an exit is not finite, so no head can read it.
+        ExitPointError: an activation at an exit is not finite, so no head can read it.
     """
     logits, seams = [], None
     of_heads: list[list[list[Floats]]] = [[[] for _ in of_exit] for of_exit in heads]
@@ -96,7 +96,7 @@ def compute_reference(
                 seams = [[tensor.numpy() for tensor in tensors] for tensors in activations]
     joined = [[np.concatenate(part) for part in parts] for parts in of_heads]
     confidences = [
-        # What is not a number is above no threshold.
+        # NaN exceeds no threshold; 0 does the same.
         np.nan_to_num(softmax(parts[0], of_exit[0].temperature).max(axis=1), nan=0.0)
         for parts, of_exit in zip(joined, heads, strict=True)
     ]
@@ -113,9 +113,9 @@ def _check_numbers(point: ExitPoint, pooled: Tensor) -> None:
 
 
 def probe_configuration(manifest: Manifest, reference: Reference, tolerance: float = TOLERANCE) -> Configuration:
-    """Every exit on with its first head, so that about half of the samples leave at each.
+    """Return a configuration with every exit on, at its first head, so that about half of the samples exit at each.
 
-    Nothing leaves at an exit whose confidences no threshold can tell apart.
+    No sample exits where no threshold can tell the confidences apart.
     """
     exits = {
         exit.id: ExitSetting(exit.heads[0].type, threshold_between(confidences, in_doubt))
@@ -130,7 +130,8 @@ def verify(bundle: Bundle, reference: Reference, probe: Configuration, tolerance
     """Compare a bundle on disk with torch, at batch sizes 1 and 3, and by the exits that its session takes.
 
     Args:
-        probe: see :func:`probe_configuration`. An exit where nothing leaves is tried by itself, with all samples.
+        probe: see :func:`probe_configuration`. An exit that no sample takes under it is also tested alone, with all
+            samples exiting there.
     """
     target, spec = registry.reference(), TargetSpec()
     errors: dict[str, float] = {}
@@ -142,7 +143,7 @@ def verify(bundle: Bundle, reference: Reference, probe: Configuration, tolerance
     with Session(bundle, target.name, spec, allow_untrained=True) as session:
         routes = [
             _route(session, reference, configuration, in_doubt)
-            for configuration in (probe, *_alone(probe, bundle.manifest, reference))
+            for configuration in (probe, *_single_exit_configurations(probe, bundle.manifest, reference))
         ]
     errors["routed"] = max(route.error for route in routes)
     agreement, exempt = min(route.agreement for route in routes), max(route.exempt for route in routes)
@@ -162,9 +163,9 @@ def verify(bundle: Bundle, reference: Reference, probe: Configuration, tolerance
 
 
 def check_runs(graph: ir.Model) -> None:
-    """Raise CaptureError if onnxruntime has no form of an operation that ONNX has.
+    """Raise CaptureError if onnxruntime cannot run an operation that ONNX defines.
 
-    A model whose weights need a file of their own is left to the verification.
+    Models whose weights need a file of their own are not checked here; verification runs them.
     """
     if not fits_in_one_file(graph):
         return
@@ -189,13 +190,13 @@ def _opened(target: Target, bundle: Bundle, spec: TargetSpec) -> Device:
 def _cannot_run(engine: str, error: BaseException) -> CaptureError:
     reason = re.sub(r"Load model from \S+ failed:\s*", "", reason_of(error))
     return CaptureError(
-        f"{engine} cannot run what the model became: {reason}",
+        f"{engine} cannot run the exported model: {reason}",
         hint="Replace that operation in the model by others with the same result, or compute it in float32.",
     )
 
 
 def _expected(manifest: Manifest, reference: Reference) -> dict[str, list[Floats]]:
-    """What torch computes, by the names under which :func:`_seam_errors` compares it."""
+    """Return torch's outputs under the names under which :func:`_seam_errors` compares them."""
     expected: dict[str, list[Floats]] = {}
     for exit, seams, of_heads in zip(manifest.exits, reference.seams, reference.head_logits, strict=False):
         expected[f"exit {exit.id}"] = seams
@@ -206,10 +207,10 @@ def _expected(manifest: Manifest, reference: Reference) -> dict[str, list[Floats
 def _doubts(
     manifest: Manifest, reference: Reference, tolerance: float, errors: Mapping[str, float] = MappingProxyType({})
 ) -> list[NDArray[np.float64]]:
-    """For every exit how far rounding may move the confidences of its first head.
+    """Return for every exit how far rounding may move the confidences of its first head, (N,) each.
 
     Args:
-        errors: of the heads on a few samples, if they were measured; others may show several times as much.
+        errors: measured errors of the heads on a few samples, if known; other samples may have several times as much.
     """
     found = []
     for exit, confidences, logits in zip(manifest.exits, reference.confidences, reference.head_logits, strict=False):
@@ -219,8 +220,8 @@ def _doubts(
     return found
 
 
-def _alone(probe: Configuration, manifest: Manifest, reference: Reference) -> list[Configuration]:
-    """For every exit where nothing leaves under the probe, one under which all samples leave there."""
+def _single_exit_configurations(probe: Configuration, manifest: Manifest, reference: Reference) -> list[Configuration]:
+    """Return for every exit that no sample takes under the probe a configuration under which all samples exit there."""
     confidences = {exit.id: found for exit, found in zip(manifest.exits, reference.confidences, strict=False)}
     return [
         Configuration(PROBE, {exit: ExitSetting(on.head, all_leave(confidences[exit]))})
@@ -230,7 +231,7 @@ def _alone(probe: Configuration, manifest: Manifest, reference: Reference) -> li
 
 
 def _seam_errors(manifest: Manifest, device: Device, reference: Reference, batch: int) -> dict[str, float]:
-    """Chain the segments and run every head on the way; then every span after the segments before it."""
+    """Run the chain of segments with every head on the way, then every span after the segments before it."""
     inputs, exits = {manifest.input.name: reference.images[:batch]}, [exit.id for exit in manifest.exits]
     segments = [piece.id for piece in segments_of(manifest, FINAL)]
     names = {spec.name for spec in manifest.tensors}
@@ -239,7 +240,7 @@ def _seam_errors(manifest: Manifest, device: Device, reference: Reference, batch
         return relative_error(expected[:batch], found, expected)
 
     def at_end(piece: Piece, end: str, found: Mapping[tuple[str, str], Floats]) -> float:
-        """Of what a piece that ends at an exit writes."""
+        """Return the error of what a piece writes that ends at an exit."""
         if end == exits[-1]:
             return error(reference.logits, found[piece.id, LOGITS])
         pairs = zip(reference.seams[exits.index(end)], piece.writes, strict=True)
@@ -260,12 +261,12 @@ def _seam_errors(manifest: Manifest, device: Device, reference: Reference, batch
 
 
 class _Route(NamedTuple):
-    """The exits that a session took under one configuration, against those of torch.
+    """The exits that a session took under one configuration, compared with those of torch.
 
     Attributes:
-        agreement: share of the samples that left where torch says, exempt ones left out.
-        exempt: samples that rounding might send elsewhere.
-        error: of the logits, where the exits are equal.
+        agreement: share of the samples that took torch's exit, among those not exempt.
+        exempt: number of samples whose exit rounding might change.
+        error: relative error of the logits of samples that took torch's exit.
     """
 
     agreement: float
@@ -279,7 +280,7 @@ def _route(
     configuration: Configuration,
     in_doubt: Sequence[NDArray[np.float64]],
 ) -> _Route:
-    """Run all samples under a configuration; ``in_doubt`` says how far a confidence may be off, exit by exit."""
+    """Run all samples under a configuration; ``in_doubt`` is how far each confidence may be off, exit by exit."""
     session.use(configuration)
     count = len(reference.images)
     batches = [session(reference.images[i : i + _SEAM_SAMPLES]) for i in range(0, count, _SEAM_SAMPLES)]
@@ -288,17 +289,17 @@ def _route(
     before = session.manifest.exits[:-1]
     expected = np.full(count, len(before))
     near = np.zeros(count, np.bool_)
-    waiting = np.ones(count, np.bool_)
+    remaining = np.ones(count, np.bool_)
     for index, exit in enumerate(before):
         if exit.id not in configuration.exits:
             continue
         threshold = np.float32(configuration.exits[exit.id].threshold)
         confidence = reference.confidences[index]
         if threshold < NONE_LEAVE:
-            near |= waiting & (np.abs(confidence - threshold) <= in_doubt[index])
-        leave = waiting & (confidence > threshold)
+            near |= remaining & (np.abs(confidence - threshold) <= in_doubt[index])
+        leave = remaining & (confidence > threshold)
         expected[leave] = index
-        waiting &= ~leave
+        remaining &= ~leave
     equal = exits == expected
     error = 0.0
     for index, of_exit in enumerate([*(first for first, *_ in reference.head_logits), reference.logits]):

@@ -77,7 +77,7 @@ REFUSED: dict[str, tuple[str, str]] = {
     "embedding": ("task", "embedding"),
     "branching": ("capture", "decides while it runs what it computes: cond in the model itself"),
     "deformable": ("capture", "DeformConv in blocks.1.conv"),
-    "double_precision": ("capture", "onnxruntime cannot run what the model became"),
+    "double_precision": ("capture", "onnxruntime cannot run the exported model"),
     "exact_median": ("capture", "no ONNX form of aten.median.dim"),
 }
 

@@ -123,7 +123,7 @@ FAILURES = {
     ),
     "an operation that ONNX lacks": before_training("no ONNX form of aten.median.dim", Selective),
     "an operation that onnxruntime lacks": before_training(
-        "onnxruntime cannot run what the model became: NotImplemented", Precise
+        "onnxruntime cannot run the exported model: NotImplemented", Precise
     ),
     "data that is not there": Failure(DataError, "no such file", data=lambda path: path / "nowhere"),
     "too little data": Failure(

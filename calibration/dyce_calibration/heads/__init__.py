@@ -1,1 +1,1 @@
-"""Heads: the features that they read, their training, their temperature."""
+"""Heads: the features that they read, their training, and their temperatures."""

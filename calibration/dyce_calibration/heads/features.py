@@ -1,4 +1,4 @@
-"""Features: what the heads see of every sample, computed once on the frozen backbone and kept on disk."""
+"""Features: the inputs of the heads for every sample, computed once on the frozen backbone and stored on disk."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from dyce_runtime.errors import DestinationError, ModelError
 from dyce_runtime.inputs.datasets import Dataset
 from dyce_runtime.inputs.decoding import Picture
 
-# what a model takes, of N pictures -> logits (N, classes) and, per exit, its pooled activation (N, features)
+# Maps the model input of N images to logits (N, classes) and, per exit, pooled activations (N, features).
 Backbone = Callable[[Any], tuple[Tensor, Sequence[Tensor]]]
-# pictures -> what a model takes
+# Maps images to the model input.
 Prepare = Callable[[Sequence[Picture]], Any]
 BATCH = 64
-# An interruption loses at most that much work.
+# Interval between two marks; an interruption loses at most this much work.
 _SECONDS_BETWEEN_MARKS = 20.0
 _MARK = "done.pt"
 
@@ -37,9 +37,9 @@ class Features:
 
     Attributes:
         logits: (N, classes) float32, of the base model.
-        exits: per exit (N, features) float32.
+        exits: for every exit, (N, features) float32.
         labels: (N,) int64, from the data or, without labels, the base model's own predictions.
-        hashes: (N,) uint64, content of each sample.
+        hashes: (N,) uint64, content hash of each sample.
         label_source: ``data`` or ``base``.
     """
 
@@ -63,18 +63,27 @@ def extract_features(
     progress: Callable[[Iterable[int]], Iterable[int]] = lambda batches: batches,
     processes: Processes = ALONE,
 ) -> Features:
-    """Run the backbone once over a data set and keep what the heads need, in files below ``folder``.
+    """Run the backbone once over a data set and store the features of the heads in files inside ``folder``.
 
-    Samples are visited in a random order, so that any run of neighbouring rows is a random sample: training can
-    then read the files from front to back. Memory stays flat: batches of 64 go straight to the files. A run that was
-    interrupted goes on where it was, if the folder is the same (see :func:`dyce_calibration.heads.resume.folder_for`).
+    Samples are visited in a random order, so that any range of consecutive rows is a random sample and training can
+    read the files sequentially. Memory use is constant: batches of 64 are written directly to the files. An interrupted
+    run is resumed if the folder is the same (see :func:`dyce_calibration.heads.resume.folder_for`).
 
-    Of several processes each computes its own share, every n-th sample of the one random order.
+    With n processes, each computes its own share: every n-th sample of the common random order.
+
+    Args:
+        backbone: the frozen model.
+        dataset: the images; unreadable ones have to be removed with ``Dataset.check`` before.
+        prepare: preprocessing of the images.
+        folder: folder for the files, created if needed.
+        seed: seed of the random order.
+        progress: wraps the iteration over batches.
+        processes: the processes that share the work.
 
     Raises:
-        DestinationError: the estimated space is not free.
-        DataError: a picture cannot be prepared; ``Dataset.check`` leaves such out before.
-        ModelError: the model computes NaN or infinity for a picture.
+        DestinationError: there is less free disk space than the features are estimated to need.
+        DataError: an image cannot be prepared.
+        ModelError: the model computes NaN or infinity for an image.
     """
     order = np.random.default_rng(seed).permutation(len(dataset))[processes.rank :: processes.count]
     folder.mkdir(parents=True, exist_ok=True)
@@ -97,10 +106,10 @@ def extract_features(
 
 
 class _Store:
-    """Files of rows that grow, and how far they have got.
+    """Files of rows to which rows are appended, and a record of the progress.
 
     Attributes:
-        visited: samples that need not be looked at again.
+        visited: number of samples that need not be visited again.
     """
 
     def __init__(self, folder: Path, most: int, visited: int, rows: list[NDArray[np.int64]]) -> None:
@@ -112,7 +121,7 @@ class _Store:
 
     @staticmethod
     def open(folder: Path, most: int) -> _Store:
-        """What an earlier run has left in the folder, for up to ``most`` rows."""
+        """Open the store that an earlier run left in the folder, or an empty one, for up to ``most`` rows."""
         state = resume.load(folder / _MARK, ("visited", "rows", "files"))
         if state is not None:
             paths = _paths(folder)
@@ -123,7 +132,7 @@ class _Store:
         return _Store(folder, most, 0, [])
 
     def append(self, rows: NDArray[np.int64], tensors: Sequence[Tensor]) -> None:
-        """Write the results for some samples behind those that are there."""
+        """Append the results for samples with the indices ``rows``; each tensor is (len(rows), columns) float32."""
         if not self._files:
             _check_space(self._folder, self._most * sum(tensor.shape[1] for tensor in tensors) * 4)
             for path, tensor in zip(_paths(self._folder, len(tensors)), tensors, strict=True):
@@ -134,7 +143,7 @@ class _Store:
         self._done += len(rows)
 
     def mark(self, visited: int, *, last: bool) -> None:
-        """Note on disk how far this has got, once in a while."""
+        """Record the progress on disk, at most once per interval unless this is the ``last`` batch."""
         if not last and time.monotonic() < self._marked + _SECONDS_BETWEEN_MARKS:
             return
         for file in self._files:
@@ -145,21 +154,21 @@ class _Store:
 
     @property
     def rows(self) -> NDArray[np.int64]:
-        """(N,) the sample that each row of the files belongs to."""
+        """The sample that each row of the files belongs to, (N,)."""
         return np.concatenate([np.empty(0, np.int64), *self._rows])
 
     def filled(self) -> list[NDArray[np.float32]]:
-        """For every file its rows so far (N, columns)."""
+        """Return the rows of every file that have been written, (N, columns) each."""
         return [file[: self._done] for file in self._files]
 
 
 def _paths(folder: Path, count: int | None = None) -> list[Path]:
-    """The files of a store, in order: as many as are there, or ``count``."""
+    """Return the files of a store in order: those that exist, or the first ``count``."""
     return [folder / f"{i}.npy" for i in range(len(list(folder.glob("*.npy"))) if count is None else count)]
 
 
 def _holds_rows(path: Path, rows: int) -> bool:
-    """Whether a file holds so many whole rows: opened for writing, one that was cut off would be filled with zeros."""
+    """Return whether a file holds exactly ``rows`` complete rows; opening a truncated one would pad it with zeros."""
     try:
         array = np.load(path, mmap_mode="r")
     except (OSError, ValueError, EOFError):
@@ -168,7 +177,7 @@ def _holds_rows(path: Path, rows: int) -> bool:
 
 
 def _check_numbers(dataset: Dataset, rows: NDArray[np.int64], logits: Tensor, pooled: Sequence[Tensor]) -> None:
-    """Nothing can be fitted to NaN or infinity; logits of -inf exclude a class."""
+    """Raise ModelError for NaN or infinity; a logit of -inf is allowed, since it excludes a class."""
     strange = ~(torch.isfinite(logits) | torch.isneginf(logits)).all(1) | torch.isneginf(logits).all(1)
     for tensor in pooled:
         strange |= ~torch.isfinite(tensor).all(1)
@@ -184,7 +193,7 @@ def _check_numbers(dataset: Dataset, rows: NDArray[np.int64], logits: Tensor, po
 
 def _create(path: Path, rows: int, columns: int) -> NDArray[np.float32]:
     store: NDArray[np.float32] = np.lib.format.open_memmap(path, mode="w+", dtype=np.float32, shape=(rows, columns))
-    # A full disk has to show as an error here, not as a crash when the mapped pages are written.
+    # Reserve the space now, so that a full disk raises an error here instead of crashing a write to a mapped page.
     with path.open("rb+") as file:
         os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
     return store

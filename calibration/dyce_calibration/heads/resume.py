@@ -1,4 +1,4 @@
-"""Work that outlives an interruption: a folder that belongs to one computation, and files replaced in one go."""
+"""Resuming interrupted work: a folder that belongs to one computation, and files that are replaced atomically."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _FINGERPRINT = "fingerprint"
 
 
 def fingerprint(parts: Iterable[object]) -> str:
-    """Of everything a result depends on: arrays by their bytes, all else by its ``repr``."""
+    """Hash everything that a result depends on: arrays by their bytes, all other values by their ``repr``."""
     digest = hashlib.sha256(torch.__version__.encode())
     for part in parts:
         digest.update(part.tobytes() if isinstance(part, np.ndarray) else repr(part).encode())
@@ -29,7 +29,7 @@ def fingerprint(parts: Iterable[object]) -> str:
 
 
 def folder_for(folder: Path, fingerprint: str) -> Path:
-    """The folder with what an earlier run with that fingerprint left in it; emptied if it was of another."""
+    """Return the folder with the results of an earlier run, emptied unless that run had the same fingerprint."""
     path = folder / _FINGERPRINT
     if not (path.is_file() and path.read_bytes() == fingerprint.encode()):
         with suppress(FileNotFoundError):
@@ -40,14 +40,14 @@ def folder_for(folder: Path, fingerprint: str) -> Path:
 
 
 def save(state: dict[str, Any], path: Path) -> None:
-    """Store tensors and plain values; a reader sees the old file or the new one."""
+    """Store tensors and plain values atomically: a reader sees the old file or the new one."""
     beside = path.with_suffix(".new")
     torch.save(state, beside)
     os.replace(beside, path)
 
 
 def load(path: Path, parts: Collection[str]) -> dict[str, Any] | None:
-    """What :func:`save` has stored last, with just those parts; None if there is nothing that can be read."""
+    """Return what :func:`save` stored last if its keys are ``parts``; None, with a warning if the file is unusable."""
     if not path.is_file():
         return None
     try:
@@ -62,6 +62,6 @@ def load(path: Path, parts: Collection[str]) -> dict[str, Any] | None:
 
 
 def say_damaged(path: Path, why: object) -> None:
-    """Say that what an earlier run has left cannot be used; it is computed again."""
+    """Log a warning that results of an earlier run cannot be used and are computed again."""
     reason = next(iter(str(why).splitlines()), "")
     log.warning("%s cannot be read (%s): what it held is computed again", path, reason)

@@ -1,9 +1,10 @@
-"""Exit sequence networks: exits that know what the saver and the exits before them have seen.
+"""Exit sequence networks: exits that use what the saver and the earlier exits have computed.
 
-TinySaver's (arXiv 2403.17726). Tokens are the saver's last feature map and the activation at every exit of the base,
-pooled. Each is normalised and embedded; a small causal transformer runs over them; the logits of an exit are those of
-the saver plus a linear function of its token. Saver and base stay as they are. Since no token looks at later ones, an
-exit can be computed when it is reached, from its own token and what the earlier ones have left behind.
+The architecture is that of TinySaver (arXiv 2403.17726). The tokens are the pooled last feature map of the saver and
+the pooled activation at every exit of the base model. Each is normalised and embedded, and a small causal transformer
+processes them. The logits of an exit are those of the saver plus a linear function of its token. Saver and base are
+not changed. Since no token attends to later ones, an exit can be computed as soon as it is reached, from its own token
+and the cached keys and values of the earlier ones.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ ATTENTION_HEADS = 8
 
 
 def parse_sequence(type: str) -> tuple[int, int]:
-    """Layers and width of a type such as ``esn1x64``. Raises UsageError if it is none."""
+    """Parse a type such as ``esn1x64`` into the number of layers and the width. Raises UsageError if it is invalid."""
     match = re.fullmatch(r"esn(\d+)x([1-9]\d*)", type)
     if match is None or int(match[2]) % ATTENTION_HEADS:
         raise UsageError(
@@ -36,9 +37,9 @@ def parse_sequence(type: str) -> tuple[int, int]:
 
 
 class Layer(nn.Module):
-    """Causal attention and, unless it is the last layer, two linear layers; each behind a normalisation, each added.
+    """A transformer layer: causal attention and, unless it is the last layer, two linear layers.
 
-    What a token leaves for later ones are its keys and values.
+    Both parts are residual and normalise their inputs. A token passes its keys and values on to later tokens.
     """
 
     def __init__(self, width: int, *, last: bool) -> None:
@@ -48,14 +49,14 @@ class Layer(nn.Module):
         self.mlp = None if last else nn.Sequential(nn.Linear(width, 4 * width), nn.ReLU(), nn.Linear(4 * width, width))
 
     def forward(self, token: Tensor, before: Tensor | None) -> tuple[Tensor, Tensor]:
-        """One token.
+        """Process one token.
 
         Args:
             token: (N, width).
-            before: (N, tokens, 2, width), what earlier tokens have left; None if there are none.
+            before: (N, tokens, 2, width), the keys and values of earlier tokens; None if there are none.
 
         Returns:
-            the token (N, width), and what all tokens so far have left (N, tokens + 1, 2, width).
+            the token (N, width), and the keys and values of all tokens so far (N, tokens + 1, 2, width).
         """
         query, own = self.query_key_value(normalised(token)).split([token.shape[1], 2 * token.shape[1]], dim=1)
         own = own.unflatten(1, (1, 2, -1))
@@ -68,21 +69,23 @@ class Layer(nn.Module):
 
 
 class ExitSequence(nn.Module):
-    """The whole network.
+    """An exit sequence network.
 
     Attributes:
-        width: of a token.
-        features: how many there are of the saver, then at every exit.
-        embeddings: of the saver's features, then of those at every exit.
-        layers: of the transformer; may be empty.
-        outputs: of every exit of the base.
+        width: size of a token.
+        features: number of features of the saver, then of every exit.
+        embeddings: embedding of the saver's features, then of those at every exit.
+        layers: layers of the transformer; may be empty.
+        outputs: output layer of every exit of the base model.
     """
 
     def __init__(self, features: Sequence[int], classes: int, type: str) -> None:
-        """Build it untrained.
+        """Build an untrained network.
 
         Args:
-            features: their numbers: of the saver, then at every exit.
+            features: number of features of the saver, then of every exit.
+            classes: number of classes.
+            type: see :func:`parse_sequence`.
         """
         super().__init__()
         layers, self.width = parse_sequence(type)
@@ -92,39 +95,40 @@ class ExitSequence(nn.Module):
         self.outputs = nn.ModuleList(nn.Linear(width, classes, bias=False) for _ in features[1:])
 
     def token(self, index: int, pooled: Tensor, before: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
-        """One token, when it is reached.
+        """Compute one token when its place in the network is reached.
 
         Args:
-            pooled: (N, features) at that place; index 0 is the saver.
-            before: for every layer what the tokens before have left; see :class:`Layer`.
+            index: index of the token; 0 is the saver.
+            pooled: (N, features) at that place.
+            before: for every layer the keys and values of the earlier tokens; see :class:`Layer`.
 
         Returns:
-            the token (N, width), and for every layer what there is now.
+            the token (N, width), and for every layer the keys and values including this token's.
         """
         token = F.relu(self.embeddings[index](normalised(pooled)))
-        left = []
+        caches = []
         for number, layer in enumerate(self.layers):
             token, known = layer(token, before[number] if index else None)
-            left.append(known)
-        return token, left
+            caches.append(known)
+        return token, caches
 
     def forward(self, inputs: Sequence[Tensor]) -> list[list[Tensor]]:
-        """Logits of the saver and of every exit, all at once.
+        """Return the logits (N, classes) of the saver and of every exit.
 
         Args:
-            inputs: pooled features of the saver and at every exit, then the saver's logits.
+            inputs: pooled features of the saver and of every exit, then the saver's logits.
         """
         *pooled, saver = inputs
-        left: list[Tensor] = []
+        caches: list[Tensor] = []
         logits = [[saver]]
         for index, features in enumerate(pooled):
-            token, left = self.token(index, features, left)
+            token, caches = self.token(index, features, caches)
             if index:
                 logits.append([saver + self.outputs[index - 1](token)])
         return logits
 
     def macs(self, index: int) -> int:
-        """Multiply-accumulates of one sample at an exit, from 1; the first one pays for the saver's token."""
+        """Return the multiply-accumulates of one sample at an exit, from 1; the first includes the saver's token."""
         of_saver = self._macs_of_token(0) if index == 1 and self.layers else 0
         return of_saver + self._macs_of_token(index) + self.width * self.classes
 
@@ -135,7 +139,7 @@ class ExitSequence(nn.Module):
 
 
 def normalised(tensor: Tensor) -> Tensor:
-    """Over the features, to mean 0 and variance 1; a linear layer follows everywhere, so nothing is learnt here."""
+    """Normalise the features to mean 0 and variance 1; without learnt scale, since a linear layer always follows."""
     return F.layer_norm(tensor, tensor.shape[1:])
 
 
@@ -151,10 +155,13 @@ def train_sequence(
 ) -> ExitSequence:
     """Train a network on cached features.
 
-    With ``recipe.hard_first`` the confidence of the saver says how much a sample counts.
+    With ``recipe.hard_first`` each sample is weighted by the saver's lack of confidence.
 
     Args:
-        features: ``exits`` are the pooled features of the saver, those at every exit, and the saver's logits.
+        features: features whose ``exits`` are the pooled features of the saver, those of every exit, and the saver's
+            logits.
+        type: see :func:`parse_sequence`.
+        seed: seed of the initial weights and of the order of batches.
         checkpoint, processes: as in :func:`dyce_calibration.heads.training.train_heads`.
     """
     with torch.random.fork_rng(devices=[]):

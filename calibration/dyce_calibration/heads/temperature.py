@@ -1,4 +1,4 @@
-"""Temperature scaling: one number per head, so that confidences mean what they say."""
+"""Temperature scaling: one number per head that calibrates its confidences."""
 
 from __future__ import annotations
 
@@ -7,32 +7,33 @@ from numpy.typing import NDArray
 
 from dyce_runtime.errors import DataError
 
-# T is at most this many times the mean margin between the two largest logits; all classes are then nearly as likely.
+# T is at most this many times the mean margin between the two largest logits; all classes are then nearly equal.
 _VAGUEST = 100.0
-# Nine margins in ten are at most this many times T: 1 - exp(-14) is 14 units in the last place of float32 below 1, so
+# For nine margins in ten, margin / T is at most this: 1 - exp(-14) is 14 units in the last place of float32 below 1, so
 # these confidences do not all round to 1.
 _SUREST = 14.0
 _STEPS = 60
 
 
 def fit_temperature(logits: NDArray[np.float32], labels: NDArray[np.int64]) -> float:
-    """The T that minimises the cross-entropy between the labels and softmax(logits / T) (Guo et al. 2017).
+    """Return the T that minimises the cross-entropy between the labels and softmax(logits / T) (Guo et al. 2017).
 
-    Where all n samples are right, the labels alone would drive T to 0 and every confidence to 1. By Laplace's rule of
-    succession n samples support a confidence of about (n + 1) / (n + 2), so each label counts that much and the
-    likeliest other class the rest, as in Platt's scaling (1999). T is proportional to the scale of the logits.
+    If all n samples are classified correctly, the labels alone would drive T to 0 and every confidence to 1. By
+    Laplace's rule of succession n samples support a confidence of about (n + 1) / (n + 2), so each label has that
+    weight, and the most likely other class gets the rest, as in Platt's scaling (1999). T is proportional to the scale
+    of the logits.
 
     Args:
         logits: (N, classes); -inf excludes a class.
         labels: (N,).
 
     Returns:
-        1 for logits that cannot tell, such as constant ones.
+        the temperature; 1 if the logits do not determine it, for instance because they are constant.
 
     Raises:
         DataError: logits are NaN or infinite.
     """
-    below, target = _against_the_top(logits, labels)
+    below, target = _relative_to_largest(logits, labels)
     margins = -np.partition(below, -2, axis=1)[:, -2] if len(below) else np.empty(0)
     margins = margins[margins > 0]
     if len(margins) == 0:
@@ -55,18 +56,19 @@ def fit_temperature(logits: NDArray[np.float32], labels: NDArray[np.int64]) -> f
 
 
 def softmax(logits: NDArray[np.float32], temperature: float) -> NDArray[np.float32]:
-    """softmax(logits / temperature) over the last axis, in float32 as the heads compute it."""
+    """Return softmax(logits / temperature) over the last axis, in float32 as the heads compute it."""
     scaled = logits.astype(np.float32) / np.float32(temperature)
     exponentials = np.exp(scaled - scaled.max(axis=-1, keepdims=True))
     return np.asarray(exponentials / exponentials.sum(axis=-1, keepdims=True), np.float32)
 
 
-def _against_the_top(
+def _relative_to_largest(
     logits: NDArray[np.float32], labels: NDArray[np.int64]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Logits minus the largest of their sample, (n, classes), and their expectation under the smoothed labels, (n,).
+    """Return the logits minus the largest of their sample, (n, classes), and the expected value of these, (n,).
 
-    Samples that say nothing about a temperature are left out: those whose label, or every other class, is excluded.
+    The expectation is taken under the smoothed labels. Samples that do not depend on a temperature are left out: those
+    whose label, or every other class, is excluded.
     """
     top = logits.max(axis=1, keepdims=True)
     strange = int((~np.isfinite(top)).sum())

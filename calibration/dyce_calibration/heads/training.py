@@ -30,18 +30,23 @@ class Recipe:
     """How heads are trained: AdamW, cosine schedule with warm-up, label smoothing.
 
     The loss is (1 - distillation) * cross-entropy + distillation * T^2 KL(softmax(base / T) || softmax(head / T)) with
-    T = ``distillation_temperature``; without labels it is all distillation.
+    T = ``distillation_temperature``; without labels it is distillation alone.
 
     Attributes:
-        batch: samples per step, of all processes together.
-        by_width: divide the learning rate by the square root of a layer's inputs, so that one rate serves a linear head
+        epochs: passes over the features.
+        batch: samples per step, over all processes.
+        learning_rate: largest learning rate of the schedule.
+        by_width: divide the learning rate by the square root of a layer's inputs, so that one rate suits a linear head
             on 32 features and five layers of 1000 (docs/recipes.md).
+        weight_decay: weight decay of AdamW.
         warmup: share of the steps with a rising learning rate.
+        label_smoothing: probability mass that is spread over all classes.
         distillation: share of the soft targets in the loss, 0 to 1.
-        hard_first: weigh every sample by 2 * (1 - confidence of the first exit), so that samples that leave there
-            count less at the later ones; the first exit itself sees all alike.
-        average: decay of the moving average of the weights that is kept in the end; 0 keeps the last weights. It
-            rises from 0.1 as (1 + step) / (10 + step), or few steps would keep the initial weights.
+        distillation_temperature: T of the soft targets.
+        hard_first: weight every sample by 2 * (1 - confidence of the first exit), so that samples that exit there
+            count less at the later ones; at the first exit itself all samples have equal weight.
+        average: decay of the moving average of the weights that is kept in the end; 0 keeps the last weights. The
+            decay rises from 0.1 as (1 + step) / (10 + step), or few steps would keep the initial weights.
     """
 
     epochs: int = 30
@@ -57,7 +62,7 @@ class Recipe:
     average: float = 0.0
 
     def rate_of(self, inputs: int) -> float:
-        """The learning rate of a layer with that many inputs."""
+        """Return the learning rate of a layer with that many inputs."""
         return self.learning_rate / inputs**0.5 if self.by_width else self.learning_rate
 
 
@@ -67,10 +72,11 @@ PUBLISHED = Recipe(epochs=50, learning_rate=6.25e-4, by_width=False, hard_first=
 
 @dataclass(frozen=True)
 class TrainedHead:
-    """A head as numbers.
+    """The weights of a head.
 
     Attributes:
-        layers: weight (out, in) and bias (out,) of each linear layer, float32; ReLU stands between them.
+        type: such as ``mlp1x1000``; see :func:`make_mlp`.
+        layers: weight (out, in) and bias (out,) of each linear layer, float32, with ReLU between the layers.
         temperature: divisor of the logits before the softmax.
     """
 
@@ -79,7 +85,7 @@ class TrainedHead:
     temperature: float = 1.0
 
     def logits(self, pooled: Tensor) -> Tensor:
-        """Unscaled logits (N, classes) of pooled activations (N, features), computed in the dtype of these."""
+        """Return unscaled logits (N, classes) for pooled activations (N, features), computed in the dtype of these."""
         for index, layer in enumerate(self.layers):
             weight, bias = (torch.from_numpy(part).to(pooled.dtype) for part in layer)
             pooled = F.linear(F.relu(pooled) if index else pooled, weight, bias)
@@ -87,12 +93,12 @@ class TrainedHead:
 
     @property
     def macs(self) -> int:
-        """Multiply-accumulates of one sample, pooling not counted."""
+        """Multiply-accumulates of one sample, without pooling."""
         return sum(weight.size for weight, _ in self.layers)
 
 
 def parse_type(type: str) -> tuple[int, int]:
-    """Layers and hidden width of a head type. Raises UsageError if it is none."""
+    """Parse a head type into the number of layers and the hidden width. Raises UsageError if it is invalid."""
     match = re.fullmatch(r"mlp([1-9]\d*)x([1-9]\d*)", type)
     if match is None:
         raise UsageError(f"there is no head type {type!r}; expected mlp<layers>x<width>, such as {DEFAULT_TYPE}")
@@ -100,7 +106,7 @@ def parse_type(type: str) -> tuple[int, int]:
 
 
 def make_mlp(type: str, features: int, classes: int) -> nn.Sequential:
-    """A head of the given type, ``mlp<layers>x<hidden width>``: truncated normal weights, zero biases.
+    """Build a head of type ``mlp<layers>x<hidden width>``, with truncated normal weights and zero biases.
 
     ``mlp1x1000`` is a single linear layer: the width is that of hidden layers, of which it has none.
     """
@@ -125,16 +131,18 @@ def train_heads(
     checkpoint: Path | None = None,
     processes: Processes = ALONE,
 ) -> list[list[TrainedHead]]:
-    """Train a head of every type at every exit, all together, on the same batches; returns them exit by exit.
+    """Train a head of every type at every exit, all together on the same batches; return them exit by exit.
 
-    Features are standardised for training (mean 0, variance 1 over the data set); the exported first layer takes
-    the raw ones, with the standardisation folded in.
+    Features are standardised for training (mean 0, variance 1 over the data set). The exported first layer takes the
+    raw features, since the standardisation is folded into it.
 
     Args:
-        checkpoint: file that takes the state after every epoch. Training that was interrupted goes on from there and
-            ends as it would have.
-        processes: each with its own share of the features. They end with the same heads, those that one process
-            would have trained on all of them, but for rounding.
+        seed: seed of the initial weights and of the order of batches.
+        progress: wraps the iteration over epochs.
+        checkpoint: file to which the state is saved after every epoch. Interrupted training resumes from it and ends
+            with the same result.
+        processes: processes with their own shares of the features. They all end with the heads that one process would
+            have trained on all features, except for rounding.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -149,7 +157,7 @@ def train_heads(
 
 
 class _Heads(nn.Module):
-    """All heads of all exits as one module: inputs exit by exit to logits exit by exit, head by head."""
+    """All heads of all exits as one module: maps inputs, exit by exit, to logits, exit by exit and head by head."""
 
     def __init__(self, heads: Iterable[Sequence[nn.Sequential]]) -> None:
         super().__init__()
@@ -174,17 +182,17 @@ def fit(
     """Train a module on cached features, in place.
 
     Args:
-        heads: takes features exit by exit, returns logits exit by exit, head by head. Its linear layers are trained.
-        moments: of every exit, what is subtracted from its features and what they are divided by.
+        heads: maps features exit by exit to logits exit by exit, head by head. Its linear layers are trained.
+        moments: for every exit, the offset and the divisor by which its features are standardised.
         progress, checkpoint, processes: see :func:`train_heads`.
     """
     samples = int(processes.sum(torch.tensor(len(features))))
     steps = math.ceil(samples / recipe.batch)
     state = _State(heads, recipe, steps * recipe.epochs)
-    finished = state.go_on(checkpoint, processes)
+    finished = state.restore(checkpoint, processes)
     model = processes.together(heads)
     own = math.ceil(recipe.batch / processes.count)
-    # The mean over the whole batch, as `together` averages gradients over processes.
+    # Dividing by this gives the mean over the whole batch, since `together` averages gradients over processes.
     size = min(recipe.batch, samples) / processes.count
     for epoch in progress(range(recipe.epochs)):
         if epoch < finished:
@@ -201,7 +209,7 @@ def fit(
 
 
 class _State:
-    """Everything that training changes."""
+    """The state of training: weights, optimiser, schedule and moving average."""
 
     def __init__(self, heads: nn.Module, recipe: Recipe, steps: int) -> None:
         self._heads = heads
@@ -224,11 +232,11 @@ class _State:
             parts = {name: part.state_dict() for name, part in self._parts().items()}
             resume.save({"epochs": epochs, "random": torch.get_rng_state(), **parts}, path)
 
-    def go_on(self, path: Path | None, processes: Processes) -> int:
-        """Take up what was saved last; returns how many epochs are done."""
+    def restore(self, path: Path | None, processes: Processes) -> int:
+        """Restore the state that was saved last; return the number of epochs that are done."""
         found = None if path is None else resume.load(path, ("epochs", "random", *self._parts()))
         done = processes.gather(np.array([0 if found is None else found["epochs"]]))
-        # Processes that were stopped one after another may differ by an epoch: then all begin again.
+        # Processes that were not stopped at once may differ by an epoch; then all start again.
         if found is None or done.min() != done.max():
             return 0
         for name, part in self._parts().items():
@@ -241,7 +249,7 @@ class _State:
 
 
 def _losses(logits: Sequence[Sequence[Tensor]], targets: _Targets, recipe: Recipe) -> Tensor:
-    """(N,) the loss of every sample, summed over all heads."""
+    """Return the loss of every sample, summed over all heads, (N,)."""
     weight = torch.ones(len(logits[0][0]))
     total = torch.zeros_like(weight)
     for number, of_exit in enumerate(logits):
@@ -253,7 +261,7 @@ def _losses(logits: Sequence[Sequence[Tensor]], targets: _Targets, recipe: Recip
 
 
 class _Average:
-    """A moving average of parameters beside the parameters that are trained."""
+    """A moving average of the parameters, kept beside them during training."""
 
     def __init__(self, parameters: Sequence[nn.Parameter], decay: float) -> None:
         self._parameters, self._decay, self._step = parameters, decay, 0
@@ -272,7 +280,7 @@ class _Average:
         self._step, self._average = state["step"], state["average"]
 
     def keep(self) -> None:
-        """Put the average in the place of the parameters."""
+        """Replace the parameters by their averages."""
         for parameter, average in zip(self._parameters, self._average, strict=False):
             parameter.data.copy_(average)
 
@@ -280,10 +288,13 @@ class _Average:
 def untrained_heads(
     pooled: Sequence[Tensor], classes: int, types: Sequence[str], *, seed: int
 ) -> list[list[TrainedHead]]:
-    """Heads with random weights, for structure and speed, exit by exit.
+    """Return heads with random weights, exit by exit, for tests of structure and speed.
 
-    Their logits are scaled so that confidences differ between inputs: otherwise no exit decision could be
-    verified. ``pooled`` holds, per exit, pooled activations (N, features) of a few inputs.
+    Their temperatures are chosen so that confidences differ between inputs: otherwise no exit decision could be
+    verified.
+
+    Args:
+        pooled: for every exit, pooled activations (N, features) of a few inputs.
     """
     heads = []
     with torch.random.fork_rng(devices=[]):
@@ -312,7 +323,7 @@ class _Targets:
         return _Targets(labels, torch.from_numpy(features.logits[rows]))
 
     def losses(self, logits: Tensor, recipe: Recipe) -> Tensor:
-        """(N,) the loss of every sample."""
+        """Return the loss of every sample, (N,)."""
         soft = recipe.distillation if self.labels is not None else 1.0
         total = torch.zeros(len(logits))
         if self.labels is not None and soft < 1:
@@ -327,13 +338,13 @@ class _Targets:
 
 
 def _batches(count: int, size: int) -> Iterator[slice]:
-    """Neighbouring rows, in a random order of batches: the rows themselves are shuffled on disk."""
+    """Yield ranges of consecutive rows in random order; the rows themselves were shuffled when they were stored."""
     for number in torch.randperm(count).tolist():
         yield slice(number * size, (number + 1) * size)
 
 
 def _moments(store: NDArray[np.float32], processes: Processes) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation of each feature over the rows of all processes, in one pass over the file."""
+    """Return mean and standard deviation of each feature over all processes, in one pass over the file."""
     sums = np.zeros((3, store.shape[1]))
     for rows in range(0, len(store), 4096):
         chunk = store[rows : rows + 4096].astype(np.float64)
@@ -341,7 +352,7 @@ def _moments(store: NDArray[np.float32], processes: Processes) -> tuple[Tensor, 
     count, total, squares = processes.sum(torch.from_numpy(sums)).numpy()
     mean = total / count
     std = np.sqrt(np.maximum(squares / count - mean**2, 0))
-    # A constant feature carries nothing; a tiny divisor would turn its rounding errors into signal.
+    # A constant feature carries no information, and a tiny divisor would amplify its rounding errors.
     std = np.maximum(std, 1e-4 * std.max() + 1e-12)
     return torch.from_numpy(mean.astype(np.float32)), torch.from_numpy(std.astype(np.float32))
 

@@ -1,7 +1,7 @@
-"""The report of a bundle: one HTML file that opens anywhere, offline.
+"""The report of a bundle: one HTML file that can be opened anywhere, offline.
 
-:func:`make_contents` says what stands in it, as data (numpy only); :func:`write_report` makes the page;
-:func:`renew_measured` renews the part of it that a benchmark fills.
+:func:`make_contents` computes the contents as data (with numpy only); :func:`write_report` makes the page;
+:func:`renew_measured` updates the parts of it that a benchmark fills.
 """
 
 from dyce_calibration.report.contents import Contents, make_contents

@@ -1,4 +1,4 @@
-"""What stands in a report, as data: everything is computed here, with numpy only."""
+"""The contents of a report as data: everything is computed here, with numpy only."""
 
 from __future__ import annotations
 
@@ -19,22 +19,22 @@ from dyce_runtime.bundle.manifest import Splits
 from dyce_runtime.bundle.measured import NOTHING, MeasuredHere
 from dyce_runtime.errors import DataError, UsageError
 
-# In the order in which they are used.
+# In order of use.
 SPLITS = ("heads", "temperature", "search", "certification", "test")
-# Weights of the one-pass search, and the most work (samples x heads x exits) for which it takes about ten seconds.
+# Weights of the one-pass search, and the largest amount of work (samples x heads x exits), about ten seconds.
 _WEIGHTS = 20
 _MOST_WORK = 3_000_000
 
 
 @dataclass(frozen=True)
 class Baseline:
-    """Configurations found another way on the split ``search``, cheapest first, as the split ``test`` sees them.
+    """Configurations that another method found on the split ``search``, with their figures on the split ``test``.
 
     Attributes:
         method: ``samethres`` or ``onepass``.
-        costs: relative to the full model.
+        costs: relative to the full model, ascending.
         accuracies: fractions, one for each cost.
-        missing: why there are none; empty if there are.
+        missing: why there are no configurations; empty if there are some.
     """
 
     method: str
@@ -45,18 +45,23 @@ class Baseline:
 
 @dataclass(frozen=True)
 class Contents:
-    """What :func:`dyce_calibration.report.write_report` shows.
+    """The contents of the report that :func:`dyce_calibration.report.write_report` makes.
 
     Attributes:
-        samples: per split, in the order of use.
+        model_name: name of the model.
+        class_names: class names in index order; None shows indices.
+        samples: number of samples per split, in order of use.
+        costs: the costs with which the configurations were searched.
         exits: ids in execution order, ``final`` last; the order of every ``share_per_exit``.
         configurations: those with figures on the splits ``search`` and ``test``.
-        uncut: the model as it was.
+        uncut: figures of the full model.
+        baselines: results of other search methods.
         reliability: of every head on the split ``test``, the final head last.
+        examples: example images.
         splits: where the samples come from; None if that is not known.
-        suspicious: what speaks against the results, a sentence each.
-        times: what each piece takes, in milliseconds; None where that was not measured.
-        measured: what a benchmark has measured of configurations here.
+        suspicious: reasons to doubt the results, one sentence each.
+        times: milliseconds of each piece; None if they were not measured.
+        measured: what a benchmark measured of the configurations on this machine.
     """
 
     model_name: str
@@ -87,17 +92,18 @@ def make_contents(
     times: CostTable | None = None,
     measured: MeasuredHere = NOTHING,
 ) -> Contents:
-    """Compute what a report shows.
+    """Compute the contents of a report.
 
     Args:
+        model_name: name of the model.
         class_names: in index order; None shows indices.
-        records: with the splits ``search`` and ``test``; others are counted only.
-        costs: those that the configurations were searched with.
+        records: records that contain the splits ``search`` and ``test``; samples of other splits are only counted.
+        costs: the costs with which the configurations were searched.
         configurations: as ``choose`` returns them. Those without figures on both splits are left out.
         examples: as ``choose_examples`` returns them; may be empty.
-        splits, suspicious: of the manifest.
-        times: of the same pieces, in milliseconds: what the drawing of the network shows, instead of ``costs``.
-        measured: what a benchmark has measured of them here.
+        splits, suspicious: from the manifest.
+        times: milliseconds of the same pieces, which the drawing of the network shows instead of ``costs``.
+        measured: what a benchmark measured of the configurations on this machine.
 
     Raises:
         DataError: a split has no samples, a head has no cost, or the configurations were searched in another unit or

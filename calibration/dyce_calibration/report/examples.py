@@ -1,4 +1,4 @@
-"""Example pictures: which samples of the test split leave first, and which go to the end."""
+"""Example images: test samples that exit first, and test samples that reach the final head."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ _RGB = Preprocessing(LONGEST_EDGE, (LONGEST_EDGE, LONGEST_EDGE), "bilinear", (0.
 
 @dataclass(frozen=True)
 class Example:
-    """One picture and where it goes.
+    """An image and the exit that it takes.
 
     Attributes:
-        png: the picture, its longest edge at most 96 pixels.
+        png: the image as PNG, its longest edge at most 96 pixels.
         label, predicted: class indices.
-        exit: id of the exit where it leaves.
-        confidence: of the head that it leaves with.
-        configuration: name of the configuration under which it leaves there; may be empty.
+        exit: id of the exit taken.
+        confidence: confidence of the head taken.
+        configuration: name of the configuration under which the exit is taken; may be empty.
     """
 
     png: bytes
@@ -51,38 +51,38 @@ class Example:
 def choose_examples(
     records: Records, configuration: Configuration, picture: Callable[[int], Picture] | None
 ) -> tuple[Example, ...]:
-    """Six pictures that leave at the first exit that is on, then six that go to the end; fewer if there are fewer.
+    """Choose six images that exit at the first enabled exit, then six that reach the final head, or fewer.
 
-    Only samples of the split ``test`` are taken: those that the first head is most sure of, and those of the ones
-    that go to the end that it is least sure of.
+    Only samples of the split ``test`` are considered: those of which the first head is most confident, and, among those
+    that reach the final head, those of which the first head is least confident.
 
     Args:
-        picture: gives the picture of a row of ``records``. None if there are no pictures; the result is then empty.
+        picture: returns the image of a row of ``records``. None if there are no images; the result is then empty.
 
     Returns:
-        Nothing, too, if every exit is off.
+        the examples; empty, too, if every exit is off.
 
     Raises:
         KeyError: the configuration uses a head that was not recorded.
-        DataError: a picture cannot be read.
+        DataError: an image cannot be read.
     """
     columns = [records.column(exit, on.head) for exit, on in configuration.exits.items()]
     if picture is None or not columns:
         return ()
-    first = min(columns)  # columns stand in execution order
-    left = _leaving_columns(records, configuration)
+    first = min(columns)  # columns are in execution order
+    exit_columns = _leaving_columns(records, configuration)
     test = np.flatnonzero(records.split == "test")
     by_confidence = test[np.argsort(-records.scores[test, first], kind="stable")]
-    early = by_confidence[left[by_confidence] == first][:EACH]
-    late = by_confidence[left[by_confidence] == len(records.heads)][::-1][:EACH]
+    early = by_confidence[exit_columns[by_confidence] == first][:EACH]
+    late = by_confidence[exit_columns[by_confidence] == len(records.heads)][::-1][:EACH]
     exits = (*(exit for exit, _ in records.heads), FINAL)
     return tuple(
         Example(
             png=_to_png(picture(row), row),
             label=int(records.labels[row]),
-            exit=exits[left[row]],
-            confidence=float(records.scores[row, left[row]]),
-            predicted=int(records.predictions[row, left[row]]),
+            exit=exits[exit_columns[row]],
+            confidence=float(records.scores[row, exit_columns[row]]),
+            predicted=int(records.predictions[row, exit_columns[row]]),
             configuration=configuration.name,
         )
         for row in (*early.tolist(), *late.tolist())
@@ -90,13 +90,13 @@ def choose_examples(
 
 
 def _leaving_columns(records: Records, configuration: Configuration) -> NDArray[np.int64]:
-    """(N,) the column of the head that each sample leaves with: the first that is strictly over its threshold."""
-    left = np.full(len(records), len(records.heads))
+    """Return for each sample the column of the first head whose confidence is strictly over its threshold, (N,)."""
+    exit_columns = np.full(len(records), len(records.heads))
     for exit, on in configuration.exits.items():
         column = records.column(exit, on.head)
         leave = leaves(records.scores[:, column], on.threshold)
-        left[leave] = np.minimum(left[leave], column)
-    return left
+        exit_columns[leave] = np.minimum(exit_columns[leave], column)
+    return exit_columns
 
 
 def _to_png(picture: Picture, row: int) -> bytes:
@@ -105,13 +105,13 @@ def _to_png(picture: Picture, row: int) -> bytes:
         image.thumbnail((LONGEST_EDGE, LONGEST_EDGE))
         file = io.BytesIO()
         image.save(file, "png", optimize=True)
-    except Exception as error:  # what Pillow and arrays of odd shapes raise
+    except Exception as error:  # Pillow raises various errors, as do arrays of unexpected shapes
         raise DataError(f"the picture of sample {row} of the records cannot be read: {error}") from error
     return file.getvalue()
 
 
 def _open(picture: Picture) -> Image.Image:
-    """In RGB: of an array with other channels the first three, or the first."""
+    """Open an image in RGB; of an array with more channels the first three are used, of one with fewer the first."""
     from PIL import Image
 
     if isinstance(picture, (str, Path)) and is_array_file(picture):
@@ -122,7 +122,7 @@ def _open(picture: Picture) -> Image.Image:
 
 
 def _as_bytes(array: NDArray[Any]) -> NDArray[np.uint8]:
-    """An array (H, W[, C]) as Pillow can show it; floats that leave 0 to 1 from the lowest to the highest."""
+    """Convert an array (H, W[, C]) for Pillow; floats outside 0 to 1 are rescaled from lowest to highest value."""
     shown = array if array.ndim == 2 else array[..., :3] if array.shape[2] >= 3 else array[..., 0]
     if shown.dtype == np.uint8:
         return np.ascontiguousarray(shown)

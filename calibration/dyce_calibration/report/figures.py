@@ -1,4 +1,4 @@
-"""The plots of a report, drawn by Bokeh: plain JSON that its script turns into pictures in the browser."""
+"""The plots of a report, made with Bokeh as plain JSON that its script draws in the browser."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from dyce_calibration.report.contents import Contents
 from dyce_calibration.report.reliability import BINS, EDGES, Reliability
 from dyce_calibration.report.views import View
 
-# They read on a light and on a dark page, and differ for the colour-blind (after Okabe and Ito).
+# Legible on light and dark pages, and distinguishable for the colour-blind (after Okabe and Ito).
 COLOURS = {
     "search": "#3b8fd0",
     "test": "#d9640a",
@@ -24,16 +24,16 @@ COLOURS = {
     "accuracy": "#d9640a",
     "samples": "#8c8c8c",
 }
-# Bars that rest on fewer samples are pale.
+# Bars for fewer samples than this are pale.
 FEW = 20
 _COST = "cost relative to the full model"
 
 
 def front_plot(contents: Contents, views: Sequence[View]) -> Any:
-    """Cost against accuracy: the front on both splits, the baselines and the uncut model on test.
+    """Plot accuracy against cost: the front on both splits, the baselines and the uncut model on the split test.
 
-    The data source ``chosen-data`` holds the point that the slider stands on; those called ``search`` and ``test`` can
-    be tapped.
+    The data source ``chosen-data`` holds the configuration selected by the slider; points of the sources ``search`` and
+    ``test`` can be tapped.
     """
     plot = _figure(_COST, "accuracy", 420, tools="box_zoom,zoom_out,reset", toolbar_location="above")
     plot.toolbar.logo = plot.toolbar.active_drag = None  # a finger on the plot scrolls the page
@@ -64,7 +64,7 @@ def front_plot(contents: Contents, views: Sequence[View]) -> Any:
 
 
 def reliability_plot(head: Reliability) -> Any:
-    """Accuracy per bin of confidence, and below it the share of the samples in each bin."""
+    """Plot the accuracy per bin of confidence, and below it the share of the samples in each bin."""
     plot = _figure("confidence", "accuracy; share of samples", 240, tools="", toolbar_location=None)
     plot.x_range, plot.y_range = Range1d(start=0, end=1), Range1d(start=0, end=1)
     filled = head.counts > 0
@@ -98,12 +98,12 @@ def reliability_plot(head: Reliability) -> Any:
 
 
 def as_json(plot: Any) -> dict[str, Any]:
-    """A plot as the script of Bokeh takes it."""
+    """Return a plot as JSON for Bokeh's script."""
     return dict(json_item(plot))
 
 
 def _figure(x: str, y: str, height: int, **options: Any) -> Any:
-    """An empty plot without a background; the page's script colours axes and grid."""
+    """Return an empty plot without a background; the page's script colours axes and grid."""
     plot = figure(height=height, sizing_mode="stretch_width", x_axis_label=x, y_axis_label=y, **options)
     plot.background_fill_color = plot.border_fill_color = plot.outline_line_color = None
     plot.axis.axis_label_text_font_style = "normal"
@@ -112,7 +112,7 @@ def _figure(x: str, y: str, height: int, **options: Any) -> Any:
 
 
 def _series(plot: Any, views: Sequence[View], which: int, split: str) -> Any:
-    """One split's points along the front, joined in its order; the points can be tapped."""
+    """Draw the points of one split along the front, joined in that order; the points can be tapped."""
     source = ColumnDataSource(
         {
             "x": [view.costs[which] for view in views],
@@ -129,7 +129,7 @@ def _series(plot: Any, views: Sequence[View], which: int, split: str) -> Any:
 
 
 def _label_named(plot: Any, contents: Contents, views: Sequence[View]) -> None:
-    """Names beside their points on the split test; those that share a point share a label."""
+    """Label the named configurations on the split test; those with equal figures share one label."""
     assert contents.uncut.test is not None
     names: dict[tuple[float, float], list[str]] = {(1.0, contents.uncut.test.accuracy): ["uncut model"]}
     for name, entry in contents.configurations.named.items():
@@ -140,7 +140,7 @@ def _label_named(plot: Any, contents: Contents, views: Sequence[View]) -> None:
         [x for x, _ in points],
         [y for _, y in points],
         text=[", ".join(names[point]) for point in points],
-        # Labels alternate above and below their points; those near the right edge stand to the left, inside the plot.
+        # Labels alternate above and below their points; near the right edge they are on the left, inside the plot.
         x_offset=[-8 if x > 0.8 else 8 for x, _ in points],
         y_offset=[(-8, 18)[index % 2] for index in range(len(points))],
         text_align=["right" if x > 0.8 else "left" for x, _ in points],
@@ -150,9 +150,10 @@ def _label_named(plot: Any, contents: Contents, views: Sequence[View]) -> None:
 
 
 def _ranges(contents: Contents, views: Sequence[View]) -> tuple[Range1d, Range1d]:
-    """Where decisions are made: from below the worst named configuration up, and all costs from there on.
+    """Return the initial axis ranges: accuracies from slightly below the worst named configuration, and their costs.
 
-    The cheap end of a front, which loses ten times what anybody wants, would flatten the rest; zooming out shows it.
+    The cheap end of a front loses far more accuracy than is acceptable and would flatten the rest of the plot;
+    zooming out shows it.
     """
     named = [entry for entry in contents.configurations.named.values() if entry.search and entry.test]
     shown = [figures for entry in (contents.uncut, *named) for figures in (entry.search, entry.test) if figures]

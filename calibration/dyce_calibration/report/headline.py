@@ -1,4 +1,4 @@
-"""The sentence that a report opens with: what the bundle saves, what it loses, and where that is known from."""
+"""The first sentence of a report: what the bundle saves, what it loses, and on what evidence."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from dyce_runtime.bundle.measured import BenchFigures, MeasuredHere
 from dyce_runtime.measure.bench_loss import judge
 from dyce_runtime.measure.bench_verdict import best_of, loss_words
 
-# Whose figures open the report before anything is measured, the first of these that turns an exit on.
+# Without measurements, the report opens with the first of these configurations that enables an exit.
 _FIRST = ("balanced", "accurate", "fast", "certified")
 _UNITS = {"macs": "multiply-accumulates", "ms": "time", "joules": "energy"}
 
 
 def headline(configurations: Configurations, measured: MeasuredHere) -> str:
-    """A paragraph in HTML: measured times where a benchmark kept them, what the test split says otherwise."""
+    """Return a paragraph of HTML: measured times if a benchmark stored them, otherwise figures of the test split."""
     early = {name: entry for name, entry in configurations.named.items() if entry.exits}
     order = [*(name for name in _FIRST if name in early), *(name for name in early if name not in _FIRST)]
     benched = {name: found for name, entry in early.items() if (found := measured.figures(entry)) is not None}
@@ -27,7 +27,7 @@ def headline(configurations: Configurations, measured: MeasuredHere) -> str:
             "No configuration stops early: within the losses that were allowed nothing is cheaper than the full model."
         )
     elif timed:
-        best = best_of(timed)  # the one that the benchmark named
+        best = best_of(timed)  # the same choice as the benchmark's verdict
         text = _measured(best, benched[best["name"]])
     else:
         text = _searched(order[0], early[order[0]], configurations.unit)
@@ -35,7 +35,7 @@ def headline(configurations: Configurations, measured: MeasuredHere) -> str:
 
 
 def _as_measured(name: str, entry: Entry, bench: BenchFigures) -> dict[str, Any]:
-    """A configuration as the ``bench`` document has it."""
+    """Describe a configuration in the format of the ``bench`` document."""
     known = bench.loss is not None and bench.loss_error is not None
     return {
         "name": name,

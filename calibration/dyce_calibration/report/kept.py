@@ -1,4 +1,4 @@
-"""Parts of a page between two marks: renewed by themselves, or carried over to the next page."""
+"""Parts of a page between two marks: updated separately, or carried over to the next page."""
 
 from __future__ import annotations
 
@@ -8,25 +8,25 @@ _OUTDATED = '<p class="note" id="outdated">'
 
 
 def marked(name: str, text: str) -> str:
-    """A part, with marks around it that alone remain where it is empty."""
+    """Return a part with marks around it; the marks remain even if the part is empty."""
     return f"<!-- {name} -->\n{text}<!-- end of {name} -->"
 
 
 def part_of(page: str, name: str) -> str | None:
-    """What stands between the marks; None if they are not there."""
+    """Return the text between the marks of a part; None if there are no marks."""
     _, start, rest = page.partition(f"<!-- {name} -->\n")
     text, end, _ = rest.partition(f"<!-- end of {name} -->")
     return text if start and end else None
 
 
 def with_part(page: str, name: str, text: str) -> str:
-    """The page with another text between the marks; the same page if they are not there."""
+    """Replace the text between the marks of a part; the page is returned unchanged if there are no marks."""
     known = part_of(page, name)
     return page if known is None else page.replace(marked(name, known), marked(name, text), 1)
 
 
 def with_kept_pictures(page: str, before: str) -> str:
-    """A page without example pictures gets those of the page before it, which says when they were taken."""
+    """Add the example images of the previous page, with a note on their age, to a page that has none."""
     old = part_of(before, "pictures")
     if not old or part_of(page, "pictures"):
         return page
@@ -37,7 +37,7 @@ def with_kept_pictures(page: str, before: str) -> str:
 
 
 def marked_outdated(page: str, date: str, reason: str) -> str:
-    """A page that says of itself that configurations were chosen again since, and why it was not drawn again."""
+    """Add a note to a page that configurations were chosen again since, and why the page was not drawn again."""
     note = (
         f"{_OUTDATED}<b>Outdated:</b> configurations were chosen again on {date}, and {reason}. <code>dyce inspect"
         "</code> shows those of today; <code>dyce search</code> where the report can be drawn renews this page.</p>\n"

@@ -1,4 +1,4 @@
-"""The parts of a report that a benchmark fills: made without the rest, so that a device can renew them by itself."""
+"""The parts of a report that a benchmark fills, made separately so that a device can update them by itself."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ _COLUMNS = ("Median, ms", "90 % quantile, ms", "Time saved", "Loses, points", "A
 
 
 def measured_section(configurations: Configurations, measured: MeasuredHere) -> str:
-    """What a benchmark stored with configurations, a table for each machine, day and kind of call.
+    """Return the figures that a benchmark stored with configurations, one table per machine, day and kind of call.
 
-    Between two marks, which alone remain where nothing was measured.
+    The tables are between two marks, which remain even if nothing was measured.
     """
     tables: dict[str, list[str]] = {}
     for name, bench in _measured(configurations, measured):
@@ -36,12 +36,12 @@ def measured_section(configurations: Configurations, measured: MeasuredHere) -> 
 
 
 def headline_section(configurations: Configurations, measured: MeasuredHere) -> str:
-    """The sentence that the report opens with, between marks."""
+    """Return the first sentence of the report, between marks."""
     return marked("headline", headline(configurations, measured))
 
 
 def with_measured(page: str, configurations: Configurations, measured: MeasuredHere) -> str:
-    """A report with those parts renewed and everything else as it was; one without marks gets the table last."""
+    """Update those parts of a report; if it has no marks, append the tables at its end."""
     section = measured_section(configurations, measured)
     if part_of(page, "measured") is not None:
         page = with_part(page, "headline", headline(configurations, measured))
@@ -51,7 +51,7 @@ def with_measured(page: str, configurations: Configurations, measured: MeasuredH
 
 
 def _measured(configurations: Configurations, measured: MeasuredHere) -> list[tuple[str, BenchFigures]]:
-    """The named ones, then those of the front without a name, after their place."""
+    """Return the figures of the named configurations, then those of unnamed ones on the front, named by their place."""
     known = [(entry.exits, entry.gates) for entry in configurations.named.values()]
     front = [
         (f"front {place}", entry)

@@ -1,4 +1,4 @@
-"""From contents to one HTML file that needs nothing else: no network, no other file."""
+"""Rendering the contents into one self-contained HTML file: it needs no network and no other file."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _START = "balanced"
 
 
 def write_report(path: Path, contents: Contents) -> None:
-    """Write the report of a bundle; without example pictures it keeps those of the report that was there.
+    """Write the report of a bundle; without new example images it keeps those of the existing report.
 
     Raises:
         UsageError: Bokeh, which draws the plots, is not installed.
@@ -39,7 +39,10 @@ def write_report(path: Path, contents: Contents) -> None:
 
 
 def mark_outdated(path: Path, reason: str) -> None:
-    """Let a report say that configurations were chosen again since, and why it was not drawn again.
+    """Mark a report as outdated because configurations were chosen again since; do nothing if there is no report.
+
+    Args:
+        reason: why the report was not drawn again.
 
     Raises:
         DestinationError: the file cannot be written.
@@ -49,9 +52,9 @@ def mark_outdated(path: Path, reason: str) -> None:
 
 
 def renew_measured(path: Path, configurations: Configurations, measured: MeasuredHere) -> None:
-    """Show in a report what a benchmark has measured of configurations since; the rest stays as it is.
+    """Update the parts of a report that show what a benchmark measured; do nothing if there is no report.
 
-    Nothing but the base install is needed. Where there is no report, none is made.
+    This needs only the base install.
 
     Raises:
         DestinationError: the file cannot be written.
@@ -61,7 +64,7 @@ def renew_measured(path: Path, configurations: Configurations, measured: Measure
 
 
 def _write(path: Path, text: str) -> None:
-    """Readers see the old file or the new one, never a part."""
+    """Write a file atomically."""
     try:
         write_atomically(path, text.encode("utf-8", "backslashreplace"))
     except OSError as error:
@@ -69,7 +72,7 @@ def _write(path: Path, text: str) -> None:
 
 
 def check_drawable() -> None:
-    """Raise UsageError if Bokeh is not installed or broken."""
+    """Raise UsageError if Bokeh or Jinja2 is missing or broken."""
     try:
         for module in ("bokeh.resources", "jinja2", f"{__package__}.figures"):
             import_module(module)
@@ -81,7 +84,7 @@ def check_drawable() -> None:
 
 
 def render(contents: Contents) -> str:
-    """The page. Raises UsageError if Bokeh is not installed or broken."""
+    """Return the page. Raises UsageError if Bokeh or Jinja2 is missing or broken."""
     check_drawable()
     from bokeh.resources import Resources
     from jinja2 import Environment, StrictUndefined
@@ -133,7 +136,7 @@ def _file(name: str) -> str:
 
 
 def _embedded(data: Any) -> str:
-    """JSON that is safe inside a script element, and that every JavaScript reads."""
+    """Return JSON that is safe inside a script element and readable by every JavaScript engine."""
     text = encoded(data).decode()
     for character in "<>&\u2028\u2029":
         text = text.replace(character, f"\\u{ord(character):04x}")
@@ -141,7 +144,7 @@ def _embedded(data: Any) -> str:
 
 
 def _hash(script: str) -> str:
-    """How the page's policy names a script that may run."""
+    """Return the source expression by which the page's Content-Security-Policy allows a script."""
     return "sha256-" + base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
 
 

@@ -1,4 +1,4 @@
-"""Reliability: how often a head is right where it says that it is so sure."""
+"""Reliability: how often a head is right, by its confidence."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from dyce_calibration.records import Records
 from dyce_runtime.bundle.manifest import FINAL
 
 BINS = 15
-# Bin i holds the confidences over EDGES[i], up to and including EDGES[i + 1]; the first one holds 0, too.
+# Bin i holds the confidences above EDGES[i], up to and including EDGES[i + 1]; the first bin also holds 0.
 EDGES: NDArray[np.float64] = np.linspace(0, 1, BINS + 1)
 
 
 @dataclass(frozen=True, eq=False)
 class Reliability:
-    """One head on all samples of a split, whether or not they would have left before it.
+    """Reliability of one head on all samples of a split, including those that would have exited before it.
 
     Attributes:
-        exit, head: which head; ``final`` and an empty string for the final head.
+        exit, head: the head; ``final`` and an empty string for the model's own classifier.
         counts: (15,) int64, samples per bin.
-        accuracy: (15,) float64, share of them labelled right; NaN where there are none.
-        confidence: (15,) float64, their mean confidence; NaN where there are none.
-        error: expected calibration error, the mean distance of the two over the samples.
+        accuracy: (15,) float64, share of these classified correctly; NaN for empty bins.
+        confidence: (15,) float64, their mean confidence; NaN for empty bins.
+        error: expected calibration error: the mean over the samples of the distance between the two.
     """
 
     exit: str
@@ -36,7 +36,7 @@ class Reliability:
 
 
 def reliability(records: Records) -> tuple[Reliability, ...]:
-    """The reliability of every head on all the given records, the final head last."""
+    """Return the reliability of every head on all given records, the final head last."""
     names = (*records.heads, (FINAL, ""))
     right = 1 - records.loss
     return tuple(_of_head(*name, records.scores[:, i], right[:, i]) for i, name in enumerate(names))

@@ -1,4 +1,4 @@
-// Places what the page carries as data: the plots, and the configuration that the slider stands on.
+// Fills the page from its embedded data: the plots, and the configuration that the slider selects.
 (() => {
   "use strict";
   const find = (id) => document.getElementById(id);
@@ -46,9 +46,9 @@
     mark(view);
   }
 
-  // The network from left to right: pieces as wide as the time they take, as high as the share of samples that get there.
+  // Draws the network from left to right. Width of a piece: its time; height: the share of samples that reach it.
   function river(view) {
-    const least = 0.04; // a piece that takes next to nothing can still be seen
+    const least = 0.04; // keeps pieces visible that take almost no time
     const widths = view.network.map(([width]) => Math.max(width, least));
     const total = widths.reduce((sum, width) => sum + width, 0);
     find("river").replaceChildren(
@@ -82,7 +82,7 @@
     }
   }
 
-  // The address says what is shown: #front=5, counted from 1, or #name=balanced.
+  // The URL fragment selects what is shown: #front=5, counted from 1, or #name=balanced.
   function address() {
     const asked = new URLSearchParams(location.hash.slice(1));
     return named.get(asked.get("name")) ?? data.front[Number(asked.get("front")) - 1];
@@ -98,7 +98,7 @@
   }
 
   function colour() {
-    if (printed.matches) return; // paper comes too fast to redraw: the style turns dark plots into light ones
+    if (printed.matches) return; // printing does not wait for a redraw: the style inverts dark plots instead
     const style = getComputedStyle(document.documentElement);
     const ink = style.getPropertyValue("--ink").trim();
     const line = style.getPropertyValue("--line").trim();

@@ -1,4 +1,4 @@
-"""Configurations as the page shows them: every number is already text here, so that the script only places it."""
+"""Configurations as the page shows them: numbers are formatted here, so that the script only places them."""
 
 from __future__ import annotations
 
@@ -17,17 +17,20 @@ UNITS = {"macs": "multiply-accumulates", "ms": "milliseconds", "joules": "joules
 
 @dataclass(frozen=True)
 class View:
-    """One configuration.
+    """A configuration as it is shown.
 
     Attributes:
-        names: the named configurations that are the same.
-        place: where the slider stands, from 1; for one beside the front, at the nearest in cost.
+        title: heading of the configuration.
+        names: the named configurations that are equal to it.
+        place: position of the slider, from 1; for a configuration off the front, that of the nearest one by cost.
         exits: per exit: its name, head, threshold, share of the test samples, share of the time (as in ``network``)
-            that is spent on the way there from the exit before, and the first share as a fraction.
-        network: per exit, the piece before it and its head: its time as a share of the whole backbone's, the share
-            of the test samples that get there, and the share of this configuration's time that is spent there; costs
-            where no times are known.
-        figures: per split: its name, accuracy, loss, cost and samples.
+            that is spent between the previous exit and this one, and the first share as a fraction.
+        figures: per split: its name, accuracy, loss, cost and number of samples.
+        certificate: the certificate in words.
+        certified: whether there is a certificate.
+        network: per exit, the piece before it and its head: the piece's time as a share of the whole backbone's, the
+            share of the test samples that reach it, and the share of this configuration's time that is spent there;
+            costs instead of times if these are not known.
         costs, accuracies: on search and on test, as fractions.
     """
 
@@ -44,9 +47,9 @@ class View:
 
 
 def front_views(contents: Contents) -> list[View]:
-    """What the slider moves along, cheapest first: the front and those named configurations that lie on it.
+    """Return the configurations along the slider, cheapest first: the front and named configurations that lie on it.
 
-    A bundle keeps a part of the front only, so a named configuration can be missing from it.
+    Named configurations are added because a bundle stores only a part of the front.
     """
     configurations = contents.configurations
     entries = _undominated([*configurations.front, *configurations.named.values()])
@@ -59,7 +62,7 @@ def front_views(contents: Contents) -> list[View]:
 
 
 def named_views(contents: Contents, front: Sequence[View]) -> dict[str, View]:
-    """The named configurations; one that lies on the front is the one there."""
+    """Return the named configurations; those on the front are the same objects as there."""
     views = {}
     for name, entry in contents.configurations.named.items():
         same = [view for view in front if name in view.names]
@@ -71,34 +74,34 @@ def named_views(contents: Contents, front: Sequence[View]) -> dict[str, View]:
 
 
 def spent_in(contents: Contents) -> str:
-    """What the drawing of the network shows the shares of, in words."""
+    """Return in words what the drawing of the network shows shares of."""
     return "time" if contents.times else UNITS.get(contents.costs.unit, contents.costs.unit)
 
 
 def timed_where(contents: Contents) -> str:
-    """The machine, engine and day of the times; empty where there are none, or nothing is known of them."""
+    """Return the machine, engine and day of the times; empty if there are no times or nothing is known about them."""
     measured = contents.times.measured if contents.times else {}
     known = [measured[key] for key in ("cpu", "target", "date") if key in measured]
     return f"measured on {', '.join(known)}, pictures per call: {measured.get('batch', '1')}" if known else ""
 
 
 def percent(fraction: float) -> str:
-    """A fraction in percent, with two decimals."""
+    """Format a fraction in percent, with two decimals."""
     return f"{100 * fraction:.2f} %"
 
 
 def points(fraction: float) -> str:
-    """A difference of accuracies in percentage points."""
+    """Format a difference of accuracies in percentage points."""
     return f"{100 * fraction:.2f} points"
 
 
 def exit_name(exit: str) -> str:
-    """An exit in words."""
+    """Return an exit in words."""
     return "final head" if exit == FINAL else f"exit {exit}"
 
 
 def in_words(entry: Entry) -> str:
-    """The certificate of a configuration."""
+    """Return the certificate of a configuration in words."""
     if not entry.exits:
         return "This is the full model: it loses nothing against itself."
     if entry.certified is None:
@@ -116,7 +119,7 @@ def _promise(certificate: Certificate) -> str:
 
 
 def _undominated(entries: Sequence[Entry]) -> list[Entry]:
-    """The entries that no other beats in both cost and accuracy on the search split, cheapest first."""
+    """Return the Pareto front of cost and accuracy on the search split, cheapest first."""
     front: list[Entry] = []
     for entry in sorted(entries, key=lambda e: (_known(e.search).cost, -_known(e.search).accuracy)):
         if not front or _known(entry.search).accuracy > _known(front[-1].search).accuracy:
@@ -145,7 +148,7 @@ def _view(contents: Contents, entry: Entry, title: str, names: tuple[str, ...], 
 
 
 def _network(contents: Contents, entry: Entry, test: Figures) -> tuple[tuple[float, float, float], ...]:
-    """See :class:`View`. What a batch may save is left out, so that the parts are those of one sample at a time."""
+    """Return the network of :class:`View`. Savings by batching are ignored: the parts are those of single samples."""
     costs = contents.times or contents.costs
     backbone = list(costs.backbone.values())
     segments = np.diff(backbone, prepend=0.0)
@@ -163,14 +166,14 @@ def _network(contents: Contents, entry: Entry, test: Figures) -> tuple[tuple[flo
 
 
 def _runs(costs: CostTable, exit: str, saver_on: Mapping[str, bool]) -> bool:
-    """Whether the segment before an exit runs: one of a saver only if an exit at the end of that saver is on."""
+    """Return whether the segment before an exit runs; one of a saver runs only if that saver's last exit is on."""
     exits = list(costs.backbone)
     end = next((saver for saver in costs.savers if exits.index(exit) <= exits.index(saver)), None)
     return end is None or saver_on[end]
 
 
 def _setting(entry: Entry, exit: str) -> tuple[str, str]:
-    """Head and threshold."""
+    """Return head and threshold in words."""
     if exit == FINAL:
         return "the model's own", "none"
     on = entry.exits.get(exit)
@@ -182,5 +185,5 @@ def _row(split: str, figures: Figures) -> tuple[str, str, str, str, str]:
 
 
 def _known(figures: Figures | None) -> Figures:
-    assert figures is not None  # make_contents leaves out what has none
+    assert figures is not None  # make_contents drops configurations without figures
     return figures

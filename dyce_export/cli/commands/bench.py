@@ -1,4 +1,4 @@
-"""``dyce bench``: configurations next to the uncut model, on the same pictures in one run."""
+"""``dyce bench``: measure configurations and the uncut model in one run, on the same images."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("dyce_export")
 
-# Python reads numbers of any size, up to some thousand digits.
+# Most digits of a batch size; without a limit, int() would accept thousands.
 _DIGITS = 10
 HELP = "Measure every configuration next to the uncut model, on real pictures."
 
@@ -66,7 +66,7 @@ def command(
     verbose: Verbose = False,
     quiet: Quiet = False,
 ) -> None:
-    """Measure and print."""
+    """Measure configurations and print the results."""
     set_up(verbose=verbose, quiet=quiet)
     sizes = _batch_sizes(batch)
     _check_options(unit, write_cost_table, config, sizes, save=save, baseline=baseline)
@@ -93,7 +93,7 @@ def command(
 
 
 def _open(session: Session, place: str, classes: Path | None) -> Dataset:
-    """The pictures, labelled in the classes of the bundle; what speaks against their labels is a warning.
+    """Open the images, labelled in the classes of the bundle; log warnings for implausible labels.
 
     Raises:
         DataError: the data cannot be opened, or the classes seem to be in another order than those of the model.
@@ -114,7 +114,7 @@ def _open(session: Session, place: str, classes: Path | None) -> Dataset:
 
 
 def _batch_sizes(words: str) -> list[int]:
-    """Sizes of batches from such as ``1,8,32``."""
+    """Parse batch sizes such as ``1,8,32``."""
     parts = [word.strip() for word in words.split(",")]
     sizes = [int(part) for part in parts if part.isascii() and part.isdecimal() and len(part) < _DIGITS]
     if len(sizes) < len(parts) or min(sizes) < 1 or len(set(sizes)) < len(sizes):
@@ -137,7 +137,7 @@ def _check_options(
     if unit == "joules" and table is None:
         raise UsageError("--unit goes with --write-cost-table", hint="Name the file that gets the cost table.")
     if table is not None and len(sizes) > 1:
-        raise UsageError("--write-cost-table goes with one --batch: a cost table is of one size")
+        raise UsageError("--write-cost-table goes with one --batch: a cost table holds for one batch size")
     for option, given in (("--save", save), ("--baseline", baseline)):
         if given and table is not None:
             raise UsageError(f"{option} and --write-cost-table do not go together", hint="Run the command twice.")
@@ -160,11 +160,11 @@ def _measure(
     baseline: bool,
     quiet: bool,
 ) -> dict[str, Any]:
-    """Run the benchmark, and store what it found if that is wanted."""
+    """Run the benchmark and store the results if ``save`` is set."""
     from dyce_runtime.bundle.measured import write_benched
     from dyce_runtime.measure import bench, energy
 
-    if save:  # what cannot be written shows before anything is measured
+    if save:  # fail before measuring if the results cannot be written
         write_benched(session.bundle, ())
     with progress_bar(quiet=quiet) as track:
         document = bench.benchmark(
@@ -184,13 +184,13 @@ def _measure(
 
 
 def _renew_report(path: Path) -> None:
-    """Show the new figures in the report, if there is one that can be written; its example pictures stay."""
+    """Update the figures in an existing report; its example images stay."""
     from dyce_calibration.report import renew_measured
     from dyce_runtime.bundle.measured import read_measured
     from dyce_runtime.bundle.reader import REPORT, open_bundle
     from dyce_runtime.errors import DestinationError
 
-    # Read again: a search may have been quicker than the benchmark.
+    # Read the bundle again: a search may have changed it during the benchmark.
     opened = open_bundle(path, check_hashes=False)
     try:
         renew_measured(opened.file(REPORT), opened.configurations, read_measured(opened))
@@ -269,7 +269,7 @@ def _show(bundle: Path, source: str, document: dict[str, Any]) -> None:
 
 
 def _lowering_lines(precision: str, lowering: dict[str, Any] | None) -> list[str]:
-    """How the precision differs from float32, as it was found when the bundle was made."""
+    """Describe how the precision differs from float32, as measured when the bundle was made."""
     if lowering is None:
         return []
     return [
@@ -292,7 +292,7 @@ def _memory_line(memory: dict[str, Any]) -> str:
 
 
 def _show_table(part: dict[str, Any], *, with_energy: bool) -> None:
-    """One batch size: figures, what they save against the uncut model, and the share of pictures per exit."""
+    """Print one batch size: figures, savings against the uncut model, and the share of images per exit."""
     entries = part["configurations"]
     exits = list(entries[0]["share_per_exit"]) if entries else []
     energy = ("mJ",) if with_energy else ()
@@ -338,7 +338,7 @@ _VERDICTS = {
 
 
 def _show_losses(document: dict[str, Any]) -> None:
-    """What every configuration may lose, whether it does, and the class that loses most; the first batch size."""
+    """Print for every configuration its allowed and measured loss, and the class that loses most answers."""
     from dyce_runtime.measure.bench_verdict import points
 
     rows = []
@@ -362,7 +362,7 @@ def _show_losses(document: dict[str, Any]) -> None:
 
 
 def _loss(entry: dict[str, Any]) -> str:
-    """Points lost with their standard error; empty for the uncut model and without labels."""
+    """Format the points lost with their standard error; empty for the uncut model and without labels."""
     from dyce_runtime.measure.bench_verdict import loss_text
 
     if entry.get("loss") is None or not entry["exits"]:

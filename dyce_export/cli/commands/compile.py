@@ -1,4 +1,4 @@
-"""``dyce compile``: a bundle's pieces for another target."""
+"""``dyce compile``: build a bundle's pieces for another target."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def command(
     verbose: Verbose = False,
     quiet: Quiet = False,
 ) -> None:
-    """Build and print."""
+    """Build engines and print what was built."""
     set_up(verbose=verbose, quiet=quiet)
     import dyce_runtime
     from dyce_runtime.bundle.cache import cache_folder
@@ -120,7 +120,14 @@ def _bytes(folder: Path) -> int:
 
 @dataclass(frozen=True)
 class Compiled:
-    """What became of a piece. ``seconds`` are 0 if its engine was there."""
+    """A piece after compilation.
+
+    Attributes:
+        piece: id of the piece.
+        bytes: size of the engine.
+        seconds: build time; 0 if the engine existed already.
+        built: whether the engine was built now.
+    """
 
     piece: str
     bytes: int
@@ -129,30 +136,30 @@ class Compiled:
 
 
 def parse_target(text: str) -> tuple[str, TargetSpec]:
-    """``rtx:sm86,sm89`` to a name and compute capabilities, sorted and without repetition; or what a device asks for.
+    """Parse ``rtx:sm86,sm89`` into a name and compute capabilities, sorted without repetition, or look up a device.
 
     Raises:
-        UsageError: something else stands behind the colon.
+        UsageError: the text after the colon is not a list of compute capabilities.
     """
     from dyce_runtime.execution.contracts import TargetSpec
     from dyce_targets.profiles import profiles
 
     if (profile := profiles().get(text)) is not None:
-        devices = profile.capabilities if profile.target == "rtx" else ()  # the other builds for the GPU at hand
+        devices = profile.capabilities if profile.target == "rtx" else ()  # other targets build for the GPU present
         spec = TargetSpec(devices=devices, max_batch=profile.max_batch, workspace_mib=profile.workspace_mib)
         return profile.target, spec
     name, colon, rest = text.partition(":")
     devices = tuple(sorted({device.strip().lower() for device in rest.split(",")})) if colon else ()
     if not all(re.fullmatch(r"sm\d{2,3}", device) for device in devices):
         raise UsageError(
-            f"--target {text}: found {rest!r} behind the colon; expected compute capabilities such as sm86,sm89",
+            f"--target {text}: found {rest!r} after the colon; expected compute capabilities such as sm86,sm89",
             hint="An RTX 30 is sm86, an RTX 40 sm89, an RTX 50 sm120.",
         )
     return name, TargetSpec(devices=devices)
 
 
 def _compile(bundle: Bundle, target: Target, spec: TargetSpec, folder: Path, *, quiet: bool) -> list[Compiled]:
-    """One after another: a builder takes all cores."""
+    """Compile the pieces one after another, since a builder uses all cores."""
     compiled = []
     pieces = bundle.piece_specs([piece.id for piece in bundle.runnable(spans=target.spans)])
     with progress_bar(quiet=quiet) as track:

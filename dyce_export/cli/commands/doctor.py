@@ -1,4 +1,4 @@
-"""``dyce inspect`` without a bundle: what this machine can run and build, what is missing, and how it is had."""
+"""``dyce inspect`` without a bundle: what this machine can run and build, what is missing, and how to install it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def show(*, json: bool) -> None:
-    """Look and print."""
+    """Examine the machine and print the result."""
     from dyce_targets.profiles import here, profiles
 
     machine, states, known, own = _machine(), _states(), profiles(), here()
@@ -54,7 +54,7 @@ def _machine() -> dict[str, Any]:
 
 
 def _states() -> list[dict[str, Any]]:
-    """Of every target: its version, why it does not run bundles here if it does not, and whether it builds engines."""
+    """Return for every target its version, the reason why it cannot run bundles here, and whether it builds engines."""
     from dyce_runtime.targets import registry
 
     found = []
@@ -83,7 +83,7 @@ def _described(state: dict[str, Any]) -> str:
 
 
 def _show_own(name: str, profile: Profile, available: set[str]) -> None:
-    """What to do on this machine."""
+    """Print what can be done on this machine."""
     out.print(f"This machine is taken for {name}: {profile.title}.")
     if profile.target not in available:
         out.print(f"Often fastest on it is {profile.target}, which does not run here yet. It needs {profile.requires}:")

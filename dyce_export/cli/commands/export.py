@@ -1,4 +1,4 @@
-"""``dyce export`` and ``dyce-export``: from a model to a verified bundle."""
+"""``dyce export`` and ``dyce-export``: turn a model into a verified bundle."""
 
 from __future__ import annotations
 
@@ -160,7 +160,7 @@ def command(
     quiet: Quiet = False,
     version: Version = False,
 ) -> None:
-    """Export and print."""
+    """Export and print the result."""
     set_up(verbose=verbose, quiet=quiet)
     if model is None and factory is None:
         raise UsageError("no model was given; expected a checkpoint, timm:NAME or --model", hint="`dyce export --help`")
@@ -229,7 +229,7 @@ def command(
 
 
 def _check_exits(model: str | None, exits: str | None, savers: list[str] | None, *, list_exits: bool) -> None:
-    """What goes together of the options that say where samples leave."""
+    """Raise UsageError if the options that determine the exits contradict each other."""
     from dyce_runtime.bundle.reader import is_bundle
 
     if not list_exits and exits is None and not savers:
@@ -248,7 +248,7 @@ def _check_exits(model: str | None, exits: str | None, savers: list[str] | None,
 
 
 def require_extra() -> None:
-    """Raise ModelError unless what writes pieces is installed."""
+    """Raise ModelError unless the packages that exporting needs are installed."""
     missing = [
         name
         for name in ("torch", "timm", "onnx", "onnxscript", "onnxruntime")
@@ -268,7 +268,7 @@ def _stem(model: str | None, factory: str | None) -> str:
 
 
 def _given(epochs: int | None, tolerance: float | None) -> dict[str, Any]:
-    """The options whose defaults stand elsewhere."""
+    """Return the options that were given and whose defaults other modules define."""
     from dyce_calibration.heads.training import Recipe
 
     given: dict[str, Any] = {} if epochs is None else {"recipe": Recipe(epochs=epochs)}
@@ -349,7 +349,7 @@ def _show_export(result: Export, json: bool, data: str | None) -> None:
 
 
 def _show_next(path: Path, *, trained: bool, data: str | None) -> None:
-    """The two commands that most people want now."""
+    """Print the two commands that are most likely to be useful next."""
     bundle, pictures = quote(str(path)), quote(data) if data else "PICTURES"
     flag = "" if trained else " --allow-untrained"
     out.print("Next:")

@@ -1,4 +1,4 @@
-"""``dyce inspect``: what a bundle holds, or what this machine can run."""
+"""``dyce inspect``: show what a bundle contains, or what this machine can run."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from dyce_export.cli.terminal import bold
 HELP = "Show what a bundle holds; without one, what this machine can run and what it lacks."
 
 
-# What costs are called in text, by their unit.
+# Words for the units of costs.
 UNITS = {"macs": "multiply-accumulates", "ms": "time", "joules": "energy"}
 
 
@@ -24,7 +24,7 @@ def command(
     verbose: Verbose = False,
     quiet: Quiet = False,
 ) -> None:
-    """Look and print."""
+    """Read the bundle, or examine the machine, and print the result."""
     set_up(verbose=verbose, quiet=quiet)
     if bundle is None:
         doctor.show(json=json)
@@ -85,7 +85,7 @@ def _show(bundle: Any) -> None:
 
 
 def _show_savers(manifest: Any) -> None:
-    """The models that run before the base, and how they prepare pictures."""
+    """Print the models that run before the base model, with their preprocessing."""
     rows = [
         (
             saver.id,
@@ -101,7 +101,7 @@ def _show_savers(manifest: Any) -> None:
 
 
 def _show_spans(bundle: Any) -> None:
-    """What runs as one graph, which configurations run it, and the memory that it takes beside the segments."""
+    """Print the segments that run as one graph, the configurations that use them, and the memory that they add."""
     from dyce_runtime.execution.plan import make_plan, pieces_of
 
     manifest, named = bundle.manifest, bundle.configurations.named
@@ -127,7 +127,7 @@ def _covered(span: Any) -> str:
 
 
 def show_precisions(bundle: Any) -> None:
-    """The precisions of a bundle, and what they change against float32."""
+    """Print the precisions of a bundle and what they change against float32."""
     lowered = [bundle.precision(name) for name in bundle.manifest.precisions]
     if bundle.manifest.lowering is not None:
         lowered.append(bundle)
@@ -159,7 +159,7 @@ def _changes(bundle: Any) -> tuple[str, ...]:
 
 
 def _show_engines(bundle: Any) -> None:
-    """What ``dyce compile`` has built, for which GPUs, and where it lies."""
+    """Print the engines that ``dyce compile`` has built, with their GPUs and folders."""
     from dyce_runtime.bundle.cache import engine_folders
     from dyce_runtime.targets import registry
     from dyce_targets.nvidia import engines
@@ -178,9 +178,9 @@ def _show_engines(bundle: Any) -> None:
 
 
 def show_configurations(configurations: Any, manifest: Any) -> None:
-    """The named configurations: what they do, and at which thresholds samples leave."""
+    """Print the named configurations: their figures, and the thresholds at which samples exit."""
     exits = [exit.id for exit in manifest.exits]
-    # Without labels every configuration is compared with the whole model, which is then always right.
+    # Without labels, the full model's answers serve as labels, so the full model is always right.
     labelled = manifest.splits is None or manifest.splits.labels == "data"
     searched = {name: entry for name, entry in configurations.named.items() if entry.search and entry.test}
     rows = []
@@ -216,7 +216,7 @@ def _reaches_the_end(entry: Any) -> bool:
 
 
 def _show_bench(bundle: Any) -> None:
-    """What ``dyce bench --save`` kept, a table for each day and kind of call."""
+    """Print the figures that ``dyce bench --save`` stored, one table per day and kind of call."""
     from dyce_runtime.bundle.measured import read_measured
 
     measured, named = read_measured(bundle), bundle.configurations.named
@@ -262,7 +262,7 @@ def _samples(splits: Any) -> str:
 
 
 def verification_line(v: Any) -> str:
-    """A verification in one line."""
+    """Summarise a verification in one line."""
     if v is None:
         return "none"
     return (

@@ -1,4 +1,4 @@
-"""``dyce lower``: the network of a bundle in further precisions."""
+"""``dyce lower``: add the network of a bundle in further precisions."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def command(
     verbose: Verbose = False,
     quiet: Quiet = False,
 ) -> None:
-    """Lower and print."""
+    """Lower the bundle and print the result."""
     set_up(verbose=verbose, quiet=quiet)
     from dyce_export.cli.commands.export import require_extra
 
@@ -102,10 +102,10 @@ def _check(bundle: Bundle) -> None:
     if bundle.manifest.precision != "float32":
         raise BundleError(
             f"{bundle.path} is in {bundle.manifest.precision}; expected a bundle in float32",
-            hint="Name the bundle that it lies in.",
+            hint="Name the bundle that contains it.",
         )
     if not bundle.file(RECORDS).is_file():
         raise BundleError(
-            f"{bundle.path} has no records, so nobody could say which samples leave elsewhere",
+            f"{bundle.path} has no records, so changes of the samples' exits could not be measured",
             hint="Export with --data; heads are then trained.",
         )

@@ -1,4 +1,4 @@
-"""``dyce run``: classify pictures with a bundle."""
+"""``dyce run``: classify images with a bundle."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def command(
     verbose: Verbose = False,
     quiet: Quiet = False,
 ) -> None:
-    """Classify and print."""
+    """Classify the images and print the results."""
     set_up(verbose=verbose, quiet=quiet)
     import dyce_runtime
 
@@ -55,7 +55,7 @@ def _classify(session: Any, place: str, batch: int, limit: int | None, track: An
 
     manifest = session.manifest
     data = open_dataset(place)
-    if len(data) > 1:  # of many some may be broken; one that was named has to be there
+    if len(data) > 1:  # a collection may contain unreadable images; a single one that was named may not be
         data = data.check(manifest.preprocessing)
     names, rows = manifest.model.class_names, []
     count = min(limit or len(data), len(data))

@@ -1,4 +1,4 @@
-"""``dyce search``: from records and costs to configurations, on any machine, without data and torch."""
+"""``dyce search``: choose configurations from records and costs, on any machine, without data and torch."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def command(
     verbose: Verbose = False,
     quiet: Quiet = False,
 ) -> None:
-    """Search, store and print."""
+    """Search, store and print configurations."""
     set_up(verbose=verbose, quiet=quiet)
     from dyce_calibration.search.run import Search
 
@@ -105,7 +105,7 @@ def command(
     else:
         assert records is not None
         if costs is None:
-            raise UsageError("--records needs --costs, what each head and each stretch of backbone costs")
+            raise UsageError("--records needs --costs, the cost of each head and each part of the backbone")
         _search_records(records, costs, test, how, json)
 
 
@@ -141,7 +141,7 @@ def _search_bundle(
 
 
 def _show_changes(before: Configurations, after: Configurations) -> None:
-    """Which names mean something else now, and in which unit costs were weighed."""
+    """Print which named configurations changed, and the units of the costs."""
     if before.unit == after.unit:
         out.print(f"Costs were weighed in {UNITS[after.unit]}, as before.")
     else:
@@ -155,7 +155,7 @@ def _show_changes(before: Configurations, after: Configurations) -> None:
 
 
 def _check_output(output: Path, *, force: bool) -> None:
-    """What would fail only after the search."""
+    """Check before the search what would otherwise fail after it."""
     from dyce_export.cli.commands.export import require_extra
     from dyce_export.staging import check_destination
 
@@ -164,7 +164,7 @@ def _check_output(output: Path, *, force: bool) -> None:
 
 
 def _store(opened: Bundle, configurations: Configurations, output: Path | None, *, force: bool) -> Bundle:
-    """In the bundle, or in a new one, of whose pieces nothing was measured yet."""
+    """Write the configurations to the bundle, or to a new one, which has no measurements of its pieces yet."""
     from dyce_runtime.bundle.reader import open_bundle, write_configurations
 
     if output is not None:
@@ -226,7 +226,7 @@ def _search_records(path: Path, costs_path: Path, test: Path | None, how: Search
 
 
 def _warn_about_flattery(chosen_on: Problem, reported_on: Problem) -> None:
-    """A model that was trained on the samples that choose does better there than it should."""
+    """Warn if the model is suspiciously accurate on the search samples, probably because it was trained on them."""
     problems = (chosen_on, reported_on)
     shares = [problem.accuracy for problem in problems]
     pooled = sum(problem.accuracy * len(problem) for problem in problems) / sum(map(len, problems))
@@ -234,14 +234,14 @@ def _warn_about_flattery(chosen_on: Problem, reported_on: Problem) -> None:
     if shares[0] - shares[1] > 3 * error:
         log.warning(
             "the model is right on %.1f %% of the samples to search on and on %.1f %% of the test samples, more than "
-            "chance explains: it was probably trained on the former. What is chosen there loses more than it says",
+            "chance explains: it was probably trained on the former. The chosen configurations lose more than reported",
             100 * shares[0],
             100 * shares[1],
         )
 
 
 def _read(path: Path, costs_path: Path, split: str) -> tuple[CostTable, Records]:
-    """Records and costs, both in our format or both in that of the DyCE release."""
+    """Read records and costs, both in the format of this project or both in that of the DyCE release."""
     from dyce_calibration.records import Records
     from dyce_calibration.search.costs import read_costs
     from dyce_calibration.search.released import read_released_costs, read_released_records
@@ -255,7 +255,7 @@ def _read(path: Path, costs_path: Path, split: str) -> tuple[CostTable, Records]
 
 
 def _front(outcome: Outcome, chosen_on: Problem, reported_on: Problem | None) -> list[dict[str, Any]]:
-    """The whole front as it is printed."""
+    """Return the whole front as JSON-compatible values."""
 
     def figures(problem: Problem, accuracy: float, cost: float) -> dict[str, float]:
         return {"accuracy": accuracy, "loss": problem.accuracy - accuracy, "cost": cost}

@@ -1,4 +1,4 @@
-"""``dyce select-saver``: which small model of a pool is worth running before a base."""
+"""``dyce select-saver``: find which small model of a pool is worth running before a base model."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 
 class Unit(str, Enum):
-    """What is saved."""
+    """What a candidate is ranked by."""
 
     ms = "ms"
     macs = "macs"
@@ -109,7 +109,7 @@ def command(
     verbose: Verbose = False,
     quiet: Quiet = False,
 ) -> None:
-    """Judge, print and, if asked to, write."""
+    """Judge the candidates, print the result and write a bundle if an output was given."""
     set_up(verbose=verbose, quiet=quiet)
     names = [name.strip() for name in pool.split(",") if name.strip()]
     _check(model, factory, names, data)
@@ -160,7 +160,7 @@ def _check(model: str | None, factory: str | None, names: list[str], data: str |
     if not names:
         raise UsageError("no candidates were given", hint="Name them with --pool tiny.pt,timm:NAME,small.dyce.")
     if repeated := next((name for name in names if names.count(name) > 1), None):
-        raise UsageError(f"{repeated} stands twice in --pool; expected each candidate once")
+        raise UsageError(f"{repeated} appears twice in --pool; expected each candidate once")
     if data is None:
         raise UsageError("no pictures were given", hint="Give --data, and --val with pictures that no model has seen.")
 

@@ -113,7 +113,7 @@ MISTAKES = {
     ),
     "a sequence without data": (["export", "BUNDLE", "--saver", "x", "--esn"], 2, "usage", "without data"),
     "no pool": (["select-saver", "BUNDLE", "--data", "DATA"], 2, "usage", "no candidates"),
-    "a candidate twice": (["select-saver", "BUNDLE", "--pool", "a.pt, a.pt", "--data", "x"], 2, "usage", "a.pt stands"),
+    "a candidate twice": (["select-saver", "BUNDLE", "--pool", "a.pt, a.pt", "--data", "x"], 2, "usage", "appears"),
     "a pool without pictures": (["select-saver", "BUNDLE", "--pool", "a.pt"], 2, "usage", "no pictures"),
     "a pool without a base": (["select-saver", "--pool", "a.pt", "--data", "x"], 2, "usage", "no base"),
     "a base without records": (["select-saver", "BUNDLE", "--pool", "a", "--data", "DATA"], 1, "bundle", "no records"),

@@ -196,7 +196,7 @@ def test_exits_are_named_by_number_or_module(wanted, numbers):
         (["-1"], "no exit point -1; this model has 1 to 4", "--list-exits"),
         (["2", "2"], r"exit 2 \(blocks.0\) is named twice", ""),
         (["2", "blocks.0"], r"exit 2 \(blocks.0\) is named twice", ""),
-        (["4", "2", "3"], r"exit 2 \(blocks.0\) stands behind exit 4 \(blocks.2\)", "--exits 2,3,4"),
+        (["4", "2", "3"], r"exit 2 \(blocks.0\) is listed after exit 4 \(blocks.2\)", "--exits 2,3,4"),
         (["2.5"], "'2.5' names no exit point; expected a number from 1 to 4 or a module such as 'blocks.1'", "--list"),
         (["blocks"], "'blocks' names no exit point", "--list-exits"),
         (["1", ""], "'' names no exit point", "--list-exits"),

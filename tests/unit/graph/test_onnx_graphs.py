@@ -140,10 +140,10 @@ def test_a_seam_carries_samples_not_rows(cut: Cut):
 
 def test_a_part_cannot_need_what_its_inputs_do_not_give(cut: Cut):
     if len(cut.seams[1]) == 1:
-        with pytest.raises(CaptureError, match=f"behind {cut.seams[2][0].name} still reads the image"):
+        with pytest.raises(CaptureError, match=f"after {cut.seams[2][0].name} still reads the image"):
             extract(cut.graph, cut.seams[2], cut.seams[1])
     else:
-        with pytest.raises(CaptureError, match=f"behind {cut.seams[1][-1].name} still reads the image"):
+        with pytest.raises(CaptureError, match=f"after {cut.seams[1][-1].name} still reads the image"):
             extract(cut.graph, cut.seams[1][-1:], cut.seams[2], aliases(cut.found.points))
 
 

@@ -139,7 +139,7 @@ def test_ranges_never_come_from_pictures_that_certify_or_test(recorded: tuple[Bu
     _, data, known = recorded
     assert {*known.split[_range_rows(data, known)]} == {"temperature", "search"}
     held = known.split == "test"
-    with pytest.raises(DataError, match=r"every picture .* certified or tested"):
+    with pytest.raises(DataError, match=r"every picture .* used to certify or test the bundle"):
         _range_rows(data.take(np.flatnonzero(held)), known)
 
 

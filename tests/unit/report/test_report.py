@@ -354,13 +354,13 @@ def test_the_page_says_where_its_numbers_come_from(written):
         "in multiply-accumulates, relative to the full model: 1 is 100 per sample",
     ):
         assert said in words
-    assert "flattering" not in words
+    assert "is too high" not in words
     assert "agreement" not in words
 
 
 def test_samples_that_the_model_may_know_and_labels_that_it_gave_are_pointed_out(written):
     words = written(splits=Splits(0, {}, "base", False)).words()
-    assert "if the model was trained on them, its accuracy here is flattering" in words
+    assert "if the model was trained on them, its accuracy here is too high" in words
     assert "accuracy means agreement with it" in words
 
 

@@ -100,7 +100,7 @@ def test_a_transformer_is_resized_on_request_and_says_so(caplog: pytest.LogCaptu
     )
     assert source.module is not None
     assert source.module(torch.zeros(1, 3, 128, 128)).shape == (1, 1000)
-    assert "resized what depends on the input size: pos_embed" in caplog.text
+    assert "resized tensors that depend on the input size: pos_embed" in caplog.text
 
 
 def test_weights_for_another_patch_size_are_never_resized() -> None:

@@ -114,7 +114,7 @@ class Infinite(Convolutions):
         (Functional, CaptureError, r"other pictures of its batch, first in the model itself \(Functional, test_behav"),
         (Alone, CaptureError, "depends on the size of its batch"),
         (Numbered, CaptureError, "depends on the size of its batch"),
-        (Captured, CaptureError, "the graph captured from the model answers otherwise than the model"),
+        (Captured, CaptureError, "the graph captured from the model gives other answers than the model"),
         (NotANumber, ModelError, r"NaN or infinity: 1 of the 40 values of classifier\.weight are"),
         (Infinite, ModelError, "NaN or infinity on ordinary pictures, though its weights are finite"),
     ],
