@@ -121,7 +121,7 @@ def kept_work(destination: Path, rank: int = 0) -> Iterator[Path]:
                 else:
                     _remove(folder)
                 raise
-            except KeyboardInterrupt:
+            except BaseException:  # an interruption, or an error of ours
                 _say_kept(above, rank)
                 raise
             _remove(folder)

@@ -114,8 +114,9 @@ def main() -> None:
         try:
             server.serve_forever()
         except KeyboardInterrupt:
-            server.server_close()
+            pass
         finally:
+            server.server_close()
             if governor:
                 governor.close()
 

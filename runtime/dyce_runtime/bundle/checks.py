@@ -284,6 +284,7 @@ def _check_spans(manifest: Manifest) -> None:
     # An empty string stands for a choice or an input, which no span may cross.
     ran = [op.piece if isinstance(op, Run) else "" for op in manifest.program if isinstance(op, Run | Choose | Feed)]
     segments = [id for id in ran if not id or pieces[id].role == "segment"]
+    covered: dict[tuple[str, ...], str] = {}
     for piece in manifest.pieces:
         if piece.role != "span":
             if piece.covers:
@@ -295,6 +296,8 @@ def _check_spans(manifest: Manifest) -> None:
         first, last = pieces[piece.covers[0]], pieces[piece.covers[-1]]
         if piece.reads != first.reads or piece.writes != last.writes:
             raise BundleError(f"span {piece.id} does not read and write what {first.id} and {last.id} do")
+        if (other := covered.setdefault(piece.covers, piece.id)) != piece.id:
+            raise BundleError(f"the spans {other} and {piece.id} cover the same segments; expected one")
     chooses = any(isinstance(operation, Choose) for operation in manifest.program)
     if manifest.uncut == UNCUT and not chooses and UNCUT not in [span.id for span in manifest.spans]:
         raise BundleError(f"the manifest has no span {UNCUT!r}, the uncut model; every bundle with exits has one")

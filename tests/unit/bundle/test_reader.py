@@ -332,6 +332,11 @@ def no_program(manifest: Any) -> None:
     manifest["program"] = []
 
 
+def span_twice(manifest: Any) -> None:
+    span = next(piece for piece in manifest["pieces"] if piece["id"] == "span_00_01")
+    manifest["pieces"].append({**span, "id": "again"})
+
+
 def unknown_operation(manifest: Any) -> None:
     manifest["program"][0]["op"] = "jump"
 
@@ -362,6 +367,7 @@ def test_preprocessing_that_cannot_be_is_refused(bundle_copy: Path, change: dict
         (shorten_span, "span span_00_01 covers .*; expected segments that follow each other"),
         (overlong_span, "span full covers .*; expected segments that follow each other"),
         (other_span, "span span_00_01 does not read and write what segment_01 and segment_02 do"),
+        (span_twice, "the spans span_00_01 and again cover the same segments"),
         (no_uncut, "no span 'full'"),
         (drop_segment, "the program runs 'segment_01', which is no piece or runs twice"),
         (drop_head, "exit 3 names the head 'exit_03_linear', which is no head of that exit alone"),
