@@ -23,7 +23,7 @@ from dyce_calibration.records import Records
 from dyce_calibration.search.costs import CostTable, read_costs
 from dyce_calibration.search.problem import Problem, Setting, make_problem
 from dyce_calibration.search.run import Search, run
-from dyce_export.rewrite import rewrite
+from dyce_export.writing.rewrite import rewrite
 from dyce_runtime import load, open_bundle
 from dyce_runtime.bundle.configuration import Configuration, Configurations, Entry
 from dyce_runtime.inputs.datasets import open_dataset

@@ -9,7 +9,6 @@ from pathlib import Path
 from torch import nn
 
 from dyce_calibration.processes import connect
-from dyce_export.bundle_writer import seal
 from dyce_export.options import Options
 from dyce_export.pipeline import Export, write_bundle
 from dyce_export.precision.lower import add
@@ -22,7 +21,8 @@ from dyce_export.savers.resolve_saver import Savers
 from dyce_export.savers.sequence import Training, add_sequence, check_sequence
 from dyce_export.sources.source import Source
 from dyce_export.sources.torch_settings import usual_settings
-from dyce_export.staging import check_destination, kept_work, staged
+from dyce_export.writing.bundle_writer import seal
+from dyce_export.writing.staging import check_destination, kept_work, staged
 from dyce_runtime.bundle.reader import RECORDS, Bundle, open_bundle
 from dyce_runtime.errors import BundleError, ExitPointError
 from dyce_runtime.inputs.datasets import Dataset

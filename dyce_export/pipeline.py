@@ -21,7 +21,6 @@ from dyce_calibration.promises.plausible import doubts_of
 from dyce_calibration.search.costs import macs_of
 from dyce_calibration.search.select import select_exits, used_heads
 from dyce_export.assembly import probe_images, write_pieces, write_test_vectors
-from dyce_export.bundle_writer import seal
 from dyce_export.calibrate import Calibration, calibrate, macs_of_heads
 from dyce_export.doubts import accept
 from dyce_export.graph.spans import write_spans
@@ -31,12 +30,13 @@ from dyce_export.prepare import Prepared, cut_at
 from dyce_export.progress import Progress
 from dyce_export.reports import report_bundle
 from dyce_export.sources.torch_settings import usual_settings
-from dyce_export.staging import kept_work, staged
 from dyce_export.verification.behaviour import check_alone, check_steady
 from dyce_export.verification.probes import FEWEST_PROBES, probe_count
 from dyce_export.verification.rounding import SAMPLES, rounding_errors
 from dyce_export.verification.verdict import refusal
 from dyce_export.verification.verify import Reference, compute_reference, probe_configuration, verify
+from dyce_export.writing.bundle_writer import seal
+from dyce_export.writing.staging import kept_work, staged
 from dyce_runtime.bundle.configuration import FULL, Configuration, Configurations, Entry
 from dyce_runtime.bundle.manifest import Manifest, Verification
 from dyce_runtime.bundle.reader import Bundle

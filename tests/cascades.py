@@ -14,10 +14,10 @@ import onnx
 from numpy.typing import NDArray
 from onnx import helper
 
-from dyce_export.bundle_writer import seal
 from dyce_export.progress import Progress
 from dyce_export.savers.compose import Joined, Parts, choose_and_verify, join
-from dyce_export.staging import staged
+from dyce_export.writing.bundle_writer import seal
+from dyce_export.writing.staging import staged
 from dyce_runtime.bundle import reader as bundle
 from dyce_runtime.bundle.configuration import FULL, Configuration, Configurations, Entry, ExitSetting
 from dyce_runtime.bundle.documents import write_document

@@ -44,7 +44,7 @@ from benchmarks import machine
 from benchmarks.examples import fashion_mnist, fashion_nine
 from dyce_calibration.search.problem import make_problem
 from dyce_calibration.search.run import Search, run
-from dyce_export.rewrite import rewrite
+from dyce_export.writing.rewrite import rewrite
 from dyce_runtime import Session, load, open_bundle
 from dyce_runtime.bundle.configuration import Configuration, Configurations, Entry
 from dyce_runtime.bundle.manifest import FINAL

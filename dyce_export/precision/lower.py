@@ -19,13 +19,13 @@ from dyce_calibration.promises.choose import choose
 from dyce_calibration.recorder import record, recorded_pictures, write_records
 from dyce_calibration.records import Records
 from dyce_calibration.search.costs import macs_again
-from dyce_export.bundle_writer import seal
 from dyce_export.graph.joining import Network, assemble
 from dyce_export.graph.spans import write_spans
 from dyce_export.precision.half import halver
 from dyce_export.precision.integers import quantiser
 from dyce_export.precision.trials import Bench, Change, Limits, Method, best_trial
 from dyce_export.progress import Progress
+from dyce_export.writing.bundle_writer import seal
 from dyce_runtime.bundle.manifest import Lowering, Manifest
 from dyce_runtime.bundle.reader import (
     PRECISIONS,

@@ -12,20 +12,20 @@ from dyce_calibration.promises.choose import choose
 from dyce_calibration.recorder import write_records
 from dyce_calibration.records import Records
 from dyce_calibration.search.costs import macs_again
-from dyce_export.bundle_writer import copy_files, seal
 from dyce_export.doubts import accept
 from dyce_export.graph.programs import requires
 from dyce_export.graph.spans import write_spans
 from dyce_export.progress import Progress
 from dyce_export.reports import report_bundle
-from dyce_export.rewrite import check_spans
 from dyce_export.savers.classes import doubts_of_saver
 from dyce_export.savers.fitting import check_parts, probe_of
 from dyce_export.savers.join_records import join_records, join_vectors, recorded_like, unseen_by
 from dyce_export.savers.joint_verification import Mapped, Member, check_members, class_order
 from dyce_export.savers.parts import Part, write_part
-from dyce_export.staging import staged
 from dyce_export.verification.verify import PROBE
+from dyce_export.writing.bundle_writer import copy_files, seal
+from dyce_export.writing.rewrite import check_spans
+from dyce_export.writing.staging import staged
 from dyce_runtime.bundle.configuration import FULL, Configurations, Entry
 from dyce_runtime.bundle.manifest import UNCUT, Manifest, Piece, Verification
 from dyce_runtime.bundle.reader import (

@@ -22,10 +22,10 @@ from dyce_export.graph import onnx_graphs
 from dyce_export.graph.pieces import names_of
 from dyce_export.graph.programs import requires, with_head
 from dyce_export.progress import Progress
-from dyce_export.rewrite import merge_verification
 from dyce_export.savers.compose import Joined
 from dyce_export.savers.saver_features import Seen
 from dyce_export.savers.sequence_graphs import left_spec, sequence_step, step_inputs
+from dyce_export.writing.rewrite import merge_verification
 from dyce_runtime.bundle.arrays import read_splits
 from dyce_runtime.bundle.manifest import ANSWER, Head, Manifest, Piece
 from dyce_runtime.bundle.reader import Bundle

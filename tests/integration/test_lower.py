@@ -19,7 +19,7 @@ from dyce_export.cascade import export_source
 from dyce_export.options import Options
 from dyce_export.precision.trials import Limits
 from dyce_export.progress import Progress
-from dyce_export.rewrite import rewrite, with_precisions
+from dyce_export.writing.rewrite import rewrite, with_precisions
 from dyce_runtime import load, open_bundle
 from dyce_runtime.bundle.reader import RECORDS, sha256_of
 from dyce_runtime.bundle.test_vectors import relative_error

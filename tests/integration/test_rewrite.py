@@ -14,7 +14,7 @@ import pytest
 from onnx import numpy_helper
 
 from dyce_calibration.search.costs import CostTable, write_costs
-from dyce_export.rewrite import rewrite
+from dyce_export.writing.rewrite import rewrite
 from dyce_runtime import load, open_bundle
 from dyce_runtime.bundle.reader import sha256_of
 from dyce_runtime.errors import VerificationError
@@ -85,7 +85,7 @@ def test_a_new_bundle_does_not_replace_another_unless_told_to(digits: Digits, ta
 def test_a_span_that_computes_something_else_is_refused(
     digits: Digits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from dyce_export import rewrite as module
+    from dyce_export.writing import rewrite as module
 
     write = module.write_spans
 

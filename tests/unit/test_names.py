@@ -50,7 +50,7 @@ def test_a_folder_that_engines_cannot_name_is_refused(bundle_copy: Path) -> None
 
 
 def test_models_and_destinations_are_refused_before_anything_is_done(tmp_path: Path) -> None:
-    staging = pytest.importorskip("dyce_export.staging")
+    staging = pytest.importorskip("dyce_export.writing.staging")
     formats = pytest.importorskip("dyce_export.sources.model_formats")
     with pytest.raises(staging.DestinationError, match="another encoding than UTF-8"):
         staging.check_destination(tmp_path / f"{LATIN}.dyce", force=False)

@@ -83,7 +83,7 @@ def command(
     if output is None:
         compiled = _compile(opened, wanted, spec, folder, quiet=quiet)
     else:
-        from dyce_export.bundle_writer import write_for_device
+        from dyce_export.writing.bundle_writer import write_for_device
 
         def build(copy: Bundle) -> None:
             compiled.extend(_compile(copy, wanted, spec, copy.path / ENGINES / name, quiet=quiet))

@@ -178,7 +178,7 @@ def command(
     from dyce_export.precision.trials import Limits
     from dyce_export.savers.resolve_saver import Savers
     from dyce_export.savers.sequence import DEFAULT_TYPE, check_sequence
-    from dyce_export.staging import check_destination
+    from dyce_export.writing.staging import check_destination
     from dyce_runtime.bundle.reader import Bundle, is_bundle
 
     if esn:

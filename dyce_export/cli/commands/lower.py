@@ -60,7 +60,7 @@ def command(
     require_extra()
     from dyce_export.precision.lower import check_precisions
     from dyce_export.precision.trials import Limits
-    from dyce_export.rewrite import with_precisions
+    from dyce_export.writing.rewrite import with_precisions
     from dyce_runtime.bundle.reader import open_bundle
     from dyce_runtime.errors import UsageError
     from dyce_runtime.inputs.datasets import open_dataset

@@ -157,7 +157,7 @@ def _show_changes(before: Configurations, after: Configurations) -> None:
 def _check_output(output: Path, *, force: bool) -> None:
     """Check before the search what would otherwise fail after it."""
     from dyce_export.cli.commands.export import require_extra
-    from dyce_export.staging import check_destination
+    from dyce_export.writing.staging import check_destination
 
     require_extra()
     check_destination(output, force=force)
@@ -168,7 +168,7 @@ def _store(opened: Bundle, configurations: Configurations, output: Path | None, 
     from dyce_runtime.bundle.reader import open_bundle, write_configurations
 
     if output is not None:
-        from dyce_export.rewrite import rewrite
+        from dyce_export.writing.rewrite import rewrite
 
         return rewrite(opened, configurations, output, force=force)
     write_configurations(configurations, opened.path)

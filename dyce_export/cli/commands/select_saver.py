@@ -121,7 +121,7 @@ def command(
     from dyce_export.savers.joint_verification import read_mapping
     from dyce_export.savers.pool import Pool
     from dyce_export.savers.select import Question, judge
-    from dyce_export.staging import check_destination
+    from dyce_export.writing.staging import check_destination
     from dyce_runtime.bundle.cache import user_cache
 
     overrides, mapping = (

@@ -201,7 +201,7 @@ def test_a_terminated_export_leaves_nothing_behind(tmp_path: Path) -> None:
     script = (
         "import os, signal\n"
         "from dyce_export.cli import main\n"
-        "from dyce_export.staging import staged\n"
+        "from dyce_export.writing.staging import staged\n"
         "from pathlib import Path\n"
         "def export():\n"
         "    with staged(Path('model.dyce'), force=False) as folder:\n"

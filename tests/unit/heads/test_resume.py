@@ -15,7 +15,7 @@ from dyce_calibration.heads import features as features_module
 from dyce_calibration.heads.features import BATCH, extract_features
 from dyce_calibration.heads.resume import fingerprint, folder_for
 from dyce_calibration.heads.training import Recipe, train_heads
-from dyce_export.staging import kept_work
+from dyce_export.writing.staging import kept_work
 from dyce_runtime.errors import DataError, DestinationError, VerificationError
 from tests.unit.heads.test_features import COUNT, Spy, dataset, prepare
 from tests.unit.heads.test_training import features

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import msgspec
 
-from dyce_export.bundle_writer import copy_files, seal
 from dyce_export.graph.spans import write_spans
 from dyce_export.precision.lower import TARGET, add
 from dyce_export.precision.trials import Limits
 from dyce_export.progress import Progress
-from dyce_export.staging import staged
+from dyce_export.writing.bundle_writer import copy_files, seal
+from dyce_export.writing.staging import staged
 from dyce_runtime.bundle.configuration import Configurations
 from dyce_runtime.bundle.manifest import UNCUT, Manifest, Piece
 from dyce_runtime.bundle.reader import (
@@ -37,7 +37,7 @@ def rewrite(bundle: Bundle, configurations: Configurations, output: Path, *, for
     Every new span is compared with the segments that it replaces, on the bundle's test vectors.
 
     Raises:
-        DestinationError: see :func:`dyce_export.staging.staged`.
+        DestinationError: see :func:`dyce_export.writing.staging.staged`.
         VerificationError: a span does not compute the same as its segments.
     """
     old = {span.id for span in bundle.manifest.spans if span.id != UNCUT}
@@ -75,7 +75,7 @@ def with_precisions(
         output: may be the bundle itself, which is replaced once the new one is complete.
 
     Raises:
-        DestinationError: see :func:`dyce_export.staging.staged`; or the bundle was replaced while it was read.
+        DestinationError: see :func:`dyce_export.writing.staging.staged`; or the bundle was replaced while it was read.
     """
     in_place = output.resolve() == bundle.path.resolve()
     with staged(output, force=force or in_place) as folder:

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from dyce_export.exchange import replace_folder
+from dyce_export.writing.exchange import replace_folder
 from dyce_runtime.errors import DestinationError, DyceError, VerificationError
 from dyce_runtime.names import is_text
 

@@ -10,8 +10,8 @@ from threading import Event, Thread
 
 import pytest
 
-from dyce_export import exchange
-from dyce_export.staging import check_destination, staged
+from dyce_export.writing import exchange
+from dyce_export.writing.staging import check_destination, staged
 from dyce_runtime.errors import DestinationError
 
 
@@ -180,7 +180,7 @@ def test_of_two_that_replace_a_bundle_at_once_the_second_is_refused(old: Path):
 def test_what_a_killed_command_has_left_is_removed_by_the_next_and_nothing_else(tmp_path: Path):
     destination = tmp_path / "a[b]*.dyce"
     code = (
-        "import os, signal, sys; from pathlib import Path; from dyce_export.staging import staged\n"
+        "import os, signal, sys; from pathlib import Path; from dyce_export.writing.staging import staged\n"
         "with staged(Path(sys.argv[1]), force=False) as folder:\n"
         "    (folder / 'half').touch(); os.kill(os.getpid(), signal.SIGKILL)"
     )

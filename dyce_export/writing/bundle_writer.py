@@ -11,7 +11,7 @@ from pathlib import Path
 
 import msgspec
 
-from dyce_export.staging import staged
+from dyce_export.writing.staging import staged
 from dyce_runtime.bundle.configuration import Configurations
 from dyce_runtime.bundle.documents import write_document
 from dyce_runtime.bundle.manifest import UNCUT, Manifest
@@ -59,7 +59,7 @@ def write_for_device(
         stripped: omit records, other precisions, the report, and spans that no named configuration runs.
 
     Raises:
-        DestinationError: see :func:`dyce_export.staging.staged`. Errors of ``build`` are passed on.
+        DestinationError: see :func:`dyce_export.writing.staging.staged`. Errors of ``build`` are passed on.
     """
     with staged(output, force=force) as folder:
         manifest = _stripped(bundle) if stripped else bundle.manifest

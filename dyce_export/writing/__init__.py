@@ -1,0 +1,1 @@
+"""Write bundles: beside their destination, complete, and moved there at once."""
