@@ -40,14 +40,14 @@ def staged(destination: Path, *, force: bool) -> Iterator[Path]:
             destination.parent.mkdir(parents=True, exist_ok=True)
             _remove_leftovers(destination)
             folder = Path(tempfile.mkdtemp(dir=destination.parent, prefix=_prefix(destination)))
-        with _locked(folder):
-            try:
+        try:
+            with _locked(folder):
                 yield folder
                 folder.chmod(0o755)
                 check_destination(destination, force=force)  # another process may have been faster
                 _move(folder, destination)
-            finally:
-                _discard(folder)
+        finally:
+            _discard(folder)
 
 
 def _discard(folder: Path) -> None:
