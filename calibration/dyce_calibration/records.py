@@ -9,12 +9,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from dyce_runtime.arguments import shown
 from dyce_runtime.bundle.arrays import read_arrays
 from dyce_runtime.errors import DataError
 
 # What each array holds, one value for each sample or one for each sample and head.
 _OF_HEADS = ("predictions", "scores", "loss", "cost")
 _OF_SAMPLES = ("labels", "hashes", "split", "variant")
+# The kind of numpy's type that each has.
+_KINDS = {"predictions": "i", "labels": "i", "hashes": "u", "split": "U", "variant": "U"} | dict.fromkeys(
+    ("scores", "loss", "cost"), "f"
+)
+_TYPES = {"i": "int64", "u": "uint64", "f": "float32", "U": "text"}
 
 
 @dataclass(frozen=True)
@@ -139,14 +145,21 @@ class Records:
             raise DataError(f"{path} does not hold records: {error}") from error
 
     def check(self) -> Records:
-        """Return the records. Raises DataError if shapes do not fit, or a score, loss or cost is not from 0 to 1."""
+        """Return the records. Raises DataError if shapes or types do not fit, or numbers from 0 to 1 are not."""
+        if len({*self.heads}) < len(self.heads) or not all(
+            isinstance(name, str) for head in self.heads for name in head
+        ):
+            raise DataError(f"the records' heads are {shown(self.heads)}; expected pairs of names, each once")
         count = len(self.labels)
         for name, wanted in [
             *((name, (count, len(self.heads) + 1)) for name in _OF_HEADS),
             *((name, (count,)) for name in _OF_SAMPLES),
         ]:
-            if (found := getattr(self, name).shape) != wanted:
-                raise DataError(f"the records' {name} have shape {found}; expected {wanted}")
+            array = getattr(self, name)
+            if array.shape != wanted:
+                raise DataError(f"the records' {name} have shape {array.shape}; expected {wanted}")
+            if array.dtype.kind != _KINDS[name]:
+                raise DataError(f"the records' {name} are of type {array.dtype}; expected {_TYPES[_KINDS[name]]}")
         for name in ("scores", "loss", "cost"):
             values = getattr(self, name)
             strange = ~((values >= 0) & (values <= 1))

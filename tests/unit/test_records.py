@@ -159,6 +159,29 @@ def test_further_heads_stand_where_they_are_put():
     assert same(found.with_columns([0, 3, 4]), records)
 
 
+@pytest.mark.parametrize(
+    ("name", "array"),
+    [
+        ("predictions", np.zeros((40, 4))),
+        ("predictions", np.zeros((40, 4), [("a", int)])),
+        ("scores", np.zeros((40, 4), int)),
+        ("labels", np.zeros(40, np.float32)),
+        ("hashes", np.full(40, "x")),
+        ("split", np.zeros(40, int)),
+    ],
+)
+def test_an_array_of_another_type_is_refused(tmp_path: Path, name: str, array: np.ndarray):
+    replace(make_records(), **{name: array}).save(tmp_path / "records.npz")
+    with pytest.raises(DataError, match=f"the records' {name} are of type .*; expected"):
+        Records.load(tmp_path / "records.npz")
+
+
+def test_a_head_that_was_recorded_twice_is_refused(tmp_path: Path):
+    replace(make_records(), heads=(HEADS[0], HEADS[0], HEADS[1])).save(tmp_path / "records.npz")
+    with pytest.raises(DataError, match="expected pairs of names, each once"):
+        Records.load(tmp_path / "records.npz")
+
+
 @pytest.mark.parametrize("name", ["scores", "loss", "cost"])
 @pytest.mark.parametrize("value", [-0.5, 1.5, np.nan])
 def test_a_number_outside_0_to_1_is_refused(name: str, value: float):

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-# A child dies before the n-th line of ours that replaces a bundle, or a document in it, for every n there is. It runs in
-# a process of its own, since forking one with threads is not safe.
+# A child dies before the n-th line of ours that replaces a bundle, or a document in it, for every n there is. All this
+# is in a process of its own, since forking one with threads is not safe.
 PROGRAM = """
 import os, signal, sys
 from pathlib import Path
