@@ -28,7 +28,7 @@ COSTS_VERSION = "1.0"
 
 
 class CostTable(msgspec.Struct, frozen=True):
-    """The costs of a bundle's pieces for one sample or, if ``measured["batch"]`` says so, for a call with a batch.
+    """The costs of a bundle's pieces for one sample or, if they were measured, for ``measured["batch"]`` samples.
 
     Attributes:
         unit: unit of all costs.
