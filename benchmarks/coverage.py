@@ -1,8 +1,9 @@
-"""Which architectures work: one small model of each of timm's families, exported at three exits and verified.
+"""Test which architectures work: export one small model of each of timm's families at three exits and verify it.
 
-Of each bundle TensorRT-RTX then builds every piece. ``python -m benchmarks.coverage`` runs all of ``families.json``
-(about two hours on two cores), one process per model, writes ``results/coverage.json`` and ``docs/coverage.md``. ``--only NAME,NAME`` runs some of them again. Weights are
-random: what is shown is structure and numerics.
+TensorRT-RTX then builds every piece of each bundle. ``python -m benchmarks.coverage`` runs all models of
+``families.json``, each in its own process, which takes about two hours on two cores, and writes
+``results/coverage.json`` and ``docs/coverage.md``. ``--only NAME,NAME`` runs some of them again. The weights are
+random, so the results show structure and numerics, not accuracy.
 """
 
 from __future__ import annotations
@@ -30,22 +31,22 @@ RESULTS = HERE / "results" / "coverage.json"
 PAGE = HERE.parent / "docs" / "coverage.md"
 SHARES = (0.25, 0.5, 0.75)
 TIMEOUT_SECONDS = 3600
-# An RTX 30 and an RTX 40: one engine for both.
+# RTX 30 and RTX 40 series; an engine is built for both.
 GPUS = ("sm86", "sm89")
 
 
 def spread(points: list[Any], shares: tuple[float, ...] = SHARES) -> list[str]:
-    """The numbers of the exit points nearest to the given shares of the work, each once."""
+    """Return the numbers of the exit points nearest to the given shares of the work, without repetition."""
     chosen: dict[int, None] = {}
     for share in shares:
-        left = [point for point in points if point.number not in chosen]
-        if left:
-            chosen[min(left, key=lambda point: abs(point.share - share)).number] = None
+        others = [point for point in points if point.number not in chosen]
+        if others:
+            chosen[min(others, key=lambda point: abs(point.share - share)).number] = None
     return [str(number) for number in sorted(chosen)]
 
 
 def make_source(name: str) -> Source:
-    """A timm model; encoders that timm gives no classifier get one with 1,000 classes."""
+    """Load a timm model. Encoders without a classifier in timm get one with 1,000 classes."""
     import timm
     import torch
 
@@ -58,7 +59,7 @@ def make_source(name: str) -> Source:
 
 
 def measure(name: str) -> dict[str, Any]:
-    """Export one model in this process and say how it went."""
+    """Export one model in this process and return its row of the results."""
     from dyce_export.options import Options
     from dyce_export.pipeline import write_bundle
     from dyce_export.prepare import capture_source, prepare
@@ -98,7 +99,11 @@ def measure(name: str) -> dict[str, Any]:
 
 
 def build_engines(path: Path) -> dict[str, Any]:
-    """Build the TensorRT-RTX engine of every piece of a bundle: how many, in how long, and why not if one fails."""
+    """Build the TensorRT-RTX engine of every piece of a bundle.
+
+    Returns:
+        the number of engines, and the seconds that they took or the reason why one failed.
+    """
     from dyce_runtime.bundle.reader import open_bundle
     from dyce_runtime.errors import DyceError
     from dyce_runtime.execution.contracts import TargetSpec
@@ -112,13 +117,13 @@ def build_engines(path: Path) -> dict[str, Any]:
             rtx.compile(piece, spec, path.parent / "engines")
             built += 1
     except DyceError as error:
-        # The path of a temporary folder says nothing.
+        # The path of the temporary folder is of no use to the reader.
         return {"built": built, "failed": piece.id, "reason": error.message.replace(f"{path.parent}/", "")}
     return {"built": built, "seconds": time.perf_counter() - start}
 
 
 def build_apart(path: Path) -> dict[str, Any]:
-    """The same in a process of its own: of a builder that crashes, what it was about to build is known."""
+    """Run :func:`build_engines` in its own process, so that the piece is known at which the builder crashes."""
     command = [sys.executable, "-m", "benchmarks.coverage", "--engines", str(path)]
     done = subprocess.run(command, capture_output=True, text=True, cwd=HERE.parent, check=False)
     found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
@@ -126,7 +131,7 @@ def build_apart(path: Path) -> dict[str, Any]:
 
 
 def measure_apart(name: str) -> dict[str, Any]:
-    """The same in a process of its own, so that a crash or a leak stays there."""
+    """Run :func:`measure` in its own process, to contain crashes and leaks."""
     command = [sys.executable, "-m", "benchmarks.coverage", "--one", name]
     environment = {**os.environ, "PYTHONWARNINGS": "ignore"}
     try:
@@ -148,14 +153,14 @@ def measure_apart(name: str) -> dict[str, Any]:
 
 
 def engines_cell(rtx: dict[str, Any]) -> str:
-    """What a row says about its engines; nothing if they were not tried."""
+    """Format the result of building engines; empty if it was not tried."""
     if not rtx:
         return ""
     return f"**{rtx['failed']}**: {rtx['reason']}" if "failed" in rtx else f"{rtx['built']}, {rtx['seconds']:.0f} s"
 
 
 def page(results: dict[str, Any]) -> str:
-    """``docs/coverage.md``."""
+    """Return the text of ``docs/coverage.md``."""
     rows = results["families"]
     passed = [row for row in rows.values() if row["verdict"] == "passed"]
     lines = [

@@ -1,8 +1,8 @@
-"""The demo's model: a small residual network for scikit-learn's handwritten digits, trained in seconds on a CPU.
+"""Train the model of the demo: a small residual network for scikit-learn's handwritten digits.
 
-``python -m benchmarks.digits FOLDER`` trains it on two thirds of ``digits#train`` and writes ``digits.pt``, its weights,
-and the pictures: ``train.npz``, and ``val.npz``, which it has not seen. ``digits_net`` is the factory that
-``dyce-export --model benchmarks.digits:digits_net`` calls.
+``python -m benchmarks.digits FOLDER`` trains it on two thirds of ``digits#train``, in seconds on a CPU. It writes the
+weights, ``digits.pt``, and the images: ``train.npz``, and ``val.npz``, which the model has not seen. ``digits_net`` is
+the factory that ``dyce-export --model benchmarks.digits:digits_net`` calls.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class ResidualNet(nn.Module):
 
 
 def digits_net() -> nn.Module:
-    """An untrained network for 16x16 grey pictures: six blocks."""
+    """Return an untrained network with six blocks for 16x16 greyscale images."""
     return ResidualNet(widths=(32, 32, 64, 64, 128, 128), strides=(1, 1, 2, 1, 2, 1))
 
 
@@ -70,17 +70,21 @@ def train(
     bf16: bool = False,
     checkpoint: Path | None = None,
 ) -> None:
-    """Train a classifier with SGD and a one-cycle schedule.
+    """Train a classifier in place, with SGD and a one-cycle schedule.
 
-    ``augment`` flips half of the pictures; ``bf16`` computes in bfloat16 where torch deems it safe, twice as fast on a
-    CPU that has units for it. With a ``checkpoint`` what was interrupted goes on there; the file is gone in the end.
+    Args:
+        images: (N, C, H, W) float32.
+        labels: (N,) int64.
+        augment: flip half of the images horizontally.
+        bf16: compute in bfloat16 where torch considers it safe; twice as fast on a CPU that supports it.
+        checkpoint: file from which interrupted training resumes; it is deleted at the end.
     """
     model.to(memory_format=torch.channels_last)
     optimiser = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, weight_decay=5e-4, nesterov=True)
     steps = epochs * -(-len(images) // batch)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, max_lr=0.1, total_steps=steps)
     model.train()
-    state = {"model": model, "optimiser": optimiser, "schedule": schedule}
+    state: dict[str, Any] = {"model": model, "optimiser": optimiser, "schedule": schedule}
     done = _resume(state, checkpoint) if checkpoint else 0
     for epoch in range(done, epochs):
         total = 0.0
@@ -106,7 +110,7 @@ def train(
 
 
 def _resume(state: dict[str, Any], checkpoint: Path) -> int:
-    """Put the parts back to where they were; returns the epochs that are done."""
+    """Restore the state of the parts and of the random generator; return the number of completed epochs."""
     if not checkpoint.is_file():
         return 0
     found = torch.load(checkpoint, weights_only=True)

@@ -1,8 +1,8 @@
-"""What an export and an import cost: wall-clock time and peak memory, measured from outside the process.
+"""Measure the wall-clock time and peak memory of an export and of an import, from outside the process.
 
-``python -m benchmarks.footprint`` exports resnet50 at three exits through the command line (no data, so no head
-training) and imports the runtime, each several times, and writes ``results/footprint.json``. Imports are compared
-with an empty Python process, pair by pair.
+``python -m benchmarks.footprint`` exports resnet50 at three exits through the command line, without data and therefore
+without training heads, and imports the runtime, each several times. It writes ``results/footprint.json``. Every import
+is compared with an empty Python process that runs right after it.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ ALLOWED = {"export_seconds": 30, "export_peak_gib": 3, "import_ms": 150}
 
 
 def timed(arguments: list[str]) -> tuple[float, float]:
-    """Seconds and peak memory in GiB of a Python process, from start to end."""
+    """Return the seconds and the peak memory in GiB of a Python process, from start to end."""
     start = time.perf_counter()
     process = subprocess.Popen([sys.executable, *arguments], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     _, status, usage = os.wait4(process.pid, 0)
@@ -36,7 +36,7 @@ def timed(arguments: list[str]) -> tuple[float, float]:
 
 
 def measure_export(rounds: int = 3) -> dict[str, float]:
-    """Median time and largest memory of an export of resnet50 at exits 3, 7 and 12."""
+    """Measure the median time and the largest peak memory of exports of resnet50 at exits 3, 7 and 12."""
     with tempfile.TemporaryDirectory() as folder:
         command = ["-c", EXPORT, "timm:resnet50", "--exits", "3,7,12", "-o", f"{folder}/resnet50.dyce", "--force"]
         runs = [timed(command) for _ in range(rounds)]
@@ -44,7 +44,7 @@ def measure_export(rounds: int = 3) -> dict[str, float]:
 
 
 def measure_import(rounds: int = 15) -> dict[str, float]:
-    """Median of what ``import dyce_runtime`` adds to an empty process, in milliseconds."""
+    """Measure the median time that ``import dyce_runtime`` adds to an empty process, in milliseconds."""
     timed(["-c", "import dyce_runtime"])
     pairs = [(timed(["-c", "import dyce_runtime"])[0], timed(["-c", "pass"])[0]) for _ in range(rounds)]
     return {"import_ms": 1e3 * median(ours - empty for ours, empty in pairs)}

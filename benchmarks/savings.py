@@ -1,10 +1,10 @@
-"""What early exits save on Fashion-MNIST at a loss of half a point: in multiply-accumulates and in milliseconds.
+"""Measure what early exits save on Fashion-MNIST at a loss of half a point, in multiply-accumulates and milliseconds.
 
-``python -m benchmarks.savings`` takes the bundle and the records of ``python -m benchmarks.examples.fashion_nine``: a base of about
-124 MMACs, heads of five types at nine positions. Thresholds are searched on pictures that the base has never seen, once
-weighing MACs and once the milliseconds that this machine takes for every piece, and reported on the 10,000 test
-pictures. Written into a bundle with spans for them, as ``dyce search -o`` does, they are then timed next to the uncut
-model, in turn, one picture per call. It writes ``results/savings.json`` and ``docs/savings.md``.
+``python -m benchmarks.savings`` uses the bundle and the records of ``python -m benchmarks.examples.fashion_nine``: a
+base of about 124 MMACs with heads of five types at nine positions. Thresholds are searched on images that the base has
+not seen, once by MACs and once by the milliseconds that this machine takes for every piece, and evaluated on the 10,000
+test images. The configurations are written into a bundle with spans for them, as ``dyce search -o`` does, and timed in
+turn with the uncut model, one image per call. It writes ``results/savings.json`` and ``docs/savings.md``.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ LOSS = 0.005
 
 @dataclass(frozen=True)
 class Found:
-    """A configuration and what the samples say of it."""
+    """A configuration and its figures on the search and test samples."""
 
     configuration: Configuration
     figures: dict[str, Any]
@@ -46,12 +46,12 @@ class Found:
 def search(
     costs: CostTable, name: str, unseen: Records, tested: Records, losses: Sequence[float] = (LOSS,)
 ) -> list[Found]:
-    """Configurations from one front: chosen on the search samples alone, and the best of the front on test.
+    """Search a front, and return configurations of it: chosen on the search samples only, and the best on test.
 
     Args:
-        unseen: what is searched on.
-        tested: what is reported on.
-        losses: allowed on the search samples, one for each configuration that is chosen on them.
+        unseen: records of the search samples.
+        tested: records of the test samples.
+        losses: allowed losses on the search samples; one configuration is chosen for each.
     """
     chosen_on, reported_on = (make_problem(records, costs) for records in (unseen, tested))
     outcome = run(chosen_on, reported_on, Search())
@@ -67,7 +67,7 @@ def search(
 
 
 def describe(name: str, setting: Setting, chosen_on: Problem, reported_on: Problem) -> Found:
-    """A setting's figures on both sample sets, in the unit of the search."""
+    """Return a setting as a configuration, with its figures on both sets of samples, in the unit of the search."""
     search, test = (problem.evaluate(setting) for problem in (chosen_on, reported_on))
     figures = {
         "saved_on_search": 1 - search.cost,
@@ -79,7 +79,7 @@ def describe(name: str, setting: Setting, chosen_on: Problem, reported_on: Probl
 
 
 def measure(threads: int, data: Path) -> dict[str, Any]:
-    """Searches in both units, and every configuration found, timed next to the uncut model."""
+    """Search in both units, and time every configuration found next to the uncut model."""
     table = fashion_nine.CACHE / f"ms_{threads}.json"
     pictures = f"{data}#test"
     measured = ["--write-cost-table", str(table), "--threads", str(threads), "--limit", "1000"]
@@ -94,7 +94,7 @@ def measure(threads: int, data: Path) -> dict[str, Any]:
 
 
 def timed(bundle: Path, found: list[Found], spanned: Path, pictures: str, threads: int) -> dict[str, Any]:
-    """Configurations in a copy of a bundle with spans for them, timed next to the uncut model."""
+    """Write configurations and their spans into a copy of a bundle, and time them next to the uncut model."""
     named = {"full": Entry(exits={}), **{f.configuration.name: Entry(f.configuration.exits) for f in found}}
     rewrite(open_bundle(bundle), Configurations(named=named), spanned, force=True)
     with load(spanned, threads=threads, pool="global") as session:
@@ -109,7 +109,7 @@ def timed(bundle: Path, found: list[Found], spanned: Path, pictures: str, thread
 
 
 def page(results: dict[str, Any]) -> str:
-    """``docs/savings.md``."""
+    """Return the text of ``docs/savings.md``."""
     facts = machine.sentence(results["environment"])
     lines = [
         "# What early exits save at a loss of half a point",

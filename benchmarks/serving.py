@@ -1,6 +1,6 @@
-"""Eight threads that share a session, next to eight callers one after another: throughput, and the same answers.
+"""Compare eight threads that share a session with eight callers one after another: throughput, and equal results.
 
-``python -m benchmarks.serving`` takes the Fashion-MNIST bundle of ``python -m benchmarks.savings`` and writes
+``python -m benchmarks.serving`` uses the Fashion-MNIST bundle of ``python -m benchmarks.savings`` and writes
 ``results/serving.json`` and ``docs/serving.md``.
 """
 
@@ -27,7 +27,7 @@ CALLERS, CALLS, ROUNDS = 8, 250, 5
 
 
 def measure(threads: int) -> dict[str, Any]:
-    """Calls per second of both ways in turn, and how many answers differ."""
+    """Measure the calls per second of both ways in turn, and count the results that differ."""
     data = open_dataset(f"{fashion_mnist.DEBIAN}#test")
     with load(fashion_nine.CACHE / f"spans_{threads}.dyce", threads=threads) as session:
         session.use([name for name in session.bundle.configurations.named if name.startswith("milliseconds")][-1])

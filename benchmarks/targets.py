@@ -1,8 +1,8 @@
-"""The engines on a CPU beside each other: the uncut model and the chain, what is computed, and where samples leave.
+"""Compare the engines on a CPU: the time of the uncut model and of the segments, the logits, and the exits taken.
 
-``python -m benchmarks.targets`` takes the bundles of ``benchmarks.overhead``. For one and two threads, each in a process
-of its own, all engines run in turn on the same inputs: the uncut model, and three exits (Fashion-MNIST: nine) that are on
-and never taken. Then every engine classifies Fashion-MNIST's 10,000 test pictures under a configuration that was
+``python -m benchmarks.targets`` uses the bundles of ``benchmarks.overhead``. With one and with two threads, each in its
+own process, all engines run in turn on the same inputs: the uncut model, and three exits (Fashion-MNIST: nine) that are
+on and never taken. Then every engine classifies the 10,000 test images of Fashion-MNIST under a configuration that was
 chosen in onnxruntime. It writes ``results/targets.json`` and ``docs/openvino.md``.
 """
 
@@ -30,14 +30,17 @@ from dyce_runtime.inputs.datasets import open_dataset
 HERE = Path(__file__).parent
 RESULTS = HERE / "results" / "targets.json"
 PAGE = HERE.parent / "docs" / "openvino.md"
-# The first is what the others are compared with.
+# The others are compared with the first.
 ENGINES = [("onnxruntime", "float32"), ("openvino", "float32"), ("openvino", "bfloat16")]
-# Confidences so near to a threshold may leave on either side of it.
+# Engines may disagree about a confidence that is this near to a threshold.
 NEAR = 1e-4
 
 
 def open_all(path: Path, threads: int) -> dict[str, Session]:
-    """The bundle in every engine. Pools are private: one that spins would take the cores from the next engine."""
+    """Open the bundle in every engine.
+
+    Thread pools are private, since a shared pool, whose threads spin, would take the cores from the next engine.
+    """
     bundle = open_bundle(path)
     return {
         f"{target} {precision}": Session(
@@ -48,7 +51,10 @@ def open_all(path: Path, threads: int) -> dict[str, Session]:
 
 
 def speed(sessions: dict[str, Session], images: Images, seconds: float) -> dict[str, Any]:
-    """Milliseconds of the uncut model, and the chain against it; and how far the logits are from the first engine's."""
+    """Measure the milliseconds of the uncut model, the ratio of the segments to it, and the error of the logits.
+
+    The error is relative to the logits of the first engine.
+    """
 
     def call(session: Session, configuration: str | Configuration) -> Callable[[int], float]:
         def run(turn: int) -> float:
@@ -77,7 +83,7 @@ def speed(sessions: dict[str, Session], images: Images, seconds: float) -> dict[
 
 
 def exits(sessions: dict[str, Session]) -> dict[str, Any]:
-    """How many of Fashion-MNIST's test pictures leave elsewhere than in the first engine, and the accuracies."""
+    """Count the test images of Fashion-MNIST that take another exit than in the first engine; measure accuracies."""
     data = open_dataset(f"{fashion_mnist.DEBIAN}#test")
     first = next(iter(sessions.values()))
     images, labels = first.preprocess(data.images(range(len(data)))), np.array(data.labels)
@@ -101,14 +107,14 @@ def exits(sessions: dict[str, Session]) -> dict[str, Any]:
 
 
 def _near(configuration: Configuration, session: Session, result: Result) -> NDArray[np.bool_]:
-    """Samples that left with a confidence within :data:`NEAR` of the threshold of their exit."""
+    """Return (N,) bool: whether each sample exited with a confidence within :data:`NEAR` of the threshold there."""
     ids = [exit.id for exit in session.manifest.exits]
     thresholds = [configuration.exits[id].threshold if id in configuration.exits else -np.inf for id in ids]
     return np.abs(result.confidence - np.array(thresholds)[result.exit]) < NEAR
 
 
 def measure(threads: int, seconds: float) -> dict[str, Any]:
-    """All models with so many threads."""
+    """Measure all models with ``threads`` threads."""
     results: dict[str, Any] = {}
     for name in [*MODELS, "fashion_nine"]:
         path = fashion_nine.CACHE / f"spans_{threads}.dyce" if name == "fashion_nine" else export(name)
@@ -125,7 +131,7 @@ def measure(threads: int, seconds: float) -> dict[str, Any]:
 
 
 def page(results: dict[str, Any]) -> str:
-    """``docs/openvino.md``."""
+    """Return the text of ``docs/openvino.md``."""
     lines = [
         "# OpenVINO beside onnxruntime",
         "",

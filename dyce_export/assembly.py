@@ -1,4 +1,4 @@
-"""What the bundle of one model is assembled from: probe images, pieces with their manifest, and test vectors."""
+"""Write the parts of the bundle of one model: the pieces with their manifest, and the test vectors."""
 
 from __future__ import annotations
 
@@ -30,16 +30,16 @@ from dyce_runtime.bundle.test_vectors import Vectors, write_vectors
 from dyce_runtime.inputs.preprocessing import preprocess
 
 _TEST_VECTORS = 8
-# Splits whose samples may be looked at before configurations are certified and tested.
+# Splits whose samples may be used before configurations are certified and tested.
 _MAY_BE_SEEN = ("temperature", "search")
 _PACKAGES = ("dyce-export", "torch", "timm", "onnx", "onnx-ir", "onnxscript", "onnxruntime")
 
 
 def probe_images(prepared: Prepared, calibration: Calibration | None, count: int) -> Tensor:
-    """Real pictures where there are any, spread over the data set; synthetic ones otherwise.
+    """Return the images (count, C, H, W) float32 on which the pieces are compared with torch.
 
-    None of them certifies or tests configurations. The first ones, which become test vectors, are the same for every
-    model.
+    They are spread over the data set, or synthetic without data. None of them is in the certification or test split.
+    The first ones become test vectors and do not depend on ``count``. A small data set may give fewer than ``count``.
     """
     source, data = prepared.source, prepared.val or prepared.data
     if data is None or calibration is None:
@@ -53,10 +53,12 @@ def probe_images(prepared: Prepared, calibration: Calibration | None, count: int
 def write_pieces(
     prepared: Prepared, heads: Sequence[Sequence[TrainedHead]], calibration: Calibration | None, folder: Path
 ) -> Manifest:
-    """Write pieces, records and the splits' hashes into ``folder``; return the manifest, with neither spans nor hashes.
+    """Write the pieces, the records and the hashes of the splits' samples into ``folder``, and return the manifest.
+
+    The manifest has no spans and no file hashes yet.
 
     Args:
-        heads: exit by exit.
+        heads: the heads of each exit, in execution order.
         calibration: None if the heads are untrained.
     """
     source, backbone = prepared.source, prepared.backbone
@@ -89,7 +91,7 @@ def write_pieces(
 
 
 def write_test_vectors(reference: Reference, probe: Configuration, bundle: Bundle) -> None:
-    """Inputs with the logits and exits that torch computes, so that a device can check itself."""
+    """Store inputs with the logits and scores that torch computes for them, so that a device can check its engine."""
     count, manifest = _TEST_VECTORS, bundle.manifest
     logits = [*reference.head_logits, [reference.logits]]
     scores = {

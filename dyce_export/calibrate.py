@@ -1,4 +1,4 @@
-"""From data to trained heads and records: the calibration side of an export."""
+"""Calibrate a cut model on data: train heads, fit temperatures, and record what every head predicts."""
 
 from __future__ import annotations
 
@@ -33,9 +33,13 @@ log = logging.getLogger("dyce_export")
 
 @dataclass(frozen=True)
 class Calibration:
-    """What data gave: heads exit by exit, the temperature of the final head, records and how the data was divided.
+    """Trained heads, their records, and how the data was divided.
 
-    ``hashes`` holds the content hashes of the samples of each split, ``heads`` among them.
+    Attributes:
+        heads: the heads of each exit, in execution order.
+        final_temperature: temperature of the model's own classifier.
+        records: of the held-out samples.
+        hashes: name of each split, including ``heads``, to the content hashes (n,) uint64 of its samples.
     """
 
     heads: list[list[TrainedHead]]
@@ -45,7 +49,7 @@ class Calibration:
     hashes: dict[str, NDArray[np.uint64]]
 
     def restricted(self, kept: set[tuple[str, str]]) -> Calibration:
-        """The same with some of the heads (exit, type); exits without any are left out."""
+        """Return a copy with only these heads (exit, type); exits without any are left out."""
         exits = list(dict.fromkeys(exit for exit, _ in self.records.heads))
         heads = [
             [head for head in of_exit if (exit, head.type) in kept]
@@ -57,7 +61,12 @@ class Calibration:
 
 
 def macs_of_heads(points: Sequence[ExitPoint], heads: Sequence[Sequence[TrainedHead]], total_macs: int) -> CostTable:
-    """The cost table of exit points and their heads, before anything is written."""
+    """Return the cost table of exit points and their heads in multiply-accumulates, before any piece is written.
+
+    Args:
+        heads: the heads of each exit point.
+        total_macs: of the whole model.
+    """
     backbone = {str(point.number): float(point.macs) for point in points}
     of_heads = {
         str(point.number): {head.type: float(head.macs) for head in of_exit}
@@ -82,14 +91,15 @@ def calibrate(
     """Train the heads on ``data``, if there are exits, fit temperatures and record every head on ``val``.
 
     Args:
-        val: samples that the base model has never seen; None cuts them from ``data``, with a warning.
-        folder: of this process; keeps features and half-trained heads, for a run that is interrupted and repeated.
-        types: of the heads at every exit.
-        processes: share the samples between them; all end with the same result.
+        val: samples that the model has not seen; None holds out a part of ``data``, with a warning.
+        folder: folder of this process for features and half-trained heads, with which an interrupted run resumes.
+        types: types of the heads at every exit.
+        seed: of the splits, of head initialisation and of training.
+        processes: the processes among which the samples are divided; all return the same result.
 
     Raises:
-        DataError: too few samples for the splits, or a single class.
-        DestinationError: not enough space for the features.
+        DataError: there are too few samples for the splits, or only one class.
+        DestinationError: there is not enough space for the features.
     """
     if data.labels is not None:
         require_classes(data)
@@ -140,7 +150,10 @@ def calibrate(
 
 
 def check_amount(data: Dataset | None, val: Dataset | None, seed: int) -> None:
-    """Raise DataError if there are too few pictures to choose configurations with: before anything is computed."""
+    """Raise DataError if there are too few images to choose configurations on.
+
+    Called before training, so that it does not fail after hours.
+    """
     if data is None:
         return
     held_out = data.take(_parts_of(data, seed)["val"]) if val is None else val
@@ -158,7 +171,7 @@ def check_amount(data: Dataset | None, val: Dataset | None, seed: int) -> None:
 
 
 def content_of(backbone: Backbone) -> Iterator[object]:
-    """Everything that features depend on, of a model: its code and its numbers."""
+    """Yield everything of a model that its features depend on: the generated code, the parameters and the buffers."""
     yield backbone.module.code
     for tensor in (*backbone.module.parameters(), *backbone.module.buffers()):
         yield tensor.detach().reshape(-1).view(torch.uint8).numpy()
@@ -181,7 +194,7 @@ def _parts_of(data: Dataset, seed: int) -> dict[str, NDArray[np.int64]]:
 def _record(
     backbone: Backbone, heads: Sequence[Sequence[TrainedHead]], features: Features, seed: int, processes: Processes
 ) -> tuple[list[list[TrainedHead]], float, Records]:
-    """Fit every temperature on its split, and write down what each head says of all held-out samples."""
+    """Fit all temperatures on the split ``temperature``, and record every head on all held-out samples."""
     labels, hashes = processes.gather(features.labels), processes.gather(features.hashes)
     parts = divide(hashes, VAL_SHARES, seed)
     rows = parts["temperature"]
@@ -220,12 +233,12 @@ def _warn_about_conflicts(data: Dataset) -> None:
     hashes = data.hashes
     contradicted = len(np.unique(np.stack([hashes.astype(np.int64), data.labels]), axis=1)[0]) - len(np.unique(hashes))
     if contradicted:
-        log.warning("%s: %d pictures are there once more with another label", data.source, contradicted)
+        log.warning("%s: %d pictures occur again with another label", data.source, contradicted)
 
 
 def _warn_about_overlap(records: Records, fitted_on: NDArray[np.uint64]) -> None:
     shared = int(np.isin(records.hashes, fitted_on).sum())
     if shared:
         log.warning(
-            "%d of the %d validation pictures are also in --data; the heads have seen them", shared, len(records)
+            "%d of the %d validation pictures are also in --data: the heads were trained on them", shared, len(records)
         )

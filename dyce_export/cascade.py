@@ -1,4 +1,7 @@
-"""A whole export: of a model alone, or of a cascade, as a bundle of every model and then one of all of them."""
+"""Export a model, alone or as a cascade with savers: small networks that run before it, which is then the base.
+
+For a cascade every model becomes a bundle first; these are then composed into one.
+"""
 
 from __future__ import annotations
 
@@ -44,14 +47,16 @@ def export_source(
     """Split a model at the given exits and write a verified bundle.
 
     Args:
-        exits: numbers or module names of exit points, in ascending order; or ``["auto"]``; none where there are savers.
+        exits: numbers or module names of exit points, in ascending order, or ``["auto"]``. May be empty if there are
+            savers.
         output: the bundle's folder.
-        savers: run first; see :meth:`dyce_export.savers.resolve_saver.Savers.of`.
-        data: fits the heads; without it they stay untrained. See :func:`dyce_runtime.inputs.datasets.open_dataset`.
-        val: samples unseen by the model, from which configurations are chosen; None cuts them from ``data``.
+        savers: models that run first; see :meth:`dyce_export.savers.resolve_saver.Savers.of`.
+        data: images to train the heads on; without it the heads stay untrained. See
+            :func:`dyce_runtime.inputs.datasets.open_dataset`.
+        val: images that the model has not seen, on which configurations are chosen; None holds out a part of ``data``.
 
     Raises:
-        DyceError: its subclasses say which step failed; nothing is left at ``output`` then.
+        DyceError: the subclass says which step failed; ``output`` is then not written.
     """
     if not (exits or savers):
         raise ExitPointError("no exits were given; expected numbers or module names, such as 3,7,12")
@@ -64,13 +69,15 @@ def export_source(
 
 @dataclass(frozen=True)
 class Cascade:
-    """A base and the savers before it; everything that can be checked at once was.
+    """A base and the savers before it, after all checks that need no training.
 
     Attributes:
-        mapping: of classes; see :func:`dyce_export.savers.joint_verification.read_mapping`.
-        data: sets the ranges of integers.
-        pictures: hold those of the base's records.
-        suspicious: what speaks against the labels of pictures for a base that is a bundle, and was allowed.
+        savers: may be empty.
+        mapping: between the classes; see :func:`dyce_export.savers.joint_verification.read_mapping`.
+        data: images that train the exit sequence network and determine the ranges of integers.
+        pictures: images among which are those of the base's records.
+        suspicious: doubts about the labels that the user accepted, if the base is a bundle. Otherwise they are in the
+            prepared base.
     """
 
     base: Ready
@@ -90,13 +97,13 @@ def prepare_cascade(
     options: Options,
     progress: Progress,
 ) -> Cascade:
-    """Choose exits, capture the savers and open the data; writes nothing.
+    """Select exits, capture the savers and open the data. Writes nothing.
 
     Args:
-        exits: of a base that is no bundle; see :func:`dyce_export.prepare.prepare`.
+        exits: exits of the base; see :func:`dyce_export.prepare.prepare`. Not used if the base is a bundle.
 
     Raises:
-        DyceError: what is wrong with the exits, the data or the savers.
+        DyceError: the exits, the data or the savers are not usable.
     """
     first: Ready
     if isinstance(base, Bundle):
@@ -126,7 +133,7 @@ def export_cascade(cascade: Cascade, output: Path, *, options: Options, progress
     """Export the base and every saver that is not a bundle yet, and write the bundle in which savers run first.
 
     Raises:
-        DyceError: its subclasses say which step failed; nothing is left at ``output`` then.
+        DyceError: the subclass says which step failed; ``output`` is then not written.
     """
     base = cascade.base
     if isinstance(base, Prepared) and not cascade.savers:
@@ -135,7 +142,7 @@ def export_cascade(cascade: Cascade, output: Path, *, options: Options, progress
     with kept_work(output, processes.rank) as work:
 
         def made(model: Ready) -> Bundle:
-            """Its bundle; one that an interrupted export has finished is taken as it is."""
+            """Return the bundle of a model, reusing one that an interrupted export has completed."""
             if isinstance(model, Bundle):
                 return model
             path = work / f"{fingerprint_of(model, plain)[:16]}.dyce"
@@ -157,10 +164,10 @@ def _write(
     options: Options,
     progress: Progress,
 ) -> Export:
-    """From the bundles of the models to the one of all of them.
+    """Compose the bundles of the models, add what the options ask for, and write the result.
 
     Args:
-        work: keeps features and half-trained exit sequence networks.
+        work: folder for features and half-trained exit sequence networks.
     """
     parts, val = Parts.of(base, savers, cascade.mapping), cascade.pictures
     with staged(output, force=options.force) as folder:

@@ -1,7 +1,7 @@
-"""The export of one model, from top to bottom: data to heads and records, exits, pieces, search, verification, bundle.
+"""Export one model: train heads and record them, select exits, write pieces, search, verify and seal the bundle.
 
-What comes before, from a file or a module to a graph with exits and opened data, is in :mod:`dyce_export.prepare`; what
-savers add is in :mod:`dyce_export.cascade`.
+The steps before, from a file or a module to a graph with exits and open data sets, are in :mod:`dyce_export.prepare`.
+Exports with savers (small networks that run before the base) are in :mod:`dyce_export.cascade`.
 """
 
 from __future__ import annotations
@@ -47,7 +47,12 @@ log = logging.getLogger("dyce_export")
 
 @dataclass(frozen=True)
 class Export:
-    """A finished export."""
+    """A finished export.
+
+    Attributes:
+        path: the folder of the bundle.
+        seconds: name of each stage to its duration.
+    """
 
     path: Path
     manifest: Manifest
@@ -55,7 +60,7 @@ class Export:
     seconds: dict[str, float]
 
     def __repr__(self) -> str:
-        """What was made, on a few lines."""
+        """Summarise the bundle in a few lines."""
         checked = self.manifest.verification
         lines = [
             f"<Export of {self.manifest.model.name} to {self.path}",
@@ -68,13 +73,14 @@ class Export:
 
 @usual_settings()
 def write_bundle(prepared: Prepared, output: Path, *, options: Options, progress: Progress) -> Export:
-    """Train heads, choose configurations, cut, verify and write; nothing stands at ``output`` if a step fails.
+    """Train heads, choose configurations, cut the model, verify and write the bundle.
 
-    Features and half-trained heads are kept beside it meanwhile, so that an interrupted export can be repeated.
-    Processes that were launched together share the work up to the records; one of them writes.
+    If a step fails, ``output`` is not written. Features and half-trained heads are kept next to ``output`` until the
+    export succeeds, so that an interrupted export can be resumed. Processes that were launched together share the
+    work up to the records; the main process writes.
 
     Raises:
-        DyceError: its subclasses say which step failed.
+        DyceError: the subclass says which step failed.
     """
     processes = connect()
     if prepared.data is None:
@@ -87,7 +93,7 @@ def write_bundle(prepared: Prepared, output: Path, *, options: Options, progress
 def _calibrate(
     prepared: Prepared, work: Path, options: Options, progress: Progress, processes: Processes
 ) -> Calibration:
-    """From data to features, trained heads and records."""
+    """Extract features, train the heads and record their predictions."""
     assert prepared.data is not None
     return calibrate(
         prepared.backbone,
@@ -106,10 +112,10 @@ def _calibrate(
 def _judge_and_write(
     prepared: Prepared, calibration: Calibration, output: Path, options: Options, progress: Progress
 ) -> Export:
-    """The bundle, with the exits that are worth it where they were left to choose.
+    """Check the records for plausibility, select exits if they are chosen automatically, and write the bundle.
 
     Raises:
-        SuspiciousDataError: the records cannot be those of a model that works, and this was not allowed.
+        SuspiciousDataError: the records are implausible for a working model, and the user did not allow that.
     """
     if calibration.splits.labels == "data":
         doubts = accept(doubts_of(calibration.records), allowed=options.allow_suspicious)
@@ -123,6 +129,7 @@ def _judge_and_write(
 def _select_exits(
     prepared: Prepared, calibration: Calibration, options: Options, progress: Progress
 ) -> tuple[Prepared, Calibration]:
+    """Keep the exits that save most and the heads that the configurations use. Raises ExitPointError if none pays."""
     points = prepared.backbone.points
     costs = macs_of_heads(points, calibration.heads, prepared.total_macs)
     exits = select_exits(
@@ -143,7 +150,7 @@ def _select_exits(
 def _write(
     prepared: Prepared, calibration: Calibration | None, output: Path, options: Options, progress: Progress
 ) -> Export:
-    """From heads to a bundle that is verified, or that does not exist."""
+    """Write and verify the bundle. Without calibration its heads are untrained."""
     images = probe_images(prepared, calibration, probe_count(prepared.total_macs))
     heads = _untrained(prepared, images, options) if calibration is None else calibration.heads
     with progress.stage("reference"):
@@ -173,7 +180,7 @@ def _untrained(prepared: Prepared, images: Tensor, options: Options) -> list[lis
 
 
 def _search(manifest: Manifest, calibration: Calibration | None, probe: Configuration) -> Configurations:
-    """Configurations searched from the records; without data ``full``, and the probe for measurements of speed."""
+    """Search configurations on the records. Without data return ``full`` and the probe, to measure speed with."""
     if calibration is None:
         return Configurations(named={FULL: Entry(exits={}), probe.name: Entry(exits=probe.exits)})
     return choose(calibration.records, macs_of(manifest))
@@ -187,7 +194,7 @@ def _verify(
     probe: Configuration,
     tolerance: float,
 ) -> Verification:
-    """Compare the pieces with torch. Raises VerificationError, which says what the difference comes from."""
+    """Compare the pieces with torch. Raises VerificationError, which names the likely cause of the difference."""
     found = verify(made, reference, probe, tolerance)
     if found.verdict == "passed":
         return found
@@ -203,7 +210,7 @@ def _verify(
 
 
 def _lowered(prepared: Prepared, made: Bundle, options: Options, progress: Progress) -> Manifest:
-    """The manifest with the precisions that were asked for, each a bundle of its own inside this one."""
+    """Add the requested lower precisions as bundles inside this one, and return the manifest that lists them."""
     if not options.precisions:
         return made.manifest
     assert prepared.data is not None

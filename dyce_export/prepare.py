@@ -1,6 +1,6 @@
-"""From what a user brings to what an export can start from: the model as a graph, its exits, and opened data.
+"""Prepare an export: capture the model as a graph, find and select exit points, and open the data.
 
-Everything that can be checked at once is checked here, before anything is trained or written.
+Everything that can be checked without training is checked here, before anything is trained or written.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ AUTO = "auto"
 
 @dataclass(frozen=True)
 class Captured:
-    """A model as a graph, with its exit points numbered."""
+    """A model captured as a graph, with its exit points numbered."""
 
     source: Source
     program: ExportedProgram
@@ -58,12 +58,17 @@ class Captured:
 
 @dataclass(frozen=True)
 class Prepared:
-    """A captured model, its chosen exits and opened data: everything that can be checked at once was.
+    """A captured model with selected exits and open data, after all checks that need no training.
 
     Attributes:
-        backbone: cut at the chosen exits; at all candidates if these are still to be chosen (``auto``).
-        suspicious: what speaks against the labels and was allowed.
-        graph: the program in ONNX, which returns what is alive at the exits, too.
+        backbone: the model cut at the selected exits, or at all candidates if ``auto``.
+        auto: whether exits are still to be selected from all candidates, by the data.
+        total_macs: multiply-accumulates of one sample through the whole model.
+        classes: number of classes.
+        data: samples on which the heads are trained; None leaves the heads untrained.
+        val: samples that the model has not seen, on which configurations are chosen; None takes them from ``data``.
+        suspicious: doubts about the labels that the user accepted.
+        graph: the program in ONNX; its outputs are the logits and the tensors that are alive at the exits.
     """
 
     source: Source
@@ -79,7 +84,7 @@ class Prepared:
 
     @property
     def model(self) -> Model:
-        """As the manifest describes it; class folders name the classes that have no other names."""
+        """The model's entry in the manifest. Class names that the model does not provide come from class folders."""
         known = (part.class_names for part in (self.source, self.data, self.val) if part is not None)
         return Model(
             name=self.source.name,
@@ -93,22 +98,27 @@ class Prepared:
         )
 
     def logits(self, images: Tensor) -> Tensor:
-        """(N, classes) of the model as it was handed over, if it was a module; in inference mode."""
+        """Return the logits (N, classes) float32 for images (N, C, H, W), without gradients.
+
+        They come from the original module if there is one, otherwise from the captured program.
+        """
         with torch.inference_mode():
             return self.backbone(images)[0] if self.source.module is None else answer(self.source.module, images)
 
     def answer(self, pictures: Sequence[Picture]) -> NDArray[np.int64]:
-        """The class (N,) that the model answers for pictures."""
+        """Return the predicted classes (N,) int64 of N images, which are preprocessed first."""
         return self.logits(torch.from_numpy(preprocess(pictures, self.source.preprocessing))).argmax(dim=1).numpy()
 
 
 @usual_settings()
 def capture_source(source: Source, progress: Progress) -> Captured:
-    """Capture a model and number its exit points. Random weights are conditioned first, in place.
+    """Capture a model as a graph and number its exit points.
+
+    If the module has random weights, they are conditioned first, in place.
 
     Raises:
         CaptureError: the model cannot be captured.
-        TaskError: its outputs are no logits of one label per picture.
+        TaskError: its outputs are not the logits of one label per image.
     """
     with progress.stage("capture"):
         images = synthetic_images(16, source.input_size, seed=1)
@@ -128,12 +138,12 @@ def capture_source(source: Source, progress: Progress) -> Captured:
 
 
 def _exit_points(program: ExportedProgram) -> ExitPoints:
-    """Of a model that was captured. Raises CaptureError if torch cannot follow its own graph."""
+    """Find the exit points of a captured model. Raises CaptureError if torch cannot analyse the graph."""
     try:
         return find_exit_points(program)
     except DyceError:
         raise
-    except Exception as error:  # operations are run by rules of their own, on tensors without data
+    except Exception as error:  # the shape rules of custom operations may raise anything
         raise CaptureError(
             f"no exit points can be found in the captured model: {reason_of(error)}",
             hint="An operation of your own needs a rule for tensors without data: torch.library.register_fake.",
@@ -144,23 +154,25 @@ def _exit_points(program: ExportedProgram) -> ExitPoints:
 def prepare(
     captured: Captured, exits: Sequence[str], *, data: Pictures | None, val: Pictures | None, options: Options
 ) -> Prepared:
-    """Choose exits, open the data and write the model as ONNX, in memory; writes no file.
+    """Select exits, open the data and convert the model to ONNX in memory. Writes no file.
 
     Args:
-        exits: as in :func:`dyce_export.cascade.export_source`; none leave the model whole, as a saver is, or what
-            stands behind one.
-        data, val: as there, or opened already.
+        exits: as in :func:`dyce_export.cascade.export_source`. Empty for a model that is not cut: a saver (a small
+            network that runs before the base), or the base after one.
+        data, val: as in that function, or open data sets.
 
     Raises:
-        UsageError: ``val`` without ``data``, or ``auto`` without.
-        ExitPointError, DataError: what is wrong with the exits or the data.
-        CaptureError: the model uses what ONNX, or the engine that checks it, has no form of.
+        UsageError: ``val`` or ``auto`` was given without ``data``.
+        ExitPointError: an exit is unknown or repeated, or exits are not in ascending order.
+        DataError: the data cannot be read, is too small, or does not fit the model.
+        CaptureError: the model has no exit points, or ONNX or the engine that checks the graph does not support one of
+            its operations.
     """
     check_data(data, val, options)
     auto = list(exits) == [AUTO]
     if auto and data is None:
         raise UsageError(
-            "exits are to be chosen from data, and there are none", hint="Give --data, or numbers to --exits."
+            "exits cannot be chosen automatically without data", hint="Give --data, or numbers to --exits."
         )
     source, program, points = captured.source, captured.program, captured.points
     classes = int(output_nodes(program)[0].meta["val"].shape[1])
@@ -170,18 +182,18 @@ def prepare(
     prepared = Prepared(source, program, backbone, auto, points.total_macs, classes)
     prepared = with_pictures(prepared, data, val, options)
     graph = to_onnx(program, node_names(backbone.points))
-    check_runs(graph)  # before heads are trained for hours
+    check_runs(graph)  # before heads are trained, which can take hours
     return replace(prepared, graph=graph)
 
 
 def cut_at(prepared: Prepared, points: Sequence[ExitPoint]) -> Prepared:
-    """Return the same model with the exits that were chosen from all candidates."""
+    """Return the same model, cut at the exits that were chosen from all candidates."""
     backbone = Backbone(prepared.program, points)
     return replace(prepared, backbone=backbone, graph=to_onnx(prepared.program, node_names(points)), auto=False)
 
 
 def _with_fitting_names(source: Source, classes: int) -> Source:
-    """The model without names of its classes if these are not as many as it has."""
+    """Return the model without class names if their number differs from the number of classes."""
     names = source.class_names
     if names is None or len(names) == classes:
         return source
@@ -190,10 +202,11 @@ def _with_fitting_names(source: Source, classes: int) -> Source:
 
 
 def with_pictures(prepared: Prepared, data: Pictures | None, val: Pictures | None, options: Options) -> Prepared:
-    """A model with its pictures, whose labels are compared with what it answers.
+    """Return the model with its data opened and the labels compared with its predictions.
 
     Raises:
-        DataError: the data cannot be opened, or its labels do not go together with the answers.
+        DataError: the data cannot be read, is too small, or does not fit the model.
+        SuspiciousDataError: the labels do not agree with the predictions, and the user did not allow that.
     """
     source = prepared.source
     model = ModelFacts(prepared.classes, source.preprocessing, source.class_names, options.classes_file, source.claimed)
@@ -203,7 +216,7 @@ def with_pictures(prepared: Prepared, data: Pictures | None, val: Pictures | Non
 
 
 def fingerprint_of(prepared: Prepared, options: Options) -> str:
-    """Of everything that its bundle will depend on."""
+    """Return the fingerprint of everything that the bundle of a model will depend on."""
     how = replace(options, force=False, classes_file=None, allow_suspicious=False)
     pictures = [(part.hashes, part.labels) for part in (prepared.data, prepared.val) if part is not None]
     arrays = [array for both in pictures for array in both]
@@ -211,11 +224,11 @@ def fingerprint_of(prepared: Prepared, options: Options) -> str:
 
 
 def check_data(data: Pictures | None, val: Pictures | None, options: Options) -> None:
-    """Raise UsageError if what was asked for needs pictures that were not given."""
+    """Raise UsageError if the options need images that were not given."""
     if val is not None and data is None:
         raise UsageError("val was given without data; data fits the heads, val then chooses configurations")
     if options.precisions and data is None:
         raise UsageError(
             f"{', '.join(options.precisions)} was asked for without data",
-            hint="Give --data: in a lower precision other samples leave, so thresholds are chosen for it.",
+            hint="Give --data: in a lower precision other samples exit, so thresholds are chosen again.",
         )

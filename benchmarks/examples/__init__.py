@@ -1,1 +1,1 @@
-"""Worked examples: what exits and savers do for real models, and next to another tool."""
+"""Worked examples: exits and savers on real models, and a comparison with another tool."""

@@ -1,20 +1,21 @@
-"""Next to ``earlyon`` 0.3.0 from PyPI: the same weights, heads, thresholds and pictures in its eager wrapper.
+"""Compare a bundle with the eager wrapper of ``earlyon`` 0.3.0 from PyPI: same weights, heads, thresholds and images.
 
-``python -m benchmarks.examples.earlyon`` needs ``pip install --no-deps earlyon==0.3.0`` (its ``fvcore`` is optional: it only
-estimates FLOPs, once, before the first answer) and the bundle of ``python -m benchmarks.examples.fashion_nine``. Two
-configurations are compared: the bundle's ``balanced``, nine exits on, and three exits with linear heads, thresholds
-searched for the same loss; both in a bundle with spans for them, as ``dyce search -o`` writes. It writes
-``results/earlyon.json`` and ``docs/earlyon.md``.
+``python -m benchmarks.examples.earlyon`` needs ``pip install --no-deps earlyon==0.3.0`` and the bundle of ``python -m
+benchmarks.examples.fashion_nine``. The dependency ``fvcore`` of ``earlyon`` is optional: it only estimates FLOPs, once,
+before the first prediction. Two configurations are compared: the bundle's ``balanced``, with nine exits on, and three
+exits with linear heads, whose thresholds are searched for the same loss. Both are in a bundle with spans for them, as
+``dyce search -o`` writes it. The script writes ``results/earlyon.json`` and ``docs/earlyon.md``.
 
-``EarlyExitWrapper`` takes any backbone, names of modules to hook, and any module as the head of a hooked module. A hook
-runs the head, divides by its temperature, and raises an exception that ends the backbone's forward when the confidence
-reaches the threshold. Its own head is two linear layers, so ours, read from the bundle's ONNX files, are handed over as
-modules. It leaves at ``>=`` a threshold and we at ``>``: it gets the next larger float32.
+``EarlyExitWrapper`` takes any backbone, the names of modules to hook, and any module as the head of a hooked module. A
+hook runs the head, divides by its temperature, and raises an exception that ends the backbone's forward pass when the
+confidence reaches the threshold. The heads of ``earlyon`` have two linear layers, so our heads are read from the
+bundle's ONNX files and passed as modules. ``earlyon`` exits at a confidence ``>=`` the threshold and we at ``>``, so
+its threshold is the next larger float32.
 
-A block of pictures goes to one contender after the other, in rotating order, one picture per call, after a few calls
-that do not count. Torch's threads spin after a call, which could hurt what runs next, so everything is measured twice:
-all contenders in one process, and a process for each, of which only one is working. The ratio reported is the one less
-favourable to us. Only calls are timed: for ``earlyon`` neither the conversion to a tensor nor the label from its logits.
+Each block of images goes to the contenders in rotating order, one image per call, after a few warm-up calls. Torch's
+threads spin after a call, which could slow down what runs next, so everything is measured twice: with all contenders in
+one process, and with a process for each, of which only one is active at a time. The ratio reported is the one less
+favourable to us. Only calls are timed: for ``earlyon`` neither the conversion to a tensor nor the argmax of its logits.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cache
 from multiprocessing import get_context
 from pathlib import Path
@@ -59,14 +60,18 @@ THREADS = 2
 HEAD, EXITS, LOSS = "mlp1x1000", ("2", "4", "7"), 0.01
 BALANCED, THREE = "balanced", "three exits, linear heads"
 WAYS = ("one process", "a process each")
-# The ratio that is promised, and the share of equal labels below which there is nothing to compare.
+# The largest ratio that we promise, and the fraction of equal labels below which a comparison would be meaningless.
 PROMISED, SAME = 0.5, 0.999
 _BLOCK = 250
 _WARM_UP_CALLS = 20
 
 
 class Answer(NamedTuple):
-    """What a call took, and what it said; ``exit`` is the index into the manifest's exits."""
+    """The duration and the result of a call.
+
+    Attributes:
+        exit: index of the exit taken in the manifest's exits.
+    """
 
     seconds: float
     label: int
@@ -78,7 +83,12 @@ Call = Callable[[NDArray[np.float32]], Answer]
 
 @dataclass(frozen=True)
 class Answers:
-    """Of one contender, on all pictures; ``starts`` are the first pictures of the blocks."""
+    """The results of one contender on all N images.
+
+    Attributes:
+        seconds, labels, exits: (N,).
+        starts: indices of the first images of the blocks.
+    """
 
     seconds: NDArray[np.float64]
     labels: NDArray[np.int64]
@@ -86,29 +96,22 @@ class Answers:
     starts: NDArray[np.int64]
 
     def sums(self) -> NDArray[np.float64]:
-        """Seconds of each block."""
+        """Return the seconds of each block."""
         found: NDArray[np.float64] = np.add.reduceat(self.seconds, self.starts)
         return found
 
 
 def make_bundle() -> None:
-    """The bundle of :mod:`benchmarks.examples.fashion_nine` with the two configurations and their spans."""
+    """Write the bundle of :mod:`benchmarks.examples.fashion_nine` with the two configurations and their spans."""
     source = open_bundle(fashion_nine.BUNDLE)
     exits = {"full": {}, BALANCED: source.configuration(BALANCED).exits, THREE: three_exits().exits}
     rewrite(source, Configurations(named={name: Entry(on) for name, on in exits.items()}), BUNDLE, force=True)
 
 
 def three_exits() -> Configuration:
-    """The cheapest setting of three exits with linear heads that loses at most a point on the unseen pictures."""
+    """Return the cheapest setting of three exits with linear heads that loses at most a point on the unseen images."""
     records = fashion_nine.chosen_on()
-    heads = tuple((exit, HEAD) for exit in EXITS)
-    columns = [*(records.column(*head) for head in heads), -1]
-    part = replace(
-        records,
-        heads=heads,
-        predictions=records.predictions[:, columns],
-        confidences=records.scores[:, columns],
-    )
+    part = records.with_columns([records.column(exit, HEAD) for exit in EXITS])
     problem = make_problem(part, fashion_nine.costs())
     setting = run(problem, None, Search()).cheapest(LOSS)
     assert setting is not None
@@ -116,7 +119,7 @@ def three_exits() -> Configuration:
 
 
 class Head(nn.Module):
-    """The mean over a picture, then linear layers with ReLUs between them."""
+    """Global average pooling, then linear layers with ReLUs between them."""
 
     def __init__(self, layers: list[nn.Linear]) -> None:
         super().__init__()
@@ -128,7 +131,7 @@ class Head(nn.Module):
 
 
 def read_head(bundle: Bundle, piece: str) -> tuple[Head, float]:
-    """A head of a bundle as a module, and its temperature."""
+    """Read a head of a bundle as a module, and its temperature."""
     graph = onnx.load(bundle.file(bundle.manifest.piece(piece).file)).graph
     values = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
     operations = [node.op_type for node in graph.node]
@@ -144,7 +147,7 @@ def read_head(bundle: Bundle, piece: str) -> tuple[Head, float]:
 
 
 def base() -> nn.Module:
-    """The network as torch has it."""
+    """Return the trained base as a torch module."""
     torch.set_num_threads(THREADS)
     model = fashion_nine.make_model()
     model.load_state_dict(torch.load(fashion_nine.CACHE / "base.pt", weights_only=True))
@@ -152,7 +155,7 @@ def base() -> nn.Module:
 
 
 def wrapped(bundle: Bundle, configuration: Configuration) -> EarlyExitWrapper:
-    """The network in the other package's wrapper, with a configuration's heads, temperatures and thresholds."""
+    """Wrap the base with ``earlyon``, with the heads, temperatures and thresholds of a configuration."""
     points, heads, temperatures, thresholds = [], {}, {FINAL: 1.0}, []
     for exit in bundle.manifest.exits:
         if (on := configuration.exits.get(exit.id)) is None:
@@ -173,7 +176,7 @@ def wrapped(bundle: Bundle, configuration: Configuration) -> EarlyExitWrapper:
 
 @cache
 def session() -> Session:
-    """The bundle, open in this process."""
+    """Open the bundle, once per process."""
     return load(BUNDLE, threads=THREADS)
 
 
@@ -237,19 +240,19 @@ CONTENDERS = {OURS: ours, THEIRS: theirs, "uncut in onnxruntime": uncut, "uncut 
 
 @cache
 def contender(name: str, configuration: str) -> Call:
-    """Made once per process."""
+    """Return a contender, which is made once per process."""
     return CONTENDERS[name](configuration)
 
 
 @cache
 def pictures(data: Path) -> NDArray[np.float32]:
-    """All test pictures, preprocessed."""
+    """Return all test images, preprocessed."""
     dataset = open_dataset(f"{data}#test")
     return session().preprocess(dataset.images(range(len(dataset))))
 
 
 def block(name: str, configuration: str, data: Path, rows: NDArray[np.int64]) -> list[Answer]:
-    """One contender on some pictures, one per call."""
+    """Run one contender on some images, one per call."""
     call, images = contender(name, configuration), pictures(data)
     for row in rows[:_WARM_UP_CALLS]:
         call(images[row : row + 1])
@@ -258,7 +261,7 @@ def block(name: str, configuration: str, data: Path, rows: NDArray[np.int64]) ->
 
 @contextmanager
 def workers(way: str) -> Iterator[dict[str, ProcessPoolExecutor]]:
-    """A process for each contender, or the same for all."""
+    """Start a process for each contender, or one for all."""
     with ExitStack() as stack:
         count = 1 if way == WAYS[0] else len(CONTENDERS)
         context = get_context("spawn")
@@ -267,12 +270,12 @@ def workers(way: str) -> Iterator[dict[str, ProcessPoolExecutor]]:
 
 
 def measure(way: str, configuration: str, data: Path, rows: NDArray[np.int64]) -> dict[str, Answers]:
-    """All contenders on all pictures, block by block, never two at a time."""
+    """Run all contenders on all images, block by block, never two at a time."""
     found: dict[str, list[Answer]] = {name: [] for name in CONTENDERS}
     blocks = np.array_split(rows, -(-len(rows) // _BLOCK))
     names = list(CONTENDERS)
     with workers(way) as pools:
-        for name in names:  # loads and warms up everything before the first block
+        for name in names:  # load and warm up everything before the first block
             pools[name].submit(block, name, configuration, data, rows[:_BLOCK]).result()
         for turn, part in enumerate(blocks):
             for shift in range(len(names)):
@@ -283,13 +286,13 @@ def measure(way: str, configuration: str, data: Path, rows: NDArray[np.int64]) -
 
 
 def gathered(answers: list[Answer], starts: NDArray[np.int64]) -> Answers:
-    """The same as arrays."""
+    """Convert answers to arrays."""
     seconds, labels, exits = (np.array(column) for column in zip(*answers, strict=True))
     return Answers(seconds, labels, exits, starts)
 
 
 def agreement(found: dict[str, Answers]) -> dict[str, float]:
-    """Shares of the pictures that both sides label alike and let leave at the same exit."""
+    """Return the fractions of the images with the same label, and with the same exit, on both sides."""
     mine, other = found[OURS], found[THEIRS]
     shares = {
         "labels": float((mine.labels == other.labels).mean()),
@@ -301,7 +304,7 @@ def agreement(found: dict[str, Answers]) -> dict[str, float]:
 
 
 def compare(way: str, configuration: str, data: Path, rows: NDArray[np.int64]) -> dict[str, Any]:
-    """All figures of one configuration, measured in one way."""
+    """Measure all figures of one configuration, with one process or several."""
     found = measure(way, configuration, data, rows)
     truth = open_dataset(f"{data}#test").labels
     assert truth is not None
@@ -327,7 +330,7 @@ def compare(way: str, configuration: str, data: Path, rows: NDArray[np.int64]) -
 
 
 def page(results: dict[str, Any]) -> str:
-    """``docs/earlyon.md``."""
+    """Return the text of ``docs/earlyon.md``."""
     verdict = "kept" if results["ratio"] <= PROMISED else "missed"
     facts = machine.sentence(results["environment"])
     lines = [
@@ -363,7 +366,7 @@ def page(results: dict[str, Any]) -> str:
 
 
 def rows_of(way: str, found: dict[str, Any]) -> list[str]:
-    """Lines of a table."""
+    """Return the rows of a table."""
     low, high = found["ratio_of_blocks"]
     ratios = {OURS: f"**{found['ratio']:.3f}** ({low:.2f} to {high:.2f})"}
     return [

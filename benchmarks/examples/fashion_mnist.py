@@ -1,9 +1,9 @@
-"""Fashion-MNIST, the whole way: train a small network, export it with exits, measure it next to the uncut model.
+"""Fashion-MNIST from start to end: train a small network, export it with exits, and measure it against the uncut model.
 
-``python -m benchmarks.examples.fashion_mnist`` (with Debian's ``dataset-fashion-mnist``, or ``--data FOLDER`` with the four
-IDX files) trains on 50,000 of the training pictures (about ten minutes on two cores; the weights are kept in
-``benchmarks/.cache``), exports through the command line with the other 10,000 as ``--val``, which the network has
-never seen, and measures on the 10,000 test pictures. It writes ``results/fashion_mnist.json`` and
+``python -m benchmarks.examples.fashion_mnist`` needs Debian's ``dataset-fashion-mnist``, or ``--data FOLDER`` with the
+four IDX files. It trains on 50,000 of the training images, which takes about ten minutes on two cores, and keeps the
+weights in ``benchmarks/.cache``. It exports through the command line, with the other 10,000 images as ``--val``, which
+the network has not seen, and measures on the 10,000 test images. It writes ``results/fashion_mnist.json`` and
 ``docs/fashion-mnist.md``.
 """
 
@@ -21,12 +21,13 @@ import torch
 
 from benchmarks import machine
 from benchmarks.digits import ResidualNet, train
+from dyce_runtime import open_bundle
 from dyce_runtime.bundle.manifest import Preprocessing
 from dyce_runtime.inputs.datasets import open_dataset
 from dyce_runtime.inputs.preprocessing import preprocess
 
 HERE = Path(__file__).parents[1]
-# Relative, as every command runs in the repository: results name no folder of a machine.
+# Relative to the repository, in which every command runs, so that results do not contain paths of a machine.
 CACHE = Path("benchmarks/.cache/fashion_mnist")
 RESULTS = HERE / "results" / "fashion_mnist.json"
 PAGE = HERE.parent / "docs" / "fashion-mnist.md"
@@ -38,12 +39,12 @@ UNSEEN = 10_000
 
 
 def make_model() -> torch.nn.Module:
-    """An untrained network for 28x28 grey pictures: six residual blocks, about 20 MMACs."""
+    """Return an untrained network with six residual blocks for 28x28 greyscale images, about 20 MMACs."""
     return ResidualNet(widths=(16, 16, 32, 32, 64, 64), strides=(1, 1, 2, 1, 2, 1))
 
 
 def divide(data: Path) -> dict[str, Path]:
-    """The training pictures as two files: ``fit`` trains, ``val`` is what nothing sees before the search."""
+    """Divide the training images into two files: ``fit`` for training, and ``val``, which only the search uses."""
     CACHE.mkdir(parents=True, exist_ok=True)
     dataset = open_dataset(f"{data}#train")
     order = np.random.default_rng(0).permutation(len(dataset))
@@ -60,7 +61,7 @@ def divide(data: Path) -> dict[str, Path]:
 def trained(
     model: torch.nn.Module, pictures: Path, weights: Path, *, epochs: int, bf16: bool = False
 ) -> torch.nn.Module:
-    """The model with the weights of that file; trained first, and stored there, if it does not exist."""
+    """Return the model with the weights of a file. If the file does not exist, train the model and write it."""
     if not weights.is_file():
         dataset = open_dataset(pictures)
         assert dataset.labels is not None
@@ -74,14 +75,14 @@ def trained(
 
 
 def prepare(data: Path) -> None:
-    """Divide the training pictures and train the network; what is in the cache is kept."""
+    """Divide the training images and train the network, unless that is in the cache."""
     files = divide(data)
     torch.manual_seed(0)
     trained(make_model(), files["fit"], CACHE / "model.pt", epochs=EPOCHS)
 
 
 def dyce(*arguments: str) -> dict[str, Any]:
-    """Run the command line as a user would, and read its JSON."""
+    """Run the command line as a user would, and return the JSON document that it prints."""
     done = subprocess.run(
         [sys.executable, "-c", "from dyce_export.cli.main import dyce; dyce()", *arguments, "--json", "--quiet"],
         check=True,
@@ -93,20 +94,20 @@ def dyce(*arguments: str) -> dict[str, Any]:
 
 
 def export(model: str, weights: Path, exits: str, files: dict[str, Path], output: Path, *more: str) -> dict[str, Any]:
-    """Export a trained network for these pictures."""
+    """Export a trained network for these images."""
     numbers = ["--input-size", "1,28,28", "--mean", str(INPUT.mean[0]), "--std", str(INPUT.std[0]), "--crop-pct", "1"]
     data = ["--data", str(files["fit"]), "--val", str(files["val"]), "-o", str(output)]
     return dyce("export", str(weights), "--model", model, *numbers, "--exits", exits, *data, *more, "--force")
 
 
 def bench(data: Path, threads: int) -> dict[str, Any]:
-    """Measure every configuration on the test pictures, one per call."""
+    """Measure every configuration on the test images, one per call."""
     bundle = str(CACHE / "model.dyce")
     return dyce("bench", bundle, "--data", f"{data}#test", "--limit", "10000", "--threads", str(threads))
 
 
 def page(results: dict[str, Any]) -> str:
-    """``docs/fashion-mnist.md``."""
+    """Return the text of ``docs/fashion-mnist.md``."""
     lines = [
         "# Fashion-MNIST",
         "",
@@ -140,7 +141,7 @@ def page(results: dict[str, Any]) -> str:
 
 
 def row(name: str, figures: dict[str, Any], time: str, macs: str, shares: list[str]) -> str:
-    """One line of the table."""
+    """Return a row of the table."""
     milliseconds = [f"{figures[key]:.3f}" for key in ("mean_ms", "p50_ms", "p99_ms")]
     return "| " + " | ".join([name, f"{figures['accuracy']:.2%}", *milliseconds, time, macs, *shares]) + " |"
 
@@ -160,10 +161,10 @@ def main() -> None:
         divide(arguments.data),
         CACHE / "model.dyce",
     )
-    manifest = json.loads((CACHE / "model.dyce" / "manifest.json").read_text())
+    manifest = open_bundle(CACHE / "model.dyce").manifest
     results = {
         "environment": machine.describe("torch", "onnxruntime", "numpy"),
-        "mmacs": manifest["model"]["macs"] / 1e6,
+        "mmacs": manifest.model.macs / 1e6,
         "export": exported,
         "bench": {f"{n} thread{'s' if n > 1 else ''}": bench(arguments.data, n) for n in (1, 2)},
     }

@@ -1,11 +1,11 @@
-"""Fashion-MNIST with nine exit points: the fixed base network, heads of all five types, and what they say.
+"""Fashion-MNIST with nine exit points: the base, heads of all five types, and their records, for other benchmarks.
 
-``python -m benchmarks.examples.fashion_nine`` trains the base on 50,000 of the training pictures (nine blocks of two 3x3
+``python -m benchmarks.examples.fashion_nine`` trains the base on 50,000 of the training images (nine blocks of two 3x3
 convolutions, widths 32, 64 and 128, about 124 MMACs) and exports it with all heads at all positions through the command
-line; the other 10,000 training pictures, which nothing was trained on, are its ``--val``. An hour and a half on two
-cores; what is done stays in ``benchmarks/.cache/fashion_nine``.
+line. The other 10,000 training images, on which nothing was trained, are its ``--val``. It takes an hour and a half on
+two cores; completed steps stay in ``benchmarks/.cache/fashion_nine``.
 
-``unseen()`` are the bundle's records, ``tested()`` what its pieces say of the 10,000 test pictures.
+``unseen()`` returns the bundle's records, ``tested()`` records of the 10,000 test images, made with its pieces.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ HEAD_EPOCHS = 12
 
 
 def make_model() -> torch.nn.Module:
-    """The untrained base."""
+    """Return the untrained base."""
     return ResidualNet(widths=(32,) * 3 + (64,) * 3 + (128,) * 3, strides=(1, 1, 1, 2, 1, 1, 2, 1, 1))
 
 
 def prepare(data: Path) -> None:
-    """Train the base and export it; what is in the cache is kept."""
+    """Train the base and export it, unless that is in the cache."""
     files = fashion_mnist.divide(data)
     weights = CACHE / "base.pt"
     torch.manual_seed(0)
@@ -52,23 +52,26 @@ def prepare(data: Path) -> None:
 
 
 def unseen() -> Records:
-    """Of the 10,000 pictures that nothing was trained on, with the splits that the bundle has made of them."""
+    """Return the records of the 10,000 images on which nothing was trained, with the splits of the bundle."""
     return Records.load(BUNDLE / RECORDS)
 
 
 def tested() -> Records:
-    """Of the 10,000 test pictures."""
+    """Return the records of the 10,000 test images."""
     return Records.load(CACHE / "test.npz")
 
 
 def chosen_on() -> Records:
-    """All unseen pictures that no temperature was fitted on: a bundle keeps some of them for certificates."""
+    """Return the records of all unseen images on which no temperature was fitted.
+
+    A bundle searches on a part of them only, since it needs the others for certificates and its report.
+    """
     found = unseen()
     return found.take(found.split != "temperature")
 
 
 def costs() -> CostTable:
-    """Multiply-accumulates of the bundle's pieces."""
+    """Return the cost table of the bundle in multiply-accumulates."""
     return macs_of(open_bundle(BUNDLE, check_hashes=False).manifest)
 
 

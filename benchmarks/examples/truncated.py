@@ -1,4 +1,4 @@
-"""A model truncated at an exit, with the heads that a sample passes on the way, as one ONNX graph: the ideal of a piece."""
+"""Write a model truncated at an exit, with the heads on the way, as one ONNX graph: the least that a sample needs."""
 
 from __future__ import annotations
 
@@ -15,10 +15,13 @@ from dyce_runtime.program.operations import Run
 
 
 def write_truncated(bundle: Bundle, configuration: Configuration, folder: Path) -> dict[int, Path]:
-    """One graph for every exit that a configuration lets samples take, by its index, made from the base segments."""
+    """Write a graph for every exit that samples can take under a configuration, and return the files by exit index.
+
+    The graphs are merged from the segments and heads of the bundle.
+    """
     found: dict[int, Path] = {}
     graph: onnx.ModelProto | None = None
-    # By the name of a tensor, what it is called in the graph.
+    # Name of each tensor in the manifest to its name in the graph.
     known: dict[str, str] = {}
     answers: list[str] = []
     for step in make_plan(bundle.manifest, configuration, ()).steps:
@@ -32,7 +35,7 @@ def write_truncated(bundle: Bundle, configuration: Configuration, folder: Path) 
 
 
 def compose_outputs(model: onnx.ModelProto, names: list[str]) -> onnx.ModelProto:
-    """A copy that returns those values only."""
+    """Return a copy whose only outputs are these values."""
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
     kept = [output for output in copy.graph.output if output.name in names]
@@ -44,10 +47,13 @@ def compose_outputs(model: onnx.ModelProto, names: list[str]) -> onnx.ModelProto
 def _append(
     graph: onnx.ModelProto | None, bundle: Bundle, id: str, known: dict[str, str], answers: list[str]
 ) -> onnx.ModelProto:
-    """The graph with a further piece, which reads what is known; it returns all that is known, and the answers."""
+    """Return the graph with a further piece appended, whose inputs are read from ``known``.
+
+    All tensors in ``known`` and ``answers`` are outputs of the graph, so that later pieces can read them.
+    """
     piece = bundle.manifest.piece(id)
     loaded = onnx.load(bundle.file(piece.file))
-    del loaded.metadata_props[:]  # merging refuses the name of another piece
+    del loaded.metadata_props[:]  # graphs with different values of the same property cannot be merged
     loaded = compose.add_prefix(loaded, f"{id}/")
     pairs = [(known[name], f"{id}/{name}") for name in piece.reads if name in known]
     known.update({name: f"{id}/{name}" for name in piece.writes})

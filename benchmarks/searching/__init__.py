@@ -1,1 +1,1 @@
-"""The search and its promises: next to brute force, to published searches, and on unseen samples."""
+"""Evaluate the search and its certificates: against brute force, published searches and unseen samples."""

@@ -1,8 +1,8 @@
-"""Whether the exact search finds the optimum: 100 small random problems, each solved by brute force as well.
+"""Test whether the exact search finds the optimum of 100 small random problems, which are also solved by brute force.
 
-``python -m benchmarks.searching.brute_force`` takes about a minute on one core. A problem counts as solved only if the best setting
-found reaches the lowest objective of all settings, to 1e-12, for every weight. It writes ``results/brute_force.json``
-and ``docs/brute-force.md``.
+``python -m benchmarks.searching.brute_force`` takes about a minute on one core. A problem counts as solved only if, for
+every weight, the best setting found reaches the lowest objective of all settings, to 1e-12. It writes
+``results/brute_force.json`` and ``docs/brute-force.md``.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ SAME = 1e-12
 
 
 def by_exact(problem: Problem, *, around: bool = True) -> Sequence[Setting]:
-    """For every weight the best setting of the front."""
+    """Return the best setting of the front for every weight."""
     front = exact.search(problem, WEIGHTS, around=around).front
     points = front.points()
     best = [points[np.argmin(objective(problem, weight, points, front.bound[points]))] for weight in WEIGHTS]
@@ -43,14 +43,14 @@ METHODS: dict[str, Callable[[Problem], Sequence[Setting]]] = {
 
 
 def measure(seed: int) -> dict[str, Any]:
-    """For every method and weight, how far above the lowest objective of all settings what it found is."""
+    """Return, for every method and weight, the objective found minus the lowest objective of all settings."""
     problem = make_small(seed)
     right, cost = every_setting(problem)
     at = [int(np.argmin(objective(problem, weight, right, cost))) for weight in WEIGHTS]
     lowest = [objective(problem, weight, right[i], cost[i]) for weight, i in zip(WEIGHTS, at, strict=True)]
 
     def reached(setting: Setting, weight: float) -> float:
-        figures = problem.evaluate(setting)  # as it runs, not as the search adds it up
+        figures = problem.evaluate(setting)  # independent of how the search adds up gain and cost
         return float(objective(problem, weight, round(figures.accuracy * len(problem)), figures.cost))
 
     return {
@@ -65,7 +65,7 @@ def measure(seed: int) -> dict[str, Any]:
 
 
 def summarise(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """Over all problems, by method."""
+    """Summarise all problems by method."""
     above = {name: np.array([row["above"][name] for row in rows]) for name in METHODS}
     assert min(a.min() for a in above.values()) >= -SAME, "brute force has missed a setting"
     return {
@@ -81,7 +81,7 @@ def summarise(rows: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def page(results: dict[str, Any]) -> str:
-    """``docs/brute-force.md``."""
+    """Return the text of ``docs/brute-force.md``."""
     facts = machine.sentence(results["environment"])
     rows = results["problems"]
     settings = [row["settings"] for row in rows]

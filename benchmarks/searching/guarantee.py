@@ -1,10 +1,10 @@
-"""Whether certificates keep what they promise: 1,000 draws of calibration samples from a population that is known.
+"""Test whether certificates keep what they promise, with 1,000 draws of samples from a known population.
 
-``python -m benchmarks.searching.guarantee`` takes the records of ``python -m benchmarks.examples.fashion_nine``. The front comes from the
-search split; all other unseen pictures and the test pictures are the population, whose losses are therefore known exactly.
-Samples are drawn from it with replacement, the front is certified on each draw, and the promised loss is compared with
-what the cheapest certified configuration loses on the population. It writes ``results/guarantee.json`` and
-``docs/guarantee.md``.
+``python -m benchmarks.searching.guarantee`` uses the records of ``python -m benchmarks.examples.fashion_nine``. The
+front is searched on the search split. The certification and test splits and the test images are the population, so the
+losses on it are known exactly. Samples are drawn from it with replacement, the front is certified on each draw, and the
+promised loss is compared with what the certified configurations lose on the population. It writes
+``results/guarantee.json`` and ``docs/guarantee.md``.
 """
 
 from __future__ import annotations
@@ -34,8 +34,10 @@ def measure(losses: np.ndarray, costs: np.ndarray, size: int, epsilon: float, de
     """Certify on draws of one size.
 
     Args:
-        losses: (configurations, population) int8, the most expensive configuration first.
+        losses: (configurations, population) float32, the most expensive configuration first: loss minus that of the
+            full model.
         costs: (configurations,) mean cost on the population, relative to the full model.
+        size: number of samples of a draw.
     """
     random = np.random.default_rng(size)
     truth = losses.mean(1)
@@ -44,7 +46,7 @@ def measure(losses: np.ndarray, costs: np.ndarray, size: int, epsilon: float, de
         drawn = random.integers(0, losses.shape[1], size)
         count = certified((row[drawn] for row in losses), epsilon, delta)
         nothing += count == 0
-        # Every certified configuration is promised, not only the cheapest.
+        # The promise is for all certified configurations, not only for the cheapest.
         broken += bool((truth[:count] > epsilon).any())
         paid.append(costs[count - 1] if count else 1.0)
     return {
@@ -60,7 +62,7 @@ def measure(losses: np.ndarray, costs: np.ndarray, size: int, epsilon: float, de
 
 
 def page(results: dict[str, Any]) -> str:
-    """``docs/guarantee.md``."""
+    """Return the text of ``docs/guarantee.md``."""
     facts = machine.sentence(results["environment"])
     lines = [
         "# Whether certificates keep what they promise",

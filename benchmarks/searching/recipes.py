@@ -1,8 +1,9 @@
-"""Recipes of head training next to each other, on the network of ``python -m benchmarks.examples.fashion_mnist``.
+"""Compare recipes of head training on the network of ``python -m benchmarks.examples.fashion_mnist``.
 
-``python -m benchmarks.searching.recipes`` trains heads of two types behind all six blocks with every recipe and every seed, on the
-same features, searches on one part of the 20,000 pictures that nothing was trained on, and compares the fronts on
-another. What is done stays in ``benchmarks/.cache/recipes``. It writes ``results/recipes.json`` and ``docs/recipes.md``.
+``python -m benchmarks.searching.recipes`` trains heads of two types after all six blocks with every recipe and every
+seed, on the same features. It searches on one part of the 20,000 images on which nothing was trained, and compares the
+fronts on another part. Completed steps stay in ``benchmarks/.cache/recipes``. It writes ``results/recipes.json`` and
+``docs/recipes.md``.
 """
 
 from __future__ import annotations
@@ -51,16 +52,16 @@ RECIPES = {
 
 
 def unseen(data: Path) -> Dataset:
-    """The pictures kept from training, and the test pictures."""
+    """Return the training images that were held out, and the test images."""
     parts = [open_dataset(fashion_mnist.divide(data)["val"]), open_dataset(f"{data}#test")]
     items, labels = np.concatenate([p.items for p in parts]), np.concatenate([p.labels for p in parts])  # type: ignore[misc]
     return Dataset("unseen", items, labels)
 
 
 def measure(backbone: Backbone, macs: int, fit: Dataset, val: Dataset, recipe: Recipe, seed: int) -> dict[str, Any]:
-    """Train, search, and report on what neither has seen."""
+    """Train heads, search, and evaluate on samples that neither has used."""
     start = time.perf_counter()
-    # Features stay in the folder of their seed.
+    # A folder per seed, so that all recipes share its features.
     work = WORK / str(seed)
     found = calibrate(backbone, fit, val, fashion_mnist.INPUT, work, TYPES, recipe, seed=seed, progress=Progress())
     seconds = time.perf_counter() - start
@@ -78,13 +79,13 @@ def measure(backbone: Backbone, macs: int, fit: Dataset, val: Dataset, recipe: R
 
 
 def saved(outcome: Outcome, reported_on: Problem, loss: float) -> float:
-    """Share of the cost saved by the cheapest point of a front that loses at most that on other samples."""
+    """Return the fraction of the cost saved by the cheapest point of a front that loses at most ``loss`` on test."""
     assert outcome.test_cost is not None
     return float(1 - outcome.test_cost[cheapest_on_test(outcome, reported_on, loss)])
 
 
 def page(results: dict[str, Any]) -> str:
-    """``docs/recipes.md``."""
+    """Return the text of ``docs/recipes.md``."""
     facts = machine.sentence(results["environment"])
     lines = [
         "# Recipes of head training",

@@ -1,8 +1,8 @@
-"""The exact search next to the published ones: fronts on the same records and costs, and the time of whole commands.
+"""Compare the exact search with the published ones: fronts on the same records and costs, and the time of commands.
 
-``python -m benchmarks.searching.search`` needs the records of ``python -m benchmarks.examples.fashion_nine`` (9 positions x 5 head types);
-records of ImageNet's size are made up (``benchmarks.searching.synthetic_records``). One core. It writes ``results/search.json``
-and ``docs/search.md``.
+``python -m benchmarks.searching.search`` needs the records of ``python -m benchmarks.examples.fashion_nine`` (9
+positions x 5 head types). Records of the size of ImageNet's are synthetic (``benchmarks.searching.synthetic_records``).
+Commands run on one core. It writes ``results/search.json`` and ``docs/search.md``.
 """
 
 from __future__ import annotations
@@ -32,7 +32,11 @@ CACHE = Path("benchmarks/.cache/search")
 
 
 def compare(chosen_on: Problem, reported_on: Problem, methods: dict[str, int]) -> dict[str, Any]:
-    """Fronts of several methods: hypervolume on both sample sets, and which points the exact front does not reach."""
+    """Compare the fronts of several methods with the exact front.
+
+    Args:
+        methods: name of each method to the number of weights.
+    """
     found: dict[str, Outcome] = {}
     rows: dict[str, Any] = {}
     for method, weights in methods.items():
@@ -61,7 +65,7 @@ def compare(chosen_on: Problem, reported_on: Problem, methods: dict[str, int]) -
 
 
 def command(folder: Path, *words: str) -> dict[str, Any]:
-    """The whole command on one core, from process start; its JSON, seconds and peak memory."""
+    """Run ``dyce search`` on one core; return its seconds from process start, its peak memory and its own figures."""
     arguments = ["search", "--records", "search.npz", "--costs", "macs.json", "--test", "test.npz", *words, "--json"]
     script = "from dyce_export.cli.main import dyce; dyce()"
     one_core = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -88,7 +92,10 @@ def command(folder: Path, *words: str) -> dict[str, Any]:
 
 
 def fashion_files(folder: Path) -> None:
-    """9 positions x 2 types x 10,000 samples in the release's files: what nothing was trained on, and test."""
+    """Write records of unseen and of test images in the formats of the DyCE release.
+
+    9 positions x 2 head types x 10,000 samples.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     for name, records in (("search", fashion_nine.unseen()), ("test", fashion_nine.tested())):
         heads = {head for head in records.heads if head[1] in ("mlp1x1000", "mlp3x500")}
@@ -97,7 +104,11 @@ def fashion_files(folder: Path) -> None:
 
 
 def speed(folder: Path, published: int, repeats: int) -> dict[str, Any]:
-    """The exact search and, in turn, the published one-pass search with SciPy's bounded minimiser."""
+    """Time the exact search in turn with the published one-pass search, which uses SciPy's bounded minimiser.
+
+    Args:
+        published: number of weights of the one-pass search.
+    """
     exact, onepass = [], []
     for _ in range(repeats):
         exact.append(command(folder))
@@ -108,7 +119,7 @@ def speed(folder: Path, published: int, repeats: int) -> dict[str, Any]:
 
 
 def page(results: dict[str, Any]) -> str:
-    """``docs/search.md``."""
+    """Return the text of ``docs/search.md``."""
     facts = machine.sentence(results["environment"])
     lines = [
         "# The exact search next to the published ones",
@@ -166,7 +177,7 @@ def main() -> None:
     large.mkdir(parents=True, exist_ok=True)
     for seed, split in enumerate(("search", "test")):
         synthetic_records.write(large, split, seed)
-    # Children's peak memory is the largest so far: the smaller records go first.
+    # The peak memory reported is the largest of all child processes so far, so the smaller records go first.
     speeds = {
         "Fashion-MNIST, 9 x 2 x 10,000": speed(small, published=20, repeats=3),
         "ImageNet's size, 50 x 5 x 50,000": speed(large, published=1, repeats=1),

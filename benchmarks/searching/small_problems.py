@@ -1,4 +1,4 @@
-"""Search problems that are small enough for brute force, and brute force: the measure of every other search."""
+"""Make search problems that are small enough for brute force, and solve them by brute force, to check the searches."""
 
 from __future__ import annotations
 
@@ -18,10 +18,14 @@ CLASSES = 5
 def make_small(
     seed: int, positions: int = 3, types: int = 2, samples: int = 40, grid: int = 100, *, gates: bool = False
 ) -> Problem:
-    """Random records and costs; scores are higher where a head is right, and on a grid, so that some are equal.
+    """Make a problem from random records and costs.
+
+    Scores are higher where a head is right. They lie on a grid, so that some of them are equal.
 
     Args:
-        gates: losses are quarters, and every sample pays its own share of the backbone.
+        types: number of head types at every position.
+        grid: number of steps between scores of 0 and 1.
+        gates: make losses multiples of 1/4, and let every sample pay its own fraction of the backbone.
     """
     random = np.random.default_rng(seed)
     labels = random.integers(0, CLASSES, samples)
@@ -44,47 +48,57 @@ def make_small(
         records = replace(records, loss=loss.astype(np.float32), cost=share.astype(np.float32))
     backbone = dict(zip(exits, np.sort(random.random(positions)).tolist(), strict=True))
     of_heads = {exit: {f"type{t}": float(random.random()) * 0.05 for t in range(types)} for exit in exits}
-    # The pieces together cost more than the uncut model.
+    # The segments together cost more than the uncut model.
     return make_problem(records, CostTable("macs", {**backbone, FINAL: 1.02}, of_heads, 1.0))
 
 
 def objective(problem: Problem, weight: float, gain: Any, cost: Any) -> Any:
-    """The weighted objective of DyCE, of one setting or of an array of them."""
+    """Return DyCE's weighted objective of a setting, or of an array of settings.
+
+    Args:
+        gain: summed over the samples.
+        cost: per sample.
+    """
     return weight * (1 - gain / max(problem.full_gain, 1)) + (1 - weight) * cost
 
 
 def every_setting(problem: Problem) -> tuple[np.ndarray, np.ndarray]:
-    """Gain, and cost per sample, of all settings that differ in what they do: every head, every threshold.
+    """Return gain and cost per sample of all settings that differ in effect: every head with every threshold.
 
-    It shares nothing with the searches: position by position, all prefixes of settings times all choices.
+    The implementation shares no code with the searches. Position by position, it combines all prefixes of settings with
+    all choices. The first setting has all exits off.
     """
-    waiting = np.ones((1, len(problem)), np.bool_)
+    remaining = np.ones((1, len(problem)), np.bool_)
     gain, paid, heads = np.zeros(1, np.int64), np.zeros(1), np.zeros(1)
     for position in problem.positions:
         leave, gains, head = _choices(position, len(problem))
-        leaving = waiting[:, None] & leave
+        exiting = remaining[:, None] & leave
         heads = np.add.outer(heads, head)
-        gain = (gain[:, None] + (leaving * gains).sum(axis=-1)).ravel()
-        paid = (paid[:, None] + leaving @ _each(position, problem) + np.count_nonzero(leaving, axis=-1) * heads).ravel()
-        waiting, heads = (waiting[:, None] & ~leave).reshape(-1, len(problem)), heads.ravel()
-    gain += waiting @ problem.full.gain.astype(np.int64)
+        gain = (gain[:, None] + (exiting * gains).sum(axis=-1)).ravel()
+        paid = (paid[:, None] + exiting @ _each(position, problem) + np.count_nonzero(exiting, axis=-1) * heads).ravel()
+        remaining, heads = (remaining[:, None] & ~leave).reshape(-1, len(problem)), heads.ravel()
+    gain += remaining @ problem.full.gain.astype(np.int64)
     end = _each(problem.final, problem)
-    paid += waiting @ end + np.count_nonzero(waiting, axis=-1) * heads
-    # All exits off: the uncut model, unless gates leave out parts of it.
+    paid += remaining @ end + np.count_nonzero(remaining, axis=-1) * heads
+    # With all exits off the uncut model runs, unless gates skip parts of it.
     paid[0] = len(problem) if problem.final.share is None else end.sum()
     return gain, paid / len(problem)
 
 
 def _each(position: Position, problem: Problem) -> np.ndarray:
-    """(N,) what every sample pays for the backbone up to a position."""
+    """Return what every sample (N,) pays for the backbone up to a position."""
     return position.cost * (np.ones(len(problem)) if position.share is None else position.share)
 
 
 def _choices(position: Position, samples: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Who would leave and what that gains (choices, samples), and what the head costs; the first choice is off."""
+    """Return the choices at a position, of which the first is off.
+
+    Returns:
+        the samples that would exit, and their gains, both (choices, samples); and the cost of the head (choices,).
+    """
     choices = [(np.zeros(samples, np.bool_), np.zeros(samples, np.int64), 0.0)]
     for head in position.heads:
-        # Above the highest score nobody leaves, as if it were off, but the head is paid for.
+        # A threshold of the highest score or more has no effect but the cost of the head, so it is left out.
         thresholds = [0, *np.unique(head.score)[:-1]]
         choices += [(head.score > threshold, head.gain.astype(np.int64), head.cost) for threshold in thresholds]
     leave, gains, cost = map(np.array, zip(*choices, strict=True))

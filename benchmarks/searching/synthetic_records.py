@@ -1,9 +1,9 @@
-"""Records of the size of ImageNet's validation set, in the files of the DyCE release: 50 positions x 5 head types.
+"""Write synthetic records of the size of ImageNet's validation set for 50 positions x 5 head types, in DyCE's formats.
 
-Samples have a difficulty and heads an ability that rises with depth and, a little, with their size. A head is right
-if ability, difficulty and a part that only this head has say so; its confidence follows the same sum, blurred. So
-heads agree on what is easy, later ones know more, and confidence means something without being the truth: about what
-recorded heads of real models show.
+Every sample has an ease, and every head an ability that rises with depth and, a little, with its size. The probability
+that a head is right rises with the sum of ability, ease and random parts; its confidence follows the same sum with
+further noise. So heads agree on which samples are easy, later heads are more accurate, and confidence is informative
+but not perfect, as with recorded heads of real models.
 """
 
 from __future__ import annotations
@@ -20,11 +20,12 @@ BACKBONE_MACS = 4.1e9
 
 
 def write(folder: Path, split: str, seed: int, samples: int = SAMPLES, positions: int = POSITIONS) -> None:
-    """``SPLIT.npz`` and ``macs.json``."""
+    """Write ``SPLIT.npz`` and ``macs.json``."""
     random = np.random.default_rng(seed)
     labels = random.integers(0, CLASSES, samples)
     ease = random.normal(0, 1.5, samples)
-    predictions, confidences = [], []
+    predictions: list[np.ndarray] = []
+    confidences: list[np.ndarray] = []
     for position in range(positions):
         shared = random.normal(0, 0.5, samples)
         for size in range(len(TYPES)):

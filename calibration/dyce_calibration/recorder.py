@@ -1,4 +1,4 @@
-"""Records made by running a bundle: what every head says of every picture, through the pieces themselves."""
+"""Make records by running the pieces of a bundle: the predictions and scores of every head for every image."""
 
 from __future__ import annotations
 
@@ -26,12 +26,13 @@ def record(
     split: NDArray[np.str_],
     track: Callable[[Iterable[int]], Iterable[int]] = lambda starts: starts,
 ) -> Records:
-    """Run all segments and all heads on all pictures.
+    """Run all segments and all heads on all images.
 
     Args:
-        data: with labels.
-        split: (N,) the name of the split of each picture.
-        track: passes batches through, and shows how many are done.
+        session: an open session. Its active configuration has no influence.
+        data: N images with labels.
+        split: (N,) name of the split of each image.
+        track: wraps the iteration over batches, to show progress.
 
     Raises:
         PieceError: a piece failed.
@@ -47,14 +48,18 @@ def record(
 
 
 def _answers(session: Session, inputs: Inputs) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-    """Scores and predictions (N, heads + 1), those of the model's own classifier last."""
+    """Return scores and predictions, both (N, heads + 1), with the final head in the last column."""
     said = head_answers(session.device, session.manifest, inputs)
     found = [said[exit.id, head.type] for exit in session.manifest.exits for head in exit.heads]
     return np.stack([one.score for one in found], 1), np.stack([one.label for one in found], 1)
 
 
 def recorded_pictures(val: Dataset, known: Records) -> Dataset:
-    """The pictures of records, in their order and with their labels. Raises DataError if some are not in ``val``."""
+    """Return the images of records, in their order and with their labels.
+
+    Raises:
+        DataError: ``val`` does not contain all of them.
+    """
     rows = {hash: row for row, hash in enumerate(val.hashes.tolist())}
     missing = sum(hash not in rows for hash in known.hashes.tolist())
     if missing:
@@ -66,7 +71,11 @@ def recorded_pictures(val: Dataset, known: Records) -> Dataset:
 
 
 def write_records(records: Records, before: Bundle, folder: Path) -> None:
-    """Store records in the bundle in ``folder``, and which samples are in which split: as in the bundle before it."""
+    """Store records in the bundle in ``folder``.
+
+    Args:
+        before: the bundle from which it is made; the file with the samples of each split is copied if it has one.
+    """
     (folder / RECORDS).parent.mkdir(exist_ok=True)
     records.save(folder / RECORDS)
     if before.file(SPLITS).is_file():

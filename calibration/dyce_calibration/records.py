@@ -1,4 +1,4 @@
-"""Records: what every head answered to every sample, what that lost, and what it cost. All that a search needs."""
+"""Records: the prediction, score, loss and cost of every head for every sample, which is all that a search needs."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from dyce_runtime.arguments import shown
 from dyce_runtime.bundle.arrays import read_arrays
 from dyce_runtime.errors import DataError
 
-# What each array holds, one value for each sample or one for each sample and head.
+# Names of the arrays with one value per sample and head, and of those with one value per sample.
 _OF_HEADS = ("predictions", "scores", "loss", "cost")
 _OF_SAMPLES = ("labels", "hashes", "split", "variant")
 # The kind of numpy's type that each has.
@@ -25,22 +25,22 @@ _TYPES = {"i": "int64", "u": "uint64", "f": "float32", "U": "text"}
 
 @dataclass(frozen=True)
 class Records:
-    """The answers of all heads to the same samples: a table with a row for each sample, or for each sample and variant.
+    """The results of all heads for the same samples: a table with a row per sample, or per sample and variant.
 
     Attributes:
-        heads: (exit id, head type) of each column but the last, in execution order; the last column is the
-            model's own classifier.
-        predictions: (N, heads + 1) int64, the class that each head answers.
-        scores: (N, heads + 1) float32, from 0 to 1: what is compared with a threshold. The task names it in the
-            manifest; with a single label it is the confidence.
-        loss: (N, heads + 1) float32, from 0 to 1: how wrong each answer is; with a single label 0 or 1.
-        cost: (N, heads + 1) float32, from 0 to 1: the share of the backbone up to each head that ran for the sample;
-            1 where no gate leaves out anything.
+        heads: (exit id, head type) of each column except the last, in execution order. The last column is the
+            model's own classifier (the final head).
+        predictions: (N, heads + 1) int64, the predicted classes.
+        scores: (N, heads + 1) float32 in [0, 1], which are compared with thresholds. The manifest names them; with
+            single labels they are the confidences.
+        loss: (N, heads + 1) float32 in [0, 1]: how wrong each prediction is; 0 or 1 with single labels.
+        cost: (N, heads + 1) float32 in [0, 1]: the fraction of the backbone up to each head that ran for the sample;
+            1 if no gate skips anything.
         labels: (N,) int64, the true classes.
-        hashes: (N,) uint64, content of each sample.
+        hashes: (N,) uint64, content hashes of the samples.
         split: (N,) name of the split of each sample.
-        variant: (N,) name of the gates' setting under which the row was recorded, since every later activation depends
-            on it; empty without gates.
+        variant: (N,) name of the gates' setting under which the row was recorded, on which all later activations
+            depend; empty without gates.
     """
 
     heads: tuple[tuple[str, str], ...]
@@ -62,9 +62,9 @@ class Records:
         hashes: NDArray[np.uint64],
         split: NDArray[np.str_],
     ) -> Records:
-        """Records of a classifier without gates: a wrong answer loses 1, and every sample pays for the whole backbone.
+        """Return records of a classifier without gates: a wrong prediction has loss 1, and all costs are 1.
 
-        The arrays are those of the class and are kept, not copied.
+        The arrays have the shapes and types of the attributes and are not copied.
         """
         cost, variant = np.ones(predictions.shape, np.float32), np.full(len(labels), "")
         return Records(heads, predictions, scores, _zero_one(predictions, labels), cost, labels, hashes, split, variant)
@@ -73,15 +73,15 @@ class Records:
         return len(self.labels)
 
     def of_split(self, name: str) -> Records:
-        """The records of one split."""
+        """Return the records of one split."""
         return self.take(self.split == name)
 
     def take(self, rows: NDArray[np.bool_] | NDArray[np.intp]) -> Records:
-        """The records of some samples: those where ``rows``, (N,), is true, or those at these indices."""
+        """Return the records of some samples, by a mask (N,) or by indices (n,)."""
         return replace(self, **{name: getattr(self, name)[rows] for name in (*_OF_HEADS, *_OF_SAMPLES)})
 
     def with_columns(self, columns: list[int]) -> Records:
-        """The records of some heads, by their columns, and of the model's own classifier."""
+        """Return the records of some heads, by their columns, and of the final head."""
         kept = [*columns, len(self.heads)]
         arrays = {name: getattr(self, name)[:, kept] for name in _OF_HEADS}
         return replace(self, heads=tuple(self.heads[column] for column in columns), **arrays)
@@ -94,10 +94,11 @@ class Records:
         scores: NDArray[np.float32],
         cost: NDArray[np.float32] | None = None,
     ) -> Records:
-        """The same samples with further heads of a single-label task before the column ``place``.
+        """Return records of the same samples with further heads of a single-label task before the column ``place``.
 
         Args:
-            predictions, scores, cost: (N, further heads), as in the class; without ``cost`` nothing is left out.
+            heads: (exit id, head type) of each further head.
+            predictions, scores, cost: (N, further heads), like the attributes; None for ``cost`` means 1 everywhere.
         """
         further: dict[str, NDArray[Any]] = {
             "predictions": predictions,
@@ -112,31 +113,31 @@ class Records:
     def with_classes(
         self, predictions: NDArray[np.int64] | None = None, labels: NDArray[np.int64] | None = None
     ) -> Records:
-        """The same with other predictions or labels of a single-label task, and the loss that follows from both."""
+        """Return a copy with other predictions (N, heads + 1) or labels (N,), and the single-label loss of both."""
         predictions = self.predictions if predictions is None else predictions
         labels = self.labels if labels is None else labels
         return replace(self, predictions=predictions, labels=labels, loss=_zero_one(predictions, labels))
 
     def column(self, exit: str, head: str) -> int:
-        """The column of a head. Raises KeyError if it was not recorded."""
+        """Return the column of a head. Raises KeyError if it was not recorded."""
         try:
             return self.heads.index((exit, head))
         except ValueError:
             raise KeyError((exit, head)) from None
 
     def accuracy(self, column: int = -1) -> float:
-        """1 - the mean loss of a head, by default of the model's own classifier; NaN without samples."""
+        """Return 1 minus the mean loss of a head, by default of the final one; NaN without samples."""
         return 1.0 - float(self.loss[:, column].mean(dtype=np.float64))
 
     def save(self, path: Path) -> None:
-        """Write an ``.npz``."""
+        """Write the records to an ``.npz`` file."""
         exits, types = ([head[part] for head in self.heads] for part in (0, 1))
         arrays = {name: getattr(self, name) for name in (*_OF_HEADS, *_OF_SAMPLES)}
         np.savez_compressed(path, exit=np.array(exits, np.str_), head=np.array(types, np.str_), **arrays)
 
     @staticmethod
     def load(path: Path) -> Records:
-        """Read an ``.npz`` that :meth:`save` wrote. Raises DataError if it is something else."""
+        """Read a file written by :meth:`save`. Raises DataError if it does not hold valid records."""
         file = read_arrays(path, "records", error=DataError)
         try:
             heads = tuple(zip(file.pop("exit").tolist(), file.pop("head").tolist(), strict=True))
@@ -145,7 +146,7 @@ class Records:
             raise DataError(f"{path} does not hold records: {error}") from error
 
     def check(self) -> Records:
-        """Return the records. Raises DataError if shapes or types do not fit, or numbers from 0 to 1 are not."""
+        """Return the records. Raises DataError if shapes or types do not match, or a number is not in [0, 1]."""
         if len({*self.heads}) < len(self.heads) or not all(
             isinstance(name, str) for head in self.heads for name in head
         ):
@@ -173,6 +174,6 @@ class Records:
 
 
 def _zero_one(predictions: NDArray[np.int64], labels: NDArray[np.int64]) -> NDArray[np.float32]:
-    """The loss of single labels: 1 where the prediction (N, heads) is not the label (N,)."""
+    """Return the single-label loss (N, heads) float32: 1 where a prediction (N, heads) differs from the label (N,)."""
     wrong: NDArray[np.bool_] = predictions != labels[:, None]
     return wrong.astype(np.float32)

@@ -1,8 +1,9 @@
-"""Which of several small models is worth running before a base: the published criterion, from records alone.
+"""Estimate from records which of several small models (savers) is worth running before a base: the published criterion.
 
-A saver that runs first costs every sample its own operations and spares those that it answers the base's. With c the
-cost of the saver relative to the base and r the share of samples that it can take, what the pair costs relative to the
-base changes by dC = c - r; the lower the better, and below 0 it saves (TinySaver, arXiv 2403.17726).
+Every sample pays for the saver, and the samples that the saver classifies do not pay for the base. With c the cost of
+the saver relative to the base and r the fraction of samples that it can take over, the cost of the pair relative to the
+base alone changes by dC = c - r: the lower the better, and the pair saves if it is below 0 (TinySaver, arXiv
+2403.17726).
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from dyce_calibration.search.costs import CostTable
 from dyce_runtime.bundle.manifest import BUILTIN, FINAL
 from dyce_runtime.program.rule import leaves
 
-# Thresholds that are tried, from 1 down.
+# Number of steps in which the threshold is lowered from 1 to 0.
 STEPS = 100
 
 
@@ -25,8 +26,8 @@ class TakeoverPoint(NamedTuple):
     """How much a saver can take over.
 
     Attributes:
-        threshold: of its confidence.
-        share: of the samples, those that are surer than that.
+        threshold: threshold of its score.
+        share: fraction of the samples with a higher score.
     """
 
     threshold: float
@@ -36,28 +37,36 @@ class TakeoverPoint(NamedTuple):
 def take_over(
     score: NDArray[np.float32], loss: NDArray[np.float32], base_loss: NDArray[np.float32], steps: int = STEPS
 ) -> TakeoverPoint:
-    """What a saver takes at the first threshold, from 1 down, at which the base would do better on what it takes.
+    """Lower the threshold from 1 until the base would lose less on the samples that the saver classifies, or to 0.
 
     Args:
-        score: (N,) of the saver.
-        loss, base_loss: (N,) of the saver and of the base, on the same samples.
-        steps: thresholds 1 - k / steps are tried; at 0 it takes everything.
+        score: (N,) scores of the saver.
+        loss, base_loss: (N,) losses of the saver and of the base on the same samples.
+        steps: the thresholds 1 - k / steps are tried; at 0 the saver classifies all samples.
     """
     for k in range(steps + 1):
         threshold = np.float32(1 - k / steps)
-        taken = leaves(score, threshold)
-        if loss[taken].sum() > base_loss[taken].sum():
+        by_saver = leaves(score, threshold)
+        if loss[by_saver].sum() > base_loss[by_saver].sum():
             break
-    return TakeoverPoint(float(threshold), float(taken.mean()))
+    return TakeoverPoint(float(threshold), float(by_saver.mean()))
 
 
 def saver_costs(saver: float, base: float) -> CostTable:
-    """The cost table of a saver without exits before a base without exits, in multiply-accumulates."""
+    """Return the cost table of a saver before a base, both without exits of their own.
+
+    Args:
+        saver, base: their multiply-accumulates for one sample.
+    """
     backbone = {"saver0": saver, FINAL: saver + base}
     return CostTable("macs", backbone, {"saver0": {BUILTIN: 0.0}}, base, savers=("saver0",))
 
 
 def pair(saver: Records, base: Records) -> Records:
-    """The classifiers of a saver and of a base on the same samples, as records of a bundle with that saver alone."""
+    """Return the records that a bundle of this saver and this base, without exits, would have.
+
+    Args:
+        saver, base: records of the same samples in the same order; only their final heads are used.
+    """
     own = saver.with_columns([])
     return base.with_columns([]).insert(0, (("saver0", BUILTIN),), own.predictions, own.scores, own.cost)

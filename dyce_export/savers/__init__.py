@@ -1,1 +1,1 @@
-"""Savers: independent small models that run before the base."""
+"""Savers: independent small models that run before the base and spare it the samples that they classify."""

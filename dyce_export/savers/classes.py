@@ -1,4 +1,4 @@
-"""Pictures for models that run together: labels in the classes of each, compared with what each answers."""
+"""Open images for a base and its savers, label them in the classes of each model, and check their predictions."""
 
 from __future__ import annotations
 
@@ -21,16 +21,23 @@ from dyce_runtime.inputs.datasets import Dataset
 from dyce_runtime.inputs.labelled import ModelFacts, Pictures, answer_of, open_labelled
 from dyce_runtime.targets import registry
 
-_HINT = "Say which class of the saver is which of the base with --saver-classes: `names`, or a file."
+_HINT = "Say which class of the saver is which class of the base with --saver-classes: `names`, or a file."
 
 
 def open_for(
     base: Bundle, places: Sequence[Pictures | None], options: Options
 ) -> tuple[tuple[Dataset | None, ...], tuple[str, ...]]:
-    """Pictures for a base that is a bundle, and what speaks against their labels and is allowed.
+    """Open images for a base that is a bundle.
+
+    Args:
+        places: sources of images, or open data sets; None stays None.
+
+    Returns:
+        the data sets, in the order of ``places``, and the doubts about their labels that the options allow.
 
     Raises:
-        DataError: the data cannot be opened, or its labels do not go together with the answers of the base.
+        DataError: the data cannot be read or does not fit the base.
+        SuspiciousDataError: the labels do not agree with the predictions of the base, and the options do not allow it.
     """
     model, way = base.manifest.model, base.manifest.preprocessing
     with Session(base, registry.find().name, TargetSpec(), allow_untrained=True) as session:
@@ -40,20 +47,22 @@ def open_for(
 
 
 def prepare_saver(model: Captured, options: Options) -> Prepared:
-    """A model without exits and without pictures yet."""
+    """Prepare a model that is to become a saver: without exits, and without data yet. See :func:`prepare`."""
     return prepare(model, [], data=None, val=None, options=replace(options, precisions=(), sequence=None))
 
 
 def with_pictures_of(
     model: Ready, base: Ready, mapping: Mapped | None, pictures: Sequence[Dataset | None], options: Options
 ) -> Ready:
-    """A saver with the pictures of its base, labelled in its own classes; a bundle stays as it is.
+    """Return a saver with the images of its base, labelled in its own classes; a bundle is returned as it is.
 
     Args:
         mapping: see :func:`dyce_export.savers.joint_verification.class_order`.
+        pictures: the images of the base, labelled in its classes: those for training, then those for validation.
 
     Raises:
-        DataError: its answers do not go together with the labels.
+        DataError: the images do not fit the saver.
+        SuspiciousDataError: the labels do not agree with the saver's predictions, and the options do not allow it.
     """
     if isinstance(model, Bundle):
         return model
@@ -67,13 +76,14 @@ def with_pictures_of(
 
 
 def doubts_of_saver(name: str, records: Records, order: Sequence[int] | None, like: Records) -> tuple[Doubt, ...]:
-    """What speaks against the classes of a saver, from its records on the pictures of the base.
+    """Return the doubt, if any, that the classes of a saver are those of the base, from predictions and labels.
 
-    Looks at the split ``search`` alone.
+    Uses the samples of the split ``search`` only.
 
     Args:
-        name: of the saver.
-        order: for every class of the base its index among those of the saver; None if they are the same.
+        name: name of the saver.
+        records: records of the saver on the images of the base's records, in the same order.
+        order: for every class of the base its index among the saver's classes; None if they are the same.
         like: records of the base, with labels in its classes.
     """
     rows = like.split == "search"

@@ -1,4 +1,7 @@
-"""A bundle from bundles: savers before a base, searched together. Nothing is trained and no graph is made anew."""
+"""Compose the bundles of a base and of savers into one bundle, and search the configurations of all of them together.
+
+Nothing is trained, and no model is captured again: the pieces (ONNX files) of the bundles are reused.
+"""
 
 from __future__ import annotations
 
@@ -43,11 +46,11 @@ from dyce_runtime.targets import registry
 
 @dataclass(frozen=True)
 class Parts:
-    """The bundles of a base and of the savers that run before it, in their order.
+    """The bundles of a base and of the savers that run before it.
 
     Attributes:
-        base: its precisions are left out of what is composed: they have other thresholds.
-        savers: may have exits.
+        base: bundle of the base. Its lower precisions are not taken over, since their thresholds would not fit.
+        savers: in the order in which they run. They may have exits of their own.
         orders: for each saver, the index among its classes of every class of the base; None if they are the same.
     """
 
@@ -57,13 +60,13 @@ class Parts:
 
     @staticmethod
     def of(base: Bundle, savers: Sequence[Bundle], mapping: Mapped | None) -> Parts:
-        """Return the parts with the cheapest saver first.
+        """Return the parts, with the savers sorted by their cost, the cheapest first.
 
         Args:
-            mapping: of classes; see :func:`dyce_export.savers.joint_verification.read_mapping`.
+            mapping: between the classes; see :func:`dyce_export.savers.joint_verification.read_mapping`.
 
         Raises:
-            UsageError: the models do not go together.
+            UsageError: the models cannot be composed; see :func:`check_members`.
         """
         savers = sorted(savers, key=lambda saver: saver.manifest.model.macs)
         members = [Member.of(bundle) for bundle in (base, *savers)]
@@ -74,10 +77,11 @@ class Parts:
 
 @dataclass(frozen=True)
 class Joined:
-    """A bundle that is being written: all pieces of its parts, no configurations yet.
+    """A bundle that is being written: it has all pieces of its parts, and no configurations but ``full`` yet.
 
     Attributes:
-        records: of all heads on the images of the base's records; None if the base has none.
+        records: records of all heads on the images of the base's records; None if the base has none.
+        vectors: test vectors with the scores of all heads of the parts.
     """
 
     bundle: Bundle
@@ -98,11 +102,12 @@ def compose(
     """Write a bundle in which the savers run before the base, and choose its configurations.
 
     Args:
-        val: holds the images of the base's records, for savers that were not recorded on them.
-        mapping: of classes; see :func:`dyce_export.savers.joint_verification.read_mapping`.
+        val: contains the images of the base's records, for savers that were not recorded on them.
+        mapping: between the classes; see :func:`dyce_export.savers.joint_verification.read_mapping`.
+        force: replace an existing bundle.
 
     Raises:
-        DyceError: as :meth:`Parts.of`, :func:`join` and :func:`choose_and_verify`.
+        DyceError: see :meth:`Parts.of`, :func:`join` and :func:`choose_and_verify`.
     """
     parts = Parts.of(base, savers, mapping)
     with staged(output, force=force) as folder:
@@ -121,17 +126,19 @@ def join(
     suspicious: Sequence[str] = (),
     allow_suspicious: bool = False,
 ) -> Joined:
-    """Write the pieces of all parts into ``folder``, and bring together what is known of them.
+    """Write the pieces of all parts into ``folder``, and join their manifests, records and test vectors.
 
     Args:
-        val: holds the images of the base's records, for savers that were not recorded on them.
-        expose: the last saver leaves what the steps of an exit sequence network read.
-        suspicious: what speaks against the results and was allowed so far.
-        allow_suspicious: go on if the classes of a saver seem to be others than those of the base.
+        val: contains the images of the base's records, for savers that were not recorded on them.
+        expose: whether the last saver also outputs what an exit sequence network reads; see
+            :func:`dyce_export.savers.exposed_features.expose_features`.
+        suspicious: doubts that the user has accepted so far.
+        allow_suspicious: continue if the classes of a saver seem to differ from those of the base.
 
     Raises:
-        DataError: savers have to be recorded and there are no images for it, or the answers of one do not go together
-            with the labels.
+        DataError: a saver has to be recorded and the images for it are missing, or the savers were trained on all
+            samples of a split that has to be unseen.
+        SuspiciousDataError: the predictions of a saver do not agree with the labels, and that is not allowed.
     """
     with progress.stage("savers"):
         base, savers = parts.base, parts.savers
@@ -150,13 +157,16 @@ def join(
 
 
 def choose_and_verify(parts: Parts, joined: Joined, *, val: Dataset | None, progress: Progress) -> Bundle:
-    """Choose configurations, add the spans that they need, verify, and write records and the report.
+    """Choose configurations, add the spans that they need, verify, and write records, test vectors and the report.
+
+    Args:
+        val: contains the images of the base's records, for the report.
 
     Returns:
-        the bundle, everything but its two documents written.
+        the bundle. All its files are written except the manifest and the configurations.
 
     Raises:
-        VerificationError: the pieces do not compute what they computed in the bundles that they come from.
+        VerificationError: a piece does not compute what it computed in the bundle that it comes from.
     """
     manifest, records, vectors = joined.bundle.manifest, joined.records, joined.vectors
     folder = joined.bundle.path
@@ -179,7 +189,10 @@ def choose_and_verify(parts: Parts, joined: Joined, *, val: Dataset | None, prog
 
 
 def _with_further_heads(vectors: Vectors, made: Bundle) -> Vectors:
-    """Test vectors with the scores of heads that none of the bundles had, which were compared with torch."""
+    """Add the scores of heads that none of the parts has: those of an exit sequence network.
+
+    They are computed by the pieces, which were compared with torch before.
+    """
     heads = {(exit.id, head.type) for exit in made.manifest.exits for head in exit.heads}
     if heads == vectors.scores.keys():
         return vectors
@@ -188,7 +201,7 @@ def _with_further_heads(vectors: Vectors, made: Bundle) -> Vectors:
 
 
 def _recorded(base: Bundle, savers: Sequence[Bundle], val: Dataset | None, progress: Progress) -> list[Records]:
-    """Of every saver on the pictures of the base's records; of none if it has none."""
+    """Return the records of every saver on the images of the base's records; an empty list if the base has none."""
     if not base.file(RECORDS).is_file():
         return []
     like = Records.load(base.file(RECORDS))
@@ -196,7 +209,7 @@ def _recorded(base: Bundle, savers: Sequence[Bundle], val: Dataset | None, progr
 
 
 def _doubts(parts: Parts, recorded: Sequence[Records]) -> list[Doubt]:
-    """What speaks against the classes of the savers."""
+    """Return the doubts about the classes of the savers."""
     if not recorded:
         return []
     like = Records.load(parts.base.file(RECORDS))
@@ -209,12 +222,12 @@ def _doubts(parts: Parts, recorded: Sequence[Records]) -> list[Doubt]:
 
 
 def _joined_records(parts: Parts, ids: Sequence[str], recorded: Sequence[Records]) -> Records | None:
-    """Of all heads on the images of the base's records; None if it has none."""
+    """Return the records of all heads on the images of the base's records; None if there are no records."""
     return join_records(Records.load(parts.base.file(RECORDS)), ids, recorded, parts.orders) if recorded else None
 
 
 def _copy(base: Bundle, folder: Path) -> None:
-    """The pieces of the base, but for spans that its own configurations needed."""
+    """Copy the pieces of the base, except for the spans that only its own configurations need."""
     copy_files(base, {name for piece in _of_base(base.manifest) for name in (piece.file, *piece.data)}, folder)
 
 
@@ -223,7 +236,7 @@ def _of_base(base: Manifest) -> tuple[Piece, ...]:
 
 
 def _write_parts(parts: Parts, folder: Path, *, expose: bool) -> list[Part]:
-    """Write the pieces of the savers. Those whose preprocessing and input shape are alike read one input."""
+    """Write the pieces of the savers. Networks with the same preprocessing and input shape read the same input."""
     written: list[Part] = []
     known = [(parts.base.manifest.preprocessing, parts.base.manifest.input)]
     for number, (saver, order) in enumerate(zip(parts.savers, parts.orders, strict=True)):
@@ -238,7 +251,7 @@ def _write_parts(parts: Parts, folder: Path, *, expose: bool) -> list[Part]:
 
 
 def _joined(base: Manifest, savers: Sequence[Manifest], parts: Sequence[Part]) -> Manifest:
-    """The manifest of all of them; the base comes after its savers."""
+    """Return the joint manifest, in which the base comes after its savers."""
     exits = (*(exit for part in parts for exit in part.exits), *base.exits)
     networks = (*(part.network for part in parts), base.base)
     program = (*(operation for part in parts for operation in part.program), *base.program)
@@ -260,7 +273,7 @@ def _joined(base: Manifest, savers: Sequence[Manifest], parts: Sequence[Part]) -
 
 
 def _verified(base: Manifest, savers: Sequence[Manifest], parts: Sequence[Part]) -> Verification | None:
-    """What was found of each of them against torch; the worst counts."""
+    """Join the results of verification: the largest error and the lowest agreement. None if a part has none."""
     found = [manifest.verification for manifest in (base, *savers)]
     if base.verification is None or any(one is None for one in found):
         return None
@@ -279,7 +292,7 @@ def _verified(base: Manifest, savers: Sequence[Manifest], parts: Sequence[Part])
 
 
 def _kept(manifest: Manifest) -> set[str]:
-    """Names of the errors that still say something: not those of spans that are left behind."""
+    """Return the names of the errors that still apply: all but those of spans that are not copied."""
     assert manifest.verification is not None
     spans = {span.id for span in manifest.spans if span.id != UNCUT}
     return set(manifest.verification.seams) - spans

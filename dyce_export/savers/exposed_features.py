@@ -1,4 +1,4 @@
-"""What a saver has seen of a sample, as further outputs of its last segment: for heads of the base behind it."""
+"""Add a saver's features and logits to the outputs of its last segment, for an exit sequence network to read."""
 
 from __future__ import annotations
 
@@ -13,17 +13,20 @@ from dyce_runtime.errors import UsageError
 
 
 def expose_features(graph: ir.Graph, id: str, name: str) -> tuple[TensorSpec, TensorSpec]:
-    """Return the features and the logits of a saver behind its decision, in place; and how they are called.
+    """Append the features and the logits of a saver to the outputs of a graph, in place, and return their specs.
 
-    The features are what the classifier reads, averaged over all positions where there are several.
+    The features are the input of the saver's classifier, averaged over all positions if it has several.
 
     Args:
-        graph: of the segment in which it decides.
-        id: of the saver, such as ``saver0``.
-        name: of its model, for errors.
+        graph: the saver's last segment, with the logits as its first output.
+        id: id of the saver, such as ``saver0``.
+        name: name of its model, for errors.
+
+    Returns:
+        the specs of the features (batch, features) and of the logits (batch, classes), both float32.
 
     Raises:
-        UsageError: its classifier is no linear operation.
+        UsageError: the classifier is not a linear operation.
     """
     logits = graph.outputs[0]
     read = _read_by_classifier(logits, name)
@@ -45,7 +48,12 @@ def expose_features(graph: ir.Graph, id: str, name: str) -> tuple[TensorSpec, Te
 
 
 class _Read(NamedTuple):
-    """What a linear operation reads: how many features, and the axes over which they are averaged."""
+    """The input of a linear operation.
+
+    Attributes:
+        features: their number.
+        averaged: axes over which the value is averaged.
+    """
 
     value: ir.Value
     features: int
@@ -53,7 +61,7 @@ class _Read(NamedTuple):
 
 
 def _read_by_classifier(logits: ir.Value, name: str) -> _Read:
-    """The input of the last linear operation before the logits."""
+    """Find the input of the last linear operation before the logits, searching backwards breadth first."""
     waiting = [logits]
     while waiting:
         node = waiting.pop(0).producer()
@@ -64,13 +72,13 @@ def _read_by_classifier(logits: ir.Value, name: str) -> _Read:
             return found
         waiting += [value for value in node.inputs if value is not None and not value.is_initializer()]
     raise UsageError(
-        f"the classifier of saver {name} is no linear layer, so there are no features for an exit sequence network",
+        f"the classifier of saver {name} is not a linear layer, so there are no features for an exit sequence network",
         hint="Choose another saver, or leave out --esn.",
     )
 
 
 def _read_by(node: ir.Node) -> _Read | None:
-    """What a linear operation with weights of its own reads; None if it is none."""
+    """Return the input of a linear operation with constant weights; None if the node is something else."""
     value, weight, *_ = (*node.inputs, None, None)
     if value is None or weight is None or weight.shape is None or not weight.is_initializer():
         return None

@@ -1,4 +1,4 @@
-"""Whether savers and base compute in one bundle what they compute in their own, and are routed as they should be."""
+"""Verify that savers and base compute the same in the composed bundle as in their own, and that routing is right."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from dyce_runtime.execution.trace import head_answers
 from dyce_runtime.inputs.images import Inputs, rows_of
 from dyce_runtime.targets import registry
 
-# The order of the classes may change the last bits of a softmax.
+# Tolerance of confidences: another order of the classes may change the last bits of a softmax.
 _SOFTMAX = 1e-6
 
 
@@ -30,7 +30,7 @@ class _Decision(NamedTuple):
 
 
 def probe_of(manifest: Manifest, vectors: Vectors) -> Configuration:
-    """Every exit on with its first head, at the threshold of the test vectors."""
+    """Return the configuration in which every exit is on with its first head, at the threshold in the test vectors."""
     thresholds = zip(manifest.exits[:-1], vectors.probe.tolist(), strict=True)
     return Configuration(PROBE, {exit.id: ExitSetting(exit.heads[0].type, t) for exit, t in thresholds})
 
@@ -38,16 +38,17 @@ def probe_of(manifest: Manifest, vectors: Vectors) -> Configuration:
 def check_parts(
     made: Bundle, parts: Sequence[Bundle], orders: Sequence[Sequence[int] | None], vectors: Vectors
 ) -> None:
-    """Compare every decision, and the routing, with the models run one by one by hand, a test vector per call.
+    """Compare every head, and the routing, with the models run separately, one test vector per call.
 
-    Heads that none of them has are left out.
+    Heads that none of the parts has are not compared.
 
     Args:
+        made: the composed bundle.
         parts: the bundles of the savers and of the base, in the order in which they run.
-        orders: of the classes; see :func:`dyce_export.savers.joint_verification.class_order`.
+        orders: order of the classes of each; see :func:`dyce_export.savers.joint_verification.class_order`.
 
     Raises:
-        VerificationError: a number differs.
+        VerificationError: logits or an exit differ, or a confidence by more than rounding explains.
     """
     target, spec = registry.reference().name, TargetSpec()
     manifest, probe = made.manifest, probe_of(made.manifest, vectors)
@@ -71,13 +72,13 @@ def check_parts(
             result = session(inputs)
             if int(result.exit[0]) != index or not np.array_equal(result.logits[0], expected[index][0].logits):
                 raise VerificationError(
-                    f"verification failed: a sample leaves at exit {manifest.exits[int(result.exit[0])].id} with other "
-                    f"logits or elsewhere than the models run by hand, which answer at {manifest.exits[index].id}"
+                    f"verification failed: a sample takes exit {manifest.exits[int(result.exit[0])].id}; run "
+                    f"separately, the models take exit {manifest.exits[index].id}, or compute other logits"
                 )
 
 
 def _decisions(session: Session, inputs: Inputs) -> list[list[_Decision]]:
-    """Of all heads, exit by exit, for one sample."""
+    """Return the decisions of all heads of every exit for one sample."""
     manifest = session.manifest
     said = head_answers(session.device, manifest, inputs)
     found = [[said[exit.id, head.type] for head in exit.heads] for exit in manifest.exits]
@@ -94,6 +95,6 @@ def _compare(manifest: Manifest, expected: list[list[_Decision]], found: list[li
             near = abs(one.confidence - other.confidence) <= _SOFTMAX
             if not (np.array_equal(one.logits, other.logits) and near):
                 raise VerificationError(
-                    f"verification failed: exit {exit.id} answers otherwise than in the bundle that it comes from",
+                    f"verification failed: exit {exit.id} gives other results than in the bundle that it comes from",
                     hint="The pieces do not compute what they computed there; nothing was written. Please report it.",
                 )

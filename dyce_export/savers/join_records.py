@@ -1,4 +1,4 @@
-"""What the bundles of savers and of a base know, as one: records of the same pictures, and test vectors."""
+"""Join the records of a base and its savers on the same images, and their test vectors."""
 
 from __future__ import annotations
 
@@ -26,14 +26,17 @@ from dyce_runtime.targets import registry
 
 log = logging.getLogger("dyce_export")
 
-# Splits whose samples nothing may have been chosen by.
+# Splits whose samples must not have influenced any model, head or threshold.
 _HELD_OUT = ("certification", "test")
-# Confidences further apart than this are told apart by every engine.
+# Every engine distinguishes confidences that differ by more than this.
 _APART = 1e-5
 
 
 def own_records(like: Records, saver: Bundle) -> Records | None:
-    """What a saver's bundle has recorded of the same pictures, in the same order; None if some are missing."""
+    """Return a saver's own records of the samples of ``like``, in the same order; None if some are missing.
+
+    Labels and splits are those of ``like``.
+    """
     if not saver.file(RECORDS).is_file():
         return None
     own = Records.load(saver.file(RECORDS))
@@ -45,10 +48,10 @@ def own_records(like: Records, saver: Bundle) -> Records | None:
 
 
 def recorded_like(like: Records, saver: Bundle, val: Dataset | None, progress: Progress) -> Records:
-    """Records of a saver, of the same pictures in the same order: its own if it has them, otherwise it is run.
+    """Return a saver's records of the samples of ``like``, in the same order: its own, or made by running it.
 
     Raises:
-        DataError: it has to be run, and the pictures are not in ``val``.
+        DataError: the saver has to be run, and ``val`` does not contain all of the images.
     """
     _warn_about_overlap(saver, like)
     own = own_records(like, saver)
@@ -69,12 +72,12 @@ def recorded_like(like: Records, saver: Bundle, val: Dataset | None, progress: P
 def join_records(
     base: Records, ids: Sequence[str], savers: Sequence[Records], orders: Sequence[Sequence[int] | None]
 ) -> Records:
-    """The columns of all savers, then those of the base.
+    """Return records with the columns of all savers, followed by those of the base.
 
     Args:
-        ids: of the savers.
-        savers: of the same samples as the base's records, each with a last column for its own classifier.
-        orders: for every class of the base its index among those of the saver; None if they are the same.
+        ids: ids of the savers.
+        savers: their records of the same samples as the base's; the last column is the saver's own classifier.
+        orders: for each saver, the index among its classes of every class of the base; None if they are the same.
     """
     joined = base
     for id, records, order in reversed(list(zip(ids, savers, orders, strict=True))):
@@ -85,19 +88,19 @@ def join_records(
 
 
 def unseen_by(savers: Sequence[Bundle], records: Records) -> Records:
-    """The records without those samples that certify or test, and by which a saver was made.
+    """Return the records without the certification and test samples on which a saver was trained or tuned.
 
-    There are such samples where a saver was exported with another seed or other pictures than the base.
+    There are such samples if a saver was exported with another seed or with other images than the base.
 
     Raises:
-        DataError: nothing is left to certify or to test with.
+        DataError: no certification or no test samples remain.
     """
     known = [h for saver in savers for name, h in read_splits(saver).items() if name not in _HELD_OUT]
     seen = np.isin(records.hashes, np.concatenate(known)) if known else np.zeros(len(records), np.bool_)
     seen &= np.isin(records.split, _HELD_OUT)
     if not seen.any():
         return records
-    log.warning("%d samples that would certify and test are left out: a saver was made with them", seen.sum())
+    log.warning("%d samples are not used to certify and test: a saver was made with them", seen.sum())
     found = records.take(~seen)
     for name in _HELD_OUT:
         if name not in found.split:
@@ -109,9 +112,13 @@ def unseen_by(savers: Sequence[Bundle], records: Records) -> Records:
 
 
 def join_vectors(base: Bundle, savers: Sequence[Bundle], networks: Sequence[Network]) -> Vectors:
-    """The test vectors of the base, and what every saver says of its own, or of the base's if it reads the same.
+    """Return test vectors for the composed bundle: those of the base, with inputs and scores of the savers added.
 
-    The thresholds of the probe are medians, as in any export.
+    A saver that reads the base's input is scored on the base's images, any other on its own. The thresholds of the
+    probe for savers are near the median of their scores, as in every export.
+
+    Args:
+        networks: the savers as networks of the composed bundle.
     """
     known = read_vectors(base)
     count, inputs = len(known.logits), dict(known.inputs)
@@ -120,7 +127,7 @@ def join_vectors(base: Bundle, savers: Sequence[Bundle], networks: Sequence[Netw
     for saver, network in zip(savers, networks, strict=True):
         manifest = saver.manifest
         own = read_vectors(saver).inputs[manifest.input.name]
-        # Pictures may repeat: another export may have kept fewer.
+        # Images are repeated if the saver's bundle has fewer test vectors than the base's.
         images = inputs.setdefault(network.inputs[0].tensor, own[np.arange(count) % len(own)])
         with Session(saver, registry.reference().name, TargetSpec(), allow_untrained=True) as session:
             said = head_answers(session.device, manifest, {manifest.input.name: images})
@@ -132,11 +139,11 @@ def join_vectors(base: Bundle, savers: Sequence[Bundle], networks: Sequence[Netw
 
 
 def _warn_about_overlap(saver: Bundle, like: Records) -> None:
-    """Heads of a saver may have been fitted on what configurations are chosen from."""
+    """Warn if heads of a saver were trained on samples on which configurations are chosen."""
     shared = int(np.isin(like.hashes, read_splits(saver).get("heads", ())).sum())
     if shared and len(saver.manifest.exits) > 1:
         log.warning(
-            "%d of the %d pictures that choose configurations were fitted by the heads of saver %s; it looks better "
+            "%d of the %d pictures from which configurations are chosen trained the heads of saver %s; it looks better "
             "than it is",
             shared,
             len(like),

@@ -1,4 +1,4 @@
-"""Whether savers and a base go together: cheap enough, the same pictures, the same classes in a known order."""
+"""Check that savers fit a base: each is cheaper, reads the same images, and has the same classes in a known order."""
 
 from __future__ import annotations
 
@@ -17,23 +17,28 @@ from dyce_runtime.json_files import read_json
 NAMES = "names"
 _HINT = f"Say which class is which with --saver-classes: `{NAMES}`, or a file."
 
-# What `--saver-classes` says: by their names, or the class of the base for every class of the saver.
+# The value of `--saver-classes`: for every class of the saver the class of the base, each by its name or index. In an
+# empty mapping, classes of the same name correspond.
 Mapped = Mapping[str, "str | int"]
 
 
-# A model that can be exported, or was.
+# A model that is ready to be exported, or a bundle.
 Ready: TypeAlias = "Prepared | Bundle"
 
 
 class Member(NamedTuple):
-    """A model that is to run before or behind others; ``channels`` of the pictures that it reads."""
+    """What has to be known of a model to compose it with others.
+
+    Attributes:
+        channels: number of channels of its input images.
+    """
 
     model: Model
     channels: int
 
     @staticmethod
     def of(model: Ready) -> Member:
-        """That of a model. Raises UsageError if it is a bundle that cannot be part of another one."""
+        """Describe a model. Raises UsageError for a bundle that has savers or is not in float32."""
         if isinstance(model, Prepared):
             return Member(model.model, model.source.input_size[0])
         manifest = model.manifest
@@ -49,7 +54,10 @@ class Member(NamedTuple):
 
 
 def check_members(base: Member, savers: Sequence[Member], mapping: Mapped | None) -> None:
-    """Raise UsageError unless these savers can run before the base: cheaper, each once, same pictures and classes."""
+    """Raise UsageError unless the savers can run before the base.
+
+    Each has to be cheaper than the base, to be given once, and to have the base's number of channels and its classes.
+    """
     for place, saver in enumerate(savers):
         name = saver.model.name
         if saver in savers[:place]:
@@ -68,9 +76,14 @@ def check_members(base: Member, savers: Sequence[Member], mapping: Mapped | None
 
 
 def read_mapping(text: str | None) -> Mapped | None:
-    """What ``--saver-classes`` names: nothing, ``names``, or a JSON file ``{class of the saver: class of the base}``.
+    """Read the value of ``--saver-classes``.
 
-    A class is its name or its index. An empty mapping stands for ``names``.
+    Args:
+        text: ``names``, or the path of a JSON file ``{class of the saver: class of the base}``, in which a class is
+            given by its name or its index; None if the option was not given.
+
+    Returns:
+        the mapping; empty for ``names``, None for None.
 
     Raises:
         UsageError: the file cannot be read.
@@ -87,13 +100,13 @@ def read_mapping(text: str | None) -> Mapped | None:
 
 
 def class_order(saver: Model, base: Model, mapping: Mapped | None) -> tuple[int, ...] | None:
-    """For every class of the base its index among those of the saver; None if they are the same.
+    """Return for every class of the base its index among the saver's classes; None if the order is the same.
 
     Args:
-        mapping: see :func:`read_mapping`; None expects equal names in equal order, or names that are not known.
+        mapping: see :func:`read_mapping`. With None the names have to be equal, unless those of a model are not known.
 
     Raises:
-        UsageError: the classes do not agree, or the mapping does not map each onto one.
+        UsageError: the classes differ, or the mapping is not one to one.
     """
     if saver.num_classes != base.num_classes:
         raise UsageError(

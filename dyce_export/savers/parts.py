@@ -1,4 +1,4 @@
-"""The pieces of a saver as part of another bundle: under names of their own, answering in the base's classes."""
+"""Write the pieces of a saver into another bundle, under new names and with logits in the order of its classes."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from dyce_runtime.program.operations import Operation
 
 
 class Part(msgspec.Struct, frozen=True):
-    """A saver within a bundle."""
+    """What a saver adds to the manifest of a composed bundle, all under its new names."""
 
     network: Network
     exits: tuple[Exit, ...]
@@ -33,17 +33,21 @@ def write_part(
     """Write the segments and heads of a saver into the bundle in ``folder``.
 
     Args:
-        id: ``saver0``, for example: its last exit is called so, the others ``saver0.3`` and the like.
-        image: what it reads.
-        order: for every class of the base its index among those of the saver; None if they are the same.
-        expose: let its last segment leave features and logits; see :func:`expose_features`.
+        id: id of the saver in that bundle, such as ``saver0``. Its last exit has the same id; its other exits are named
+            ``saver0.3`` and so on.
+        image: the input that it reads.
+        order: for every class of the base its index among the saver's classes; None if they are the same.
+        expose: add features and logits to the outputs of its last segment; see :func:`expose_features`.
+
+    Raises:
+        UsageError: see :func:`expose_features`.
     """
     manifest, last = saver.manifest, saver.manifest.exits[-1]
     names = {piece.id: f"{id}_{piece.id}" for piece in manifest.pieces}
     exits = {exit.id: id if exit is last else f"{id}.{exit.id}" for exit in manifest.exits}
     tensors = {spec.name: f"{id}_{spec.name}" for spec in manifest.tensors}
     tensors |= {manifest.input.name: image.name, **{name: name for name in ANSWER}}
-    left: list[TensorSpec] = []
+    exposed: list[TensorSpec] = []
 
     def moved(piece: Piece) -> Piece:
         graph = ir.load(saver.file(piece.file))
@@ -52,7 +56,7 @@ def write_part(
         if order is not None and piece.answers:
             _reorder(graph.graph, order)
         if expose and piece.id == last.heads[0].piece:
-            left.extend(expose_features(graph.graph, id, manifest.model.name))
+            exposed.extend(expose_features(graph.graph, id, manifest.model.name))
         file = PurePosixPath(piece.file).with_name(f"{names[piece.id]}.onnx")
         (folder / file).parent.mkdir(parents=True, exist_ok=True)
         data = onnx_graphs.save(graph, folder / file, {"piece": names[piece.id]})
@@ -76,14 +80,14 @@ def write_part(
     return Part(
         network=Network(id, manifest.model, (Input(image.name, manifest.preprocessing),), tuple(exits.values())),
         exits=tuple(map(exit, manifest.exits)),
-        tensors=(image, *renamed, *left),
+        tensors=(image, *renamed, *exposed),
         pieces=pieces,
         program=as_saver(manifest.program, names, tensors, exits),
     )
 
 
 def _reorder(graph: ir.Graph, order: Sequence[int]) -> None:
-    """Put the logits into another order before anything reads them."""
+    """Reorder the logits along the class axis, so that everything that reads them sees the new order."""
     logits = graph.outputs[0]
     rows = ir.tensor(np.array(order, np.int64), name="class_order")
     shape, kind = ir.Shape([len(order)]), ir.TensorType(rows.dtype)

@@ -1,4 +1,4 @@
-"""Models that are judged together: each becomes a bundle and is recorded once, whatever it is asked for later."""
+"""Keep the bundles and records of candidate savers in a folder, so that each is exported and recorded only once."""
 
 from __future__ import annotations
 
@@ -21,11 +21,12 @@ from dyce_runtime.inputs.datasets import Dataset
 
 
 class Pool:
-    """Where candidates become bundles, each once: the folder's bundles are called by what they were made from.
+    """Candidate savers for one base, exported to bundles in a folder that serves as a cache.
+
+    :meth:`base` has to be called first: it opens the images.
 
     Attributes:
-        folder: may be used again, by other pools, too.
-        pictures: those that models are judged on, and others.
+        folder: the cache. File names contain a fingerprint of the content, so other pools may share it.
     """
 
     def __init__(
@@ -38,18 +39,22 @@ class Pool:
 
     @property
     def allow_suspicious(self) -> bool:
-        """Whether models are judged whose answers do not go together with the labels."""
+        """Whether models whose predictions do not agree with the labels are accepted."""
         return self._options.allow_suspicious
 
     @property
     def pictures(self) -> Dataset:
-        """Those among which models are judged. The base was opened before."""
+        """Images that include those on which models are compared. Available after :meth:`base`."""
         found = self._val or self._data
         assert found is not None
         return found
 
     def base(self, model: Captured | Bundle) -> Bundle:
-        """The base as a bundle with records, with whose classes the pictures are opened. Raises DyceError."""
+        """Return the base as a bundle with records, and open the images with its classes.
+
+        Raises:
+            DyceError: the base cannot be exported or has no records, or the images do not fit it.
+        """
         if not isinstance(model, Bundle):
             base = prepare(model, [], data=self._places[0], val=self._places[1], options=self._options)
             self._base, self._data, self._val = base, base.data, base.val
@@ -61,19 +66,19 @@ class Pool:
         return model
 
     def ready(self, name: str, like: Input, *, trust_pickle: bool) -> Ready:
-        """A model of the pool, without pictures yet. Raises DyceError: it cannot be read or captured."""
+        """Load a candidate, without images yet. Raises DyceError if it cannot be read or captured."""
         model = load_named(name, like, trust_pickle=trust_pickle)
         return (
             model if isinstance(model, Bundle) else prepare_saver(capture_source(model, self.progress), self._options)
         )
 
     def with_pictures(self, model: Ready, mapping: Mapped | None) -> Ready:
-        """A model of the pool with the pictures, labelled in its classes. Raises DyceError: these do not fit."""
+        """Return a candidate with the images, labelled in its classes. Raises DyceError if they do not fit it."""
         assert self._base is not None
         return with_pictures_of(model, self._base, mapping, (self._data, self._val), self._options)
 
     def recorded(self, model: Ready) -> Bundle:
-        """A model as a bundle, written with its records, or found. Raises DyceError."""
+        """Return a model as a bundle: from the cache, or exported. Raises DyceError if the export fails."""
         if isinstance(model, Bundle):
             return model
         path = self.folder / f"{model.source.name}-{fingerprint_of(model, self._options)[:16]}.dyce"
@@ -82,7 +87,11 @@ class Pool:
         return open_bundle(path, check_hashes=False)
 
     def records(self, candidate: Bundle, like: Records) -> Records:
-        """Of a candidate, on the pictures of ``like``: its own, or made once and kept."""
+        """Return a candidate's records of the samples of ``like``: its own, from the cache, or made and cached.
+
+        Raises:
+            DataError: the images of ``like`` are not all in the pool's data.
+        """
         own = own_records(like, candidate)
         if own is not None:
             return own

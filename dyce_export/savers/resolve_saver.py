@@ -1,4 +1,4 @@
-"""What a user names as a saver: a bundle, or a model that becomes one."""
+"""Load the savers that a user names: bundles, or models that become bundles."""
 
 from __future__ import annotations
 
@@ -17,11 +17,12 @@ from dyce_runtime.bundle.reader import Bundle, is_bundle, open_bundle
 
 @dataclass(frozen=True)
 class Savers:
-    """What runs before a base.
+    """The savers of a base.
 
     Attributes:
-        models: bundles, or models that become one.
-        mapping: of their classes; see :func:`dyce_export.savers.joint_verification.read_mapping`.
+        models: bundles, or models that become bundles.
+        mapping: between their classes and the base's; see
+            :func:`dyce_export.savers.joint_verification.read_mapping`.
     """
 
     models: tuple[Source | Bundle, ...]
@@ -29,14 +30,28 @@ class Savers:
 
     @staticmethod
     def load(names: Sequence[str], classes: str | None, base: Captured | Bundle, *, trust_pickle: bool) -> Savers:
-        """Those that a user names; see :func:`load_named`."""
+        """Load savers by their names; see :func:`load_named`.
+
+        Args:
+            classes: the value of ``--saver-classes``.
+            trust_pickle: see :func:`dyce_export.sources.source.load_source`.
+
+        Raises:
+            DyceError: a saver, or the file of classes, cannot be found or read.
+        """
         like = input_of(base)
         models = tuple(load_named(name, like, trust_pickle=trust_pickle) for name in names)
         return Savers(models, read_mapping(classes))
 
     @staticmethod
     def of(models: Sequence[nn.Module | str | Path], base: Captured) -> Savers:
-        """Modules, which are copied, and what can be named. Modules that do not say what they take take the same."""
+        """Load savers from modules, which are copied, and from names as in :func:`load_named`.
+
+        A module that does not state its input size and preprocessing gets those of the base.
+
+        Raises:
+            DyceError: a saver cannot be found or read.
+        """
         like = input_of(base)
         return Savers(
             tuple(
@@ -47,7 +62,7 @@ class Savers:
 
 
 def input_of(base: Captured | Bundle) -> Input:
-    """What a base takes."""
+    """Return the input size and the preprocessing of a base."""
     if isinstance(base, Captured):
         return Input(base.source.input_size, base.source.preprocessing)
     channels, height, width = (int(n) for n in base.manifest.input.shape[1:])
@@ -59,11 +74,13 @@ def load_named(name: str, like: Input, *, trust_pickle: bool = False) -> Bundle 
 
     Args:
         name: a bundle, a checkpoint, an exported program or ``timm:NAME``; ``ARCH=CHECKPOINT``, where the architecture
-            is timm's or ``package.module:callable``; or that callable alone.
-        like: what the base takes, for models that do not say what they take.
+            is a name of timm or ``package.module:callable``; or that callable alone.
+        like: input size and preprocessing for models that do not state theirs: those of the base.
+        trust_pickle: see :func:`dyce_export.sources.source.load_source`.
 
     Raises:
-        DyceError: it cannot be found or read; see :func:`dyce_export.sources.source.load_source` and ``open_bundle``.
+        DyceError: it cannot be found or read; see :func:`dyce_export.sources.source.load_source` and
+            :func:`dyce_runtime.bundle.reader.open_bundle`.
     """
     if is_bundle(name):
         return open_bundle(name)

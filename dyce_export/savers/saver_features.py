@@ -1,4 +1,4 @@
-"""What savers and the exits of a base see of pictures: what an exit sequence network reads, run through the pieces."""
+"""Compute the inputs of an exit sequence network, features of a saver and of exits, by running a bundle's pieces."""
 
 from __future__ import annotations
 
@@ -19,11 +19,14 @@ from dyce_runtime.inputs.images import Inputs, all_of
 
 
 class Seen:
-    """Runs a bundle and returns what the network reads, as a backbone whose features are kept.
+    """Runs a bundle like a backbone whose features are cached for training.
+
+    Args:
+        session: an open session of a bundle whose last saver exposes its features. The caller closes it.
 
     Attributes:
-        exits: ids of the exits of the base, the final one left out.
-        axes: of every tensor there, those that are averaged.
+        exits: ids of the exits of the base, without the final one.
+        axes: for every tensor at every exit, the axes that are averaged.
     """
 
     def __init__(self, session: Session) -> None:
@@ -33,18 +36,22 @@ class Seen:
         self.axes = [onnx_graphs.pooled_axes(ir.load(session.bundle.file(head.file))) for head in self._heads]
 
     def prepare(self, pictures: Sequence[Picture]) -> Inputs:
-        """What a session takes, of every network."""
+        """Preprocess images into the inputs of every network."""
         return all_of(self._session.inputs(self._session.preprocess(pictures)))  # type: ignore[return-value]
 
     def __call__(self, inputs: Inputs) -> tuple[Tensor, list[Tensor]]:
-        """Logits of the base; the saver's features, those at every exit, averaged, and the saver's logits."""
+        """Return the logits (N, classes) of the base, and the inputs of the network.
+
+        The inputs are the saver's features (N, features), the averaged features at every exit, likewise, and the
+        saver's logits (N, classes), all float32.
+        """
         manifest = self._session.manifest
         ends = [manifest.exit(network.id).heads[0].piece for network in (manifest.savers[-1], manifest.base)]
-        left = manifest.piece(ends[0]).writes[len(ANSWER) :]
-        wanted = {LOGITS, *left, *(name for head in self._heads for name in head.reads)}
+        exposed = manifest.piece(ends[0]).writes[len(ANSWER) :]
+        wanted = {LOGITS, *exposed, *(name for head in self._heads for name in head.reads)}
         found = trace(self._session.device, manifest, whole_program(manifest), inputs, wanted)
         values = {name: array for (_, name), array in found.items()}
-        features, logits = (values[name] for name in left)
+        features, logits = (values[name] for name in exposed)
         pooled = [
             np.concatenate([_averaged(values[name], own) for name, own in zip(head.reads, axes, strict=True)], axis=1)
             for head, axes in zip(self._heads, self.axes, strict=True)

@@ -1,4 +1,7 @@
-"""Which model of a pool should run before a base: what each would save, by the published criterion and by a search."""
+"""Compare candidate savers for a base: what each would save, by the published criterion and by the exact search.
+
+The criterion is dC of TinySaver (arXiv 2403.17726); see :mod:`dyce_calibration.savers`.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +31,7 @@ from dyce_runtime.targets import registry
 
 log = logging.getLogger("dyce_export")
 
-# Rounds in which every model answers every test vector once, alone; and at most so many seconds.
+# Latency is measured in rounds in which every model runs every test vector once, until one of the limits is reached.
 _ROUNDS = 50
 _MOST_SECONDS = 60.0
 
@@ -38,13 +41,14 @@ class Judged:
     """A candidate and what it would save.
 
     Attributes:
-        name: as the user named it.
-        accuracy: on the search split.
-        takeover: what it can take over there.
-        macs, ms: of one sample; the latter the median of a call.
-        delta_macs, delta_ms: dC, its cost relative to the base less the share that it takes.
-        search, test: what the exact search finds for it and the base alone, at the loss asked for, in
-            multiply-accumulates; None if nothing is cheaper than the base.
+        name: as the user gave it.
+        accuracy: its accuracy on the search split.
+        takeover: the share of the samples of that split that it can take over.
+        macs: multiply-accumulates of one sample.
+        ms: median milliseconds of a call with one sample.
+        delta_macs, delta_ms: dC, its cost relative to the base minus the share that it takes over.
+        search, test: figures on these splits of the cheapest configuration, in multiply-accumulates, with this saver
+            and the base within the allowed loss; None if none is cheaper than the base.
     """
 
     name: str
@@ -61,13 +65,13 @@ class Judged:
 
 @dataclass(frozen=True)
 class Judgement:
-    """A whole pool.
+    """The comparison of all candidates.
 
     Attributes:
         candidates: the best first.
-        skipped: name and reason of those that cannot be savers here.
-        base_ms: the median of a call of the base.
-        accuracy: of the base on the search split.
+        skipped: names of models that cannot be savers of this base, with the reasons.
+        base_ms: median milliseconds of a call of the base with one sample.
+        accuracy: accuracy of the base on the search split.
     """
 
     candidates: tuple[Judged, ...]
@@ -78,13 +82,14 @@ class Judgement:
 
 @dataclass(frozen=True)
 class Question:
-    """How a pool is judged.
+    """How candidates are compared.
 
     Attributes:
-        mapping: of classes; see :func:`dyce_export.savers.joint_verification.read_mapping`.
-        max_loss: of accuracy, for the search that stands beside the criterion.
-        by: ``ms`` or ``macs``, by which the best is found.
-        target, threads: what is measured; the first target that works, and its own choice, without them.
+        mapping: between the classes; see :func:`dyce_export.savers.joint_verification.read_mapping`.
+        max_loss: the accuracy that the search may lose, a fraction.
+        by: unit of dC by which candidates are sorted, ``ms`` or ``macs``.
+        target: target on which latency is measured; None for the first that works on this machine.
+        threads: threads per call; None for the target's own choice.
         trust_pickle: see :func:`dyce_export.sources.source.load_source`.
     """
 
@@ -97,22 +102,23 @@ class Question:
 
 
 def judge(base: Bundle, names: Sequence[str], pool: Pool, how: Question) -> Judgement:
-    """Judge every candidate as the only saver of a base; what cannot be one is skipped, with its reason.
+    """Judge every candidate as the only saver of a base. Models that cannot be a saver are skipped with the reason.
 
     Args:
+        base: a bundle with records.
         names: see :func:`dyce_export.savers.resolve_saver.load_named`.
 
     Raises:
-        UsageError: no candidate is left, or the base has savers already.
+        UsageError: no model can be a saver, or the base has savers already.
     """
-    like, behind = Records.load(base.file(RECORDS)), Member.of(base)
+    like, own = Records.load(base.file(RECORDS)), Member.of(base)
     found: dict[str, tuple[Bundle, Records]] = {}
     skipped: dict[str, str] = {}
     for name in names:
         try:
             model = pool.ready(name, input_of(base), trust_pickle=how.trust_pickle)
             others = [Member.of(other) for other, _ in found.values()]
-            check_members(behind, [*others, Member.of(model)], how.mapping)
+            check_members(own, [*others, Member.of(model)], how.mapping)
             bundle = pool.recorded(pool.with_pictures(model, how.mapping))
             records = pool.records(bundle, like)
             order = class_order(bundle.manifest.model, base.manifest.model, how.mapping)
@@ -136,7 +142,10 @@ def judge(base: Bundle, names: Sequence[str], pool: Pool, how: Question) -> Judg
 
 
 def milliseconds(bundles: Sequence[Bundle], target: str | None, threads: int | None) -> list[float]:
-    """The median of a call with one sample of every model whole, in turns, so that a busy machine slows all alike."""
+    """Measure the median milliseconds of a call with one sample of every uncut model.
+
+    The models run in turn, so that other load on the machine slows all of them alike.
+    """
     target = registry.find(target or registry.named()).name
     sessions = [Session(bundle, target, TargetSpec(threads=threads), allow_untrained=True) for bundle in bundles]
     samples = [read_vectors(bundle).inputs for bundle in bundles]
@@ -166,10 +175,11 @@ def _judged(
     base_macs: int,
     max_loss: float,
 ) -> Judged:
-    """One candidate, from its records and those of the base on the same samples.
+    """Judge one candidate by its records and those of the base on the same samples.
 
     Args:
-        ms: of the candidate and of the base.
+        like: records of the base.
+        ms: milliseconds of the candidate and of the base.
     """
     both, macs = pair(records, like), bundle.manifest.model.macs
     problems = {split: make_problem(both.of_split(split), saver_costs(macs, base_macs)) for split in ("search", "test")}

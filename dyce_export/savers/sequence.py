@@ -1,4 +1,7 @@
-"""An exit sequence network behind a saver: trained on what the pieces of a bundle compute, written as further heads."""
+"""Add an exit sequence network to a base with a saver: train it on features that the pieces compute, and write it.
+
+See :mod:`dyce_calibration.heads.sequence` for the network. Its step at each exit of the base is a further head there.
+"""
 
 from __future__ import annotations
 
@@ -37,15 +40,16 @@ from dyce_runtime.execution.trace import head_answers
 from dyce_runtime.inputs.datasets import Dataset
 from dyce_runtime.targets import registry
 
-#: One layer over tokens of 64 numbers.
+#: One transformer layer over tokens of width 64.
 DEFAULT_TYPE = "esn1x64"
+# Samples per batch at inference.
 _ROWS = 4096
 
 
 def check_sequence(*, savers: bool, exits: bool, data: bool) -> None:
-    """Raise UsageError unless there is all that an exit sequence network is made from."""
+    """Raise UsageError unless there are savers, exits of the base and data, which the network needs."""
     for there, what, hint in (
-        (savers, "savers", "It goes on from what a saver has seen: --saver."),
+        (savers, "savers", "It reads the features of a saver: --saver."),
         (exits, "exits", "It decides at the exits of the base: --exits."),
         (data, "data", "It is trained on pictures: --data."),
     ):
@@ -55,13 +59,13 @@ def check_sequence(*, savers: bool, exits: bool, data: bool) -> None:
 
 @dataclass(frozen=True)
 class Training:
-    """How an exit sequence network is made.
+    """How an exit sequence network is trained.
 
     Attributes:
-        type: such as ``esn1x64``; see :func:`dyce_calibration.heads.sequence.parse_sequence`.
-        data: holds the pictures that the heads of the base were fitted on.
-        val: holds those of its records.
-        work: keeps features and half-trained networks.
+        type: layers and width, such as ``esn1x64``; see :func:`dyce_calibration.heads.sequence.parse_sequence`.
+        data: contains the images that the heads of the base were trained on.
+        val: contains the images of the base's records.
+        work: folder for features and half-trained networks, with which an interrupted run resumes.
     """
 
     type: str
@@ -73,19 +77,19 @@ class Training:
 
 
 def add_sequence(joined: Joined, parts: Sequence[Bundle], how: Training, progress: Progress) -> Joined:
-    """Train the network, and write a step of it for every exit of the base.
+    """Train the network, and write a head with its step at every exit of the base.
 
     Args:
-        joined: the bundle that is being written; its last saver leaves what it has seen (see ``expose_features``), and
-            there are records of all its heads.
-        parts: the bundles that it is made from, that of the base last.
+        joined: the bundle that is being written. Its last saver exposes its features (see
+            :func:`dyce_export.savers.exposed_features.expose_features`), and all its heads were recorded.
+        parts: the bundles that it is composed of, the base last.
 
     Returns:
-        the same with a further head at every exit of the base.
+        the bundle with a further head at every exit of the base, and with its records.
 
     Raises:
-        DataError: the pictures are not those that the base was exported with.
-        VerificationError: a step on disk does not compute what torch computes.
+        DataError: the images are not those that the base was exported with.
+        VerificationError: a written step does not compute what torch computes.
     """
     made, records = joined.bundle, joined.records
     assert records is not None
@@ -121,7 +125,7 @@ def add_sequence(joined: Joined, parts: Sequence[Bundle], how: Training, progres
 
 
 def _fitted(base: Bundle, data: Dataset) -> Dataset:
-    """The pictures that the heads of the base were fitted on. Raises DataError if none of them is there."""
+    """Return the images that the heads of the base were trained on. Raises DataError if ``data`` has none of them."""
     known = np.isin(data.hashes, read_splits(base).get("heads", ()))
     if not known.any():
         raise DataError(
@@ -134,7 +138,7 @@ def _fitted(base: Bundle, data: Dataset) -> Dataset:
 def _record(
     network: ExitSequence, type: str, seen: Features, records: Records, exits: Sequence[str]
 ) -> tuple[list[float], Records]:
-    """The temperature of every exit, fitted on its split, and records with a further column for each."""
+    """Fit the temperature of every exit on the split ``temperature``, and add a column per exit to the records."""
     rows = {hash: row for row, hash in enumerate(seen.hashes.tolist())}
     order = [rows[hash] for hash in records.hashes.tolist()]
     fit = records.split == "temperature"
@@ -147,7 +151,7 @@ def _record(
 
 
 def _logits(network: ExitSequence, seen: Features, number: int) -> NDArray[np.float32]:
-    """(N, classes) of one exit, from 1, in the order of the features."""
+    """Return the logits (N, classes) float32 of exit ``number``, counted from 1, in the order of the features."""
     starts = range(0, len(seen), _ROWS)
     with torch.inference_mode():
         parts = (network([torch.from_numpy(store[s : s + _ROWS]) for store in seen.exits])[number][0] for s in starts)
@@ -157,7 +161,11 @@ def _logits(network: ExitSequence, seen: Features, number: int) -> NDArray[np.fl
 def _with_columns(
     records: Records, type: str, columns: Mapping[str, tuple[NDArray[np.int64], NDArray[np.float32]]]
 ) -> Records:
-    """Records with a further head behind the others of an exit."""
+    """Return records with a further head after the others of each exit.
+
+    Args:
+        columns: exit id to predictions (N,) and scores (N,).
+    """
     last = {exit: column for column, (exit, _) in enumerate(records.heads)}
     for exit in sorted(columns, key=lambda exit: -last[exit]):
         predictions, scores = columns[exit]
@@ -168,12 +176,12 @@ def _with_columns(
 def write_steps(
     made: Bundle, network: ExitSequence, type: str, temperatures: Sequence[float], axes: Sequence[list[list[int]]]
 ) -> Manifest:
-    """Write the steps; returns the manifest in which they are the last heads of their exits.
+    """Write the steps as pieces, and return the manifest in which they are the last heads of their exits.
 
     Args:
-        made: its last saver leaves what it has seen.
-        temperatures: exit by exit.
-        axes: of every tensor at every exit, those that are averaged.
+        made: a bundle whose last saver exposes its features.
+        temperatures: one per exit of the base, without the final one.
+        axes: for every tensor at every exit, the axes that are averaged.
     """
     manifest = made.manifest
     tensors = [*manifest.tensors]
@@ -206,7 +214,7 @@ def write_steps(
 
 
 def _checked(made: Bundle, network: ExitSequence, type: str, vectors: Vectors) -> Manifest:
-    """The manifest with the errors of the steps against torch. Raises VerificationError if one is too large."""
+    """Return the manifest with the errors of the steps against torch. Raises VerificationError if one is too large."""
     manifest = made.manifest
     with Session(made, registry.reference().name, TargetSpec(), allow_untrained=True) as session:
         seen = Seen(session)

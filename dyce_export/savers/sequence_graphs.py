@@ -1,7 +1,8 @@
-"""The steps of an exit sequence network as graphs: each reads its own seam and what the earlier tokens have left.
+"""Build ONNX graphs of the steps of an exit sequence network, one per exit.
 
-What a token leaves is one tensor ``esn_N`` (batch, tokens, 2 x layers, width): for every layer its keys and its values.
-The step at the first exit computes the saver's token as well, so it leaves two.
+A step reads the tensors at its exit and the keys and values of earlier tokens, and outputs its own keys and values for
+later steps, as one tensor ``esn_N`` (batch, tokens, 2 x layers, width). The step at the first exit computes the saver's
+token as well, so its tensor has two tokens; the others have one.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ _EPSILON = 1e-5  # of torch's layer_norm
 
 
 def left_spec(network: ExitSequence, index: int) -> TensorSpec:
-    """What the step at an exit, from 1, leaves for later ones."""
+    """Return the spec of the keys and values that the step at exit ``index``, counted from 1, outputs."""
     tokens = 2 if index == 1 else 1
     return TensorSpec(f"esn_{index}", "float32", (BATCH, tokens, 2 * len(network.layers), network.width), "carried")
 
@@ -28,13 +29,14 @@ def left_spec(network: ExitSequence, index: int) -> TensorSpec:
 def step_inputs(
     network: ExitSequence, index: int, seam: Sequence[TensorSpec], saver: tuple[TensorSpec, TensorSpec]
 ) -> tuple[TensorSpec, ...]:
-    """What the step at an exit, from 1, reads: the seam, the saver's logits and, if there are layers, earlier tokens.
+    """Return what the step at exit ``index``, counted from 1, reads, in order.
 
-    At the first exit that is the saver's, from its features.
+    That is: the tensors at the exit, the saver's logits and, if the network has layers, the keys and values of earlier
+    tokens. The first step reads the saver's features instead of these, since it computes the saver's token itself.
 
     Args:
         seam: the tensors at the exit.
-        saver: its features (batch, features) and its logits (batch, classes).
+        saver: features (batch, features) and logits (batch, classes) of the saver.
     """
     features, logits = saver
     before = [left_spec(network, number) for number in range(1, index)] or [features]
@@ -49,23 +51,24 @@ def sequence_step(
     saver: tuple[TensorSpec, TensorSpec],
     temperature: float,
 ) -> ir.Model:
-    """The graph of one exit, from 1: the decision, and what it leaves if there are layers.
+    """Build the graph of one step. Its outputs are the decision and, if the network has layers, keys and values.
 
     Args:
+        index: number of the exit, counted from 1.
         seam, saver: see :func:`step_inputs`.
-        pooled: of every tensor at the exit, the axes that are averaged.
+        pooled: for every tensor at the exit, the axes that are averaged.
         temperature: divisor of the logits before the softmax.
     """
     values = {spec.name: _value(spec) for spec in step_inputs(network, index, seam, saver)}
     before = [left_spec(network, number) for number in range(1, index)] if network.layers else []
     step = _Step(ir.Graph(list(values.values()), [], nodes=[], opset_imports={"": OPSET}, name="step"))
-    left: list[ir.Value] = [values[spec.name] for spec in before]
+    earlier: list[ir.Value] = [values[spec.name] for spec in before]
     made: list[ir.Value] = []
     if index == 1 and network.layers:
         _, own = step.token(network, 0, values[saver[0].name], [])
         made += own
     features = step.pooled([values[spec.name] for spec in seam], pooled)
-    token, own = step.token(network, index, features, [*left, *made])
+    token, own = step.token(network, index, features, [*earlier, *made])
     made += own
     logits = step.add(step.linear(network.outputs[index - 1], token), values[saver[1].name])
     step.give(logits, TensorSpec(LOGITS, "float32", (BATCH, network.classes)))
@@ -78,7 +81,7 @@ def sequence_step(
 
 
 class _Step:
-    """A graph that grows operation by operation."""
+    """Appends operations to a graph."""
 
     def __init__(self, graph: ir.Graph) -> None:
         self.graph, self._tape, self._count = graph, ir.tape.Tape(graph), 0
@@ -94,12 +97,12 @@ class _Step:
         return self.op("Add", [a, b])
 
     def give(self, value: ir.Value, spec: TensorSpec) -> None:
-        """Make a value an output."""
+        """Make a value an output of the graph."""
         value.name, value.dtype, value.shape = spec.name, ir.DataType.FLOAT, ir.Shape(spec.shape)
         self.graph.outputs.append(value)
 
     def pooled(self, values: Sequence[ir.Value], axes: Sequence[Sequence[int]]) -> ir.Value:
-        """As heads pool: averages, next to each other."""
+        """Average each tensor over its axes and concatenate the results, as other heads pool."""
         averaged = [
             self.op("ReduceMean", [value, self.constant(np.array(own, np.int64))], keepdims=0) if own else value
             for value, own in zip(values, axes, strict=True)
@@ -112,7 +115,10 @@ class _Step:
         return self.op("Gemm", [value, *parts], transB=1)
 
     def convolved(self, module: nn.Module, value: ir.Value) -> ir.Value:
-        """As a convolution: OpenVINO 2026.4 crashes where it fuses two linear layers and a sum for one thread."""
+        """Apply a linear layer as a convolution.
+
+        OpenVINO 2026.4 crashes when it fuses two linear layers and an addition for one thread.
+        """
         axes, weight, bias = self.constant(np.array([2], np.int64)), module.weight, module.bias
         parts = [self.constant(_numbers(weight)[:, :, None]), self.constant(_numbers(bias))]  # type: ignore[arg-type]
         found = self.op("Conv", [self.op("Unsqueeze", [value, axes]), *parts])
@@ -125,14 +131,23 @@ class _Step:
     def token(
         self, network: ExitSequence, index: int, features: ir.Value, before: Sequence[ir.Value]
     ) -> tuple[ir.Value, list[ir.Value]]:
-        """As :meth:`ExitSequence.token`; returns the token and, in a list if there are layers, what it leaves."""
+        """Append the operations of :meth:`ExitSequence.token`.
+
+        Args:
+            index: number of the token; 0 for the saver's.
+            before: keys and values of earlier tokens, each (batch, tokens, 2 x layers, width).
+
+        Returns:
+            the token (batch, width), and a list with its keys and values (batch, 1, 2 x layers, width), which is empty
+            if there are no layers.
+        """
         normalised = self.normalised(features, network.features[index])
         token = self.op("Relu", [self.linear(network.embeddings[index], normalised)])
         own: list[ir.Value] = []
         for number, layer in enumerate(network.layers):
             assert isinstance(layer, Layer)
-            token, left = self._layer(layer, number, token, before, network.width)
-            own.append(left)
+            token, pair = self._layer(layer, number, token, before, network.width)
+            own.append(pair)
         if not own:
             return token, []
         stacked = own[0] if len(own) == 1 else self.op("Concat", own, axis=1)  # (batch, 2 x layers, width)
@@ -141,12 +156,12 @@ class _Step:
     def _layer(
         self, layer: Layer, number: int, token: ir.Value, before: Sequence[ir.Value], width: int
     ) -> tuple[ir.Value, ir.Value]:
-        """One layer; returns the token and its keys and values (batch, 2, width)."""
+        """Append one layer. Returns the token (batch, width) and its keys and values (batch, 2, width)."""
         parts = self.linear(layer.query_key_value, self.normalised(token, width))
         query = self._reshape(self._columns(parts, 0, width), [0, ATTENTION_HEADS, 1, -1])
         own = self._reshape(self._columns(parts, width, 3 * width), [0, 2, width])
         rows = self.constant(np.array([2 * number, 2 * number + 1], np.int64))
-        known = [self.op("Gather", [left, rows], axis=2) for left in before]
+        known = [self.op("Gather", [earlier, rows], axis=2) for earlier in before]
         known.append(self.op("Unsqueeze", [own, self.constant(np.array([1], np.int64))]))
         whole = known[0] if len(known) == 1 else self.op("Concat", known, axis=1)  # (batch, tokens, 2, width)
         split = [0, 0, ATTENTION_HEADS, -1]

@@ -94,7 +94,7 @@ def test_pictures_with_two_labels_are_said(tmp_path: Path, caplog: pytest.LogCap
     with caplog.at_level(logging.WARNING):
         export_source(tiny(), ["2"], tmp_path / "b.dyce", data=tmp_path / "odd.npz", options=ANY_LABELS)
     [said] = [record.getMessage() for record in caplog.records if "another label" in record.getMessage()]
-    assert said.endswith("odd.npz: 3 pictures are there once more with another label")
+    assert said.endswith("odd.npz: 3 pictures occur again with another label")
 
 
 class Channels(nn.Module):

@@ -231,7 +231,7 @@ def test_every_head_of_every_type_answers_as_its_records_say(automatic: Export):
 
 
 def test_exits_cannot_be_chosen_without_data(tmp_path: Path):
-    with pytest.raises(UsageError, match="exits are to be chosen from data"):
+    with pytest.raises(UsageError, match="exits cannot be chosen automatically without data"):
         export_source(tiny(), ["auto"], tmp_path / "b.dyce")
 
 

@@ -1,1 +1,1 @@
-"""What may be said of a configuration: which ones get a name, and what is certified of them."""
+"""Choose named configurations, certify their loss on unseen data, and check records for plausibility."""

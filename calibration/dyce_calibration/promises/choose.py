@@ -1,4 +1,4 @@
-"""From records and costs to configurations: search, report on other samples, certify."""
+"""Choose the configurations of a bundle from records and costs: search, report on unseen samples, and certify."""
 
 from __future__ import annotations
 
@@ -16,28 +16,31 @@ from dyce_calibration.search.run import Outcome, Search, run, thinned
 from dyce_runtime.bundle.configuration import FULL, Certificate, Configurations, Entry, settings_of
 from dyce_runtime.errors import DataError, UsageError
 
-# The most accuracy that a named configuration may lose against the full model, on the search split.
+# The most accuracy, as a fraction, that a named configuration may lose against the full model on the search split.
 ALLOWED_LOSS = {"accurate": 0.005, "balanced": 0.01, "fast": 0.02}
-# A bundle keeps at most that much of the front.
+# A bundle keeps at most this many configurations of the front.
 MOST_KEPT = 64
 CHOSEN = "chosen"
 CERTIFIED = "certified"
-# By how many standard errors the loss on test has to exceed what was allowed before it is called luck.
+# Number of standard errors by which the loss on the test split has to exceed the allowed loss for a warning.
 _BEYOND_CHANCE = 3.0
-# With fewer search samples, what is chosen lost on other samples 1 to 3 points more (Fashion-MNIST, 6 exits).
+# With fewer search samples, the chosen configurations lost 1 to 3 points more on unseen samples (Fashion-MNIST, 6
+# exits).
 _FEW = 1000
 
 log = logging.getLogger("dyce_calibration")
 
 
 def choose(records: Records, costs: CostTable, how: Search = Search()) -> Configurations:
-    """The configurations of a bundle: chosen on the split ``search``, reported on ``test``, certified on its own split.
+    """Choose configurations on the split ``search``, report them on ``test``, and certify them on ``certification``.
 
-    For every name of :data:`ALLOWED_LOSS` the cheapest within the allowed loss; ``full`` where none is cheaper.
-    ``certified`` is the cheapest with a certificate, if any has one.
+    Each name of :data:`ALLOWED_LOSS` denotes the cheapest configuration within its allowed loss, or the full model if
+    none is cheaper. ``chosen`` is what ``how`` asks for by its largest loss or cost. ``certified`` is the cheapest
+    configuration of the front with a certificate, if there is one.
 
     Raises:
         DataError: a split has no samples, splits share samples, or a head has no cost.
+        UsageError: no configuration meets the limit in ``how``.
     """
     _check_splits(records)
     _check_size(records.of_split("search"))
@@ -72,7 +75,7 @@ def choose(records: Records, costs: CostTable, how: Search = Search()) -> Config
 
 
 def _warn_about_luck(settings: Mapping[str, Setting], test: Problem, searched: int) -> None:
-    """Say when samples are few, and where the test samples show that they flattered what was chosen on them."""
+    """Warn if there are few search samples, or if a configuration loses significantly more on test than allowed."""
     lucky = []
     for name, allowed in ALLOWED_LOSS.items():
         lost = test.lost(settings[name])
@@ -88,7 +91,11 @@ def _warn_about_luck(settings: Mapping[str, Setting], test: Problem, searched: i
 
 
 def _chosen(found: Outcome, how: Search) -> dict[str, Setting]:
-    """The setting that was asked for by its loss or its cost."""
+    """Return the setting with the requested limit on loss or cost, by name; empty without a limit.
+
+    Raises:
+        UsageError: no setting meets the limit.
+    """
     if how.max_loss is not None:
         setting = found.cheapest(how.max_loss)
     elif how.max_cost is not None:
@@ -104,19 +111,19 @@ def _chosen(found: Outcome, how: Search) -> dict[str, Setting]:
     return {CHOSEN: setting}
 
 
-def _dearest_first(entry: Entry) -> float:
+def _most_expensive_first(entry: Entry) -> float:
     assert entry.search is not None
     return -entry.search.cost
 
 
 def _certify(problem: Problem, entries: Sequence[Entry], how: Search) -> tuple[dict[Hashable, Certificate], str]:
-    """Certificates by configuration, and what to say if there are none."""
-    bold = sorted({settings_of(e): e for e in entries if e.exits}.values(), key=_dearest_first)
+    """Return the certificates by configuration, and a note for the user if no early exit is certified."""
+    bold = sorted({settings_of(e): e for e in entries if e.exits}.values(), key=_most_expensive_first)
     losses = [problem.lost(problem.setting(entry.exits)) for entry in bold]
     count = certified(losses, how.epsilon, how.delta)
     certificate = Certificate(how.epsilon, how.delta, len(problem))
     found = {settings_of(entry): certificate for entry in bold[:count]}
-    # The full model loses nothing against itself, whatever the samples.
+    # The full model never loses anything against itself.
     found[settings_of(Entry({}))] = certificate
     if count or not bold:
         return found, ""

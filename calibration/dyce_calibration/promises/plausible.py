@@ -1,4 +1,4 @@
-"""Whether what was recorded can be: no exit is much better than the whole model."""
+"""Check whether records are plausible: no exit is much more accurate than the whole model."""
 
 from __future__ import annotations
 
@@ -9,13 +9,17 @@ import numpy as np
 from dyce_calibration.records import Records
 from dyce_runtime.inputs.class_order import CAUSES, FEWEST_LABELS, Doubt
 
-# An exit may be better than the whole model by that share of the samples, or by four standard errors of it.
+# An exit may be more accurate than the whole model by this fraction of the samples, or by four standard errors.
 _MOST_BETTER = 0.05
 _SURE = 4.0
 
 
 def doubts_of(records: Records) -> tuple[Doubt, ...]:
-    """What speaks against records with labels from the data. Looks at the split ``search`` alone."""
+    """Return a doubt for each exit that is implausibly accurate, by the samples of the split ``search`` only.
+
+    Args:
+        records: with labels from the data, not predictions of the base.
+    """
     part = records.of_split("search")
     if len(part) < FEWEST_LABELS:
         return ()
@@ -25,12 +29,16 @@ def doubts_of(records: Records) -> tuple[Doubt, ...]:
 
 
 def _better(exit: str, these: np.ndarray, whole: np.ndarray) -> Doubt | None:
-    """Doubt about an exit that is right (N,) where the whole model is not, far more often than the reverse."""
+    """Return the doubt about an exit that is far more often right than the whole model; None if it is not.
+
+    Args:
+        these, whole: (N,) 1 - loss of the exit and of the whole model on each sample.
+    """
     gain = these.astype(np.float64) - whole
     if not gain.mean() > max(_MOST_BETTER, _SURE * float(gain.std()) / sqrt(len(gain))):
         return None
     return Doubt(
         f"exit {exit} is right on {100 * these.mean():.1f} % of {len(gain)} validation samples and the whole model on "
-        f"{100 * whole.mean():.1f} %, which an exit of a model that works does not reach",
+        f"{100 * whole.mean():.1f} %, which is implausible for an exit of a model that works",
         f"Check {CAUSES}.",
     )

@@ -1,1 +1,1 @@
-"""Searches over configurations, on records alone: no model runs."""
+"""Search configurations on records. No model is run."""

@@ -1,4 +1,4 @@
-"""Cost tables: what a sample pays for each stretch of backbone and each head, in one unit."""
+"""Cost tables: the cost of the backbone up to each exit, of each head and of each span, in one unit."""
 
 from __future__ import annotations
 
@@ -23,26 +23,27 @@ log = logging.getLogger("dyce_calibration")
 
 Unit = Literal["macs", "ms", "joules"]
 MACS: Unit = "macs"
-# Of the file that holds a cost table.
+# Version of the format of cost table files.
 COSTS_VERSION = "1.0"
 
 
 class CostTable(msgspec.Struct, frozen=True):
-    """Costs per sample, as in ``costs.json``; where they were measured, of a call of ``measured["batch"]`` samples.
+    """The costs of a bundle's pieces for one sample or, if they were measured, for ``measured["batch"]`` samples.
 
     Attributes:
-        unit: of every number here.
-        backbone: exit id, in execution order, to the cost of all segments up to that exit, heads apart; ``final`` is
-            the whole chain, savers included.
-        heads: exit id and head type to the cost of that head.
-        full: of the uncut model; measured in time it may be less than the chain.
-        spans: exit id behind which a span starts (``image`` before the first) and exit id at its end to its cost.
-        savers: exit ids at which a saver ends. What follows starts at an image again, and a saver costs only what
-            leads to the last of its exits that is on.
-        needs: exit id and type of a head that runs only behind others to the exits and types of these, which are paid
-            even where they are off.
-        model: sha256 of the manifest of the bundle it belongs to; empty if it belongs to none.
-        measured: where and with what it was measured; empty for multiply-accumulates.
+        unit: unit of all costs.
+        backbone: exit id, in execution order, to the cost of all segments up to that exit, without heads. ``final`` is
+            the whole chain of segments, including savers (small networks that run before the base).
+        heads: exit id to head type to the cost of that head.
+        full: cost of the uncut model, that is the base before it was cut. Measured times may be less than the chain's.
+        model: fingerprint (sha256) of the bundle's manifest; empty if the table belongs to no bundle.
+        measured: names and values that describe the measurement; empty for multiply-accumulates.
+        spans: id of the exit after which a span starts (``image`` for the beginning) to the id of the exit at its end
+            to its cost.
+        savers: ids of the exits at which savers end. The next network starts from an image again. A saver costs only
+            what leads to the last of its exits that is on.
+        needs: exit id to head type to the (exit id, head type) of each earlier head whose output that head reads.
+            These are paid for even if they are off.
     """
 
     unit: Unit
@@ -57,7 +58,7 @@ class CostTable(msgspec.Struct, frozen=True):
     schema_version: str = COSTS_VERSION
 
     def check(self) -> CostTable:
-        """Return the table. Raises DataError if a cost is missing, negative or falls along the backbone."""
+        """Return the table. Raises DataError if it is inconsistent, or if a cost is negative or not a finite number."""
         if list(self.backbone)[-1:] != [FINAL]:
             raise DataError(f"the cost table ends in {list(self.backbone)[-1:]}; expected the exit {FINAL!r} last")
         before = 0.0
@@ -97,14 +98,14 @@ class CostTable(msgspec.Struct, frozen=True):
                     known = {exit, other} <= {*places} and needed in self.heads.get(other, {})
                     if not known or places.index(other) >= places.index(exit):
                         raise DataError(
-                            f"head {type} at exit {exit} needs {needed} at {other}, which is no head before it"
+                            f"head {type} at exit {exit} needs {needed} at {other}, which is not an earlier head"
                         )
 
     def with_all_spans(self) -> CostTable:
-        """What would be paid if all segments between two exits that are on ran as one span, about.
+        """Return an estimate of the table as if the segments between exits that are on always ran as one span.
 
-        The whole backbone then costs what the uncut model costs. What cutting adds is shared out equally among
-        the exits and falls away with their heads.
+        The whole backbone of the base is scaled to the cost of the uncut model. The overhead of cutting is divided
+        equally among the exits and added to their heads, so that it is saved if an exit is off.
         """
         exits = list(self.backbone)
         base = exits[exits.index(self.savers[-1]) + 1 :] if self.savers else exits
@@ -121,7 +122,7 @@ class CostTable(msgspec.Struct, frozen=True):
 
 
 def macs_of(manifest: Manifest) -> CostTable:
-    """The cost table of a bundle in multiply-accumulates."""
+    """Return the cost table of a bundle in multiply-accumulates."""
     own = {exit: sum(piece.macs for piece in body) for exit, body in bodies(manifest).items()}
     backbone = dict(zip(own, map(float, accumulate(own.values())), strict=True))
     heads = {e.id: {h.type: float(head_macs(manifest, h)) for h in e.heads} for e in manifest.exits[:-1]}
@@ -130,7 +131,7 @@ def macs_of(manifest: Manifest) -> CostTable:
 
 
 def macs_again(manifest: Manifest, before: Configurations) -> CostTable:
-    """The same, for pieces that nothing was measured of yet; says so where the search before was by another unit."""
+    """Return :func:`macs_of` for new pieces, which were not measured yet; warn if ``before`` used another unit."""
     if before.unit != MACS:
         log.warning(
             "the configurations were chosen by %s; those of the new pieces are chosen by multiply-accumulates, until "
@@ -141,15 +142,15 @@ def macs_again(manifest: Manifest, before: Configurations) -> CostTable:
 
 
 def costs_of(pieces: PieceCosts, unit: Unit, model: str, measured: Mapping[str, str]) -> CostTable:
-    """The cost table of what was measured on one machine.
+    """Return the cost table of costs that were measured on one machine.
 
     Args:
-        unit: of ``pieces``.
+        unit: unit of ``pieces``.
         model: fingerprint of the bundle.
-        measured: the machine and the versions.
+        measured: names and values that describe the measurement, such as the machine and versions.
 
     Raises:
-        DataError: the numbers cannot be costs, such as an uncut model that draws nothing.
+        DataError: the numbers cannot be costs, such as an uncut model that uses no energy.
     """
     backbone = dict(zip(pieces.segments, accumulate(pieces.segments.values()), strict=True))
     heads: dict[str, dict[str, float]] = {}

@@ -1,4 +1,4 @@
-"""The front: for every gain, the cheapest setting found so far."""
+"""The front of a search: for every gain, the cheapest setting found so far."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ from numpy.typing import NDArray
 from dyce_calibration.search.line import Line
 from dyce_calibration.search.problem import ExitChoice, Setting
 
-# Sums of costs in another order differ in their last bits; that is no improvement.
+# A smaller difference is not an improvement, since sums of costs in another order differ in their last bits.
 _SAME = 1e-11
 
 
 class Front:
-    """The settings that no other one found so far beats in both cost and gain.
+    """The settings found so far that no other one dominates in cost and gain.
 
-    Cell g holds the cheapest setting with a gain of exactly g, summed over the samples: with single labels, one that
-    labels g samples right.
+    Cell g holds the cheapest setting whose gain, summed over the samples, is exactly g. With single labels that is the
+    number of samples that it classifies correctly.
 
     Args:
-        most: the highest gain that a setting can have, G.
+        most: G, the highest gain that a setting can have.
 
     Attributes:
-        bound: (G + 1,) the lowest cost found with at least that gain.
+        bound: (G + 1,) float64: the lowest cost per sample found with at least that gain.
     """
 
     def __init__(self, most: int) -> None:
@@ -36,16 +36,22 @@ class Front:
         self._points: NDArray[np.int64] | None = None
 
     def improving(self, gain: NDArray[np.int64], cost: NDArray[np.float64]) -> NDArray[np.int64]:
-        """Indices of the candidates that nothing found so far equals or beats."""
+        """Return the indices of candidates that are cheaper than all settings found so far with at least their gain."""
         return np.flatnonzero(cost < self.bound.take(gain) - _SAME)
 
     def add(
         self, gain: NDArray[np.int64], cost: NDArray[np.float64], thresholds: NDArray[np.float32], line: Line
     ) -> None:
-        """Add candidates of one line, all of them improving."""
+        """Add candidates of one line. All of them have to be improving.
+
+        Args:
+            gain: (n,) summed over the samples.
+            cost: (n,) per sample.
+            thresholds: (n,) at the line's position.
+        """
         if len(gain) == 0:
             return
-        order = np.lexsort((-cost, gain))  # of equal gains the cheapest is written last
+        order = np.lexsort((-cost, gain))  # the cheapest of equal gains is written last
         gain, cost = gain[order], cost[order]
         self._cost[gain], self._threshold[gain], self._line[gain] = cost, thresholds[order], len(self._lines)
         self._lines.append(line)
@@ -56,24 +62,24 @@ class Front:
         self._points = None
 
     def points(self) -> NDArray[np.int64]:
-        """The gains on the front, ascending; the cost rises with them."""
+        """Return the gains on the front, ascending, and therefore with ascending costs."""
         if self._points is None:
             more_gain = np.append(self.bound[1:], np.inf)
             self._points = np.flatnonzero((self._cost < more_gain) & np.isfinite(self._cost))
         return self._points
 
     def setting(self, point: int) -> Setting:
-        """The setting of a point of the front."""
+        """Return the setting of a point, that is a gain on the front."""
         line = self._lines[self._line[point]]
         choice = None if line.head is None else ExitChoice(line.head, float(self._threshold[point]))
         return (*line.setting[: line.position], choice, *line.setting[line.position + 1 :])
 
     def settings(self) -> list[Setting]:
-        """The settings of all points, cheapest first."""
+        """Return the settings of all points, cheapest first."""
         return [self.setting(point) for point in self.points().tolist()]
 
     def lines(self) -> Iterator[tuple[Line, NDArray[np.int64], NDArray[np.float32]]]:
-        """The points of the front line by line: (line, points, thresholds)."""
+        """Yield the points of the front, grouped by the line that they are on: (line, points, thresholds)."""
         points = self.points()
         order = np.argsort(self._line[points], kind="stable")
         for group in np.split(points[order], np.flatnonzero(np.diff(self._line[points[order]])) + 1):

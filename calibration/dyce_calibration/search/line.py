@@ -1,4 +1,4 @@
-"""One coordinate of a search: what becomes of the samples before, at and after one position."""
+"""Evaluate all settings that differ at one position (lines), from cached results before and after that position."""
 
 from __future__ import annotations
 
@@ -13,7 +13,12 @@ from dyce_runtime.program.rule import leaves
 
 
 class Line(NamedTuple):
-    """All settings that differ from one another in one position only; ``head`` None turns it off."""
+    """All settings that differ only in the threshold at one position.
+
+    Attributes:
+        setting: one of them; its choice at ``position`` is ignored.
+        head: index of the head used at the position; None if the position is off.
+    """
 
     setting: Setting
     position: int
@@ -22,12 +27,13 @@ class Line(NamedTuple):
 
 @dataclass(frozen=True)
 class Arrived:
-    """The samples that arrive at a position, what it cost them, and what those that left before gained and cost.
+    """The samples that arrive at a position, and the gain and cost of those that exited before.
 
     Attributes:
-        mask: (N,) which samples arrive; ``count`` of them.
-        heads: the cost of the heads on the way.
-        gain, cost: sums over the samples that left before.
+        mask: (N,) which samples arrive.
+        count: how many arrive.
+        heads: cost of the heads that they have passed.
+        gain, cost: sums over the samples that exited before.
     """
 
     mask: NDArray[np.bool_]
@@ -38,31 +44,35 @@ class Arrived:
 
     @staticmethod
     def at_start(problem: Problem) -> Arrived:
-        """All samples, before the first position."""
+        """Return all samples, before the first position."""
         return Arrived(np.ones(len(problem), np.bool_), len(problem))
 
     def after(self, position: Position, choice: ExitChoice, steps: int) -> Arrived:
-        """The same after a position that is on, in a problem with that many steps."""
+        """Return the samples that pass a position that is on.
+
+        Args:
+            steps: steps of the gains in the problem.
+        """
         head = position.heads[choice.head]
-        leave = leaves(head.score, choice.threshold)
-        leave &= self.mask
-        count, heads = int(np.count_nonzero(leave)), self.heads + head.cost
-        gain = self.gain + total_gain(head.gain, leave, steps)
-        cost = self.cost + total_cost(position.paid, leave, count) + count * heads
-        return Arrived(self.mask ^ leave, self.count - count, heads, gain, cost)
+        exiting = leaves(head.score, choice.threshold)
+        exiting &= self.mask
+        count, heads = int(np.count_nonzero(exiting)), self.heads + head.cost
+        gain = self.gain + total_gain(head.gain, exiting, steps)
+        cost = self.cost + total_cost(position.paid, exiting, count) + count * heads
+        return Arrived(self.mask ^ exiting, self.count - count, heads, gain, cost)
 
     def among(self, order: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Those of all samples that arrive, in the same order."""
+        """Return the samples that arrive, in the order given for all samples."""
         return order if self.count == len(order) else order.take(np.flatnonzero(self.mask.take(order)))
 
 
 @dataclass(frozen=True)
 class Later:
-    """What becomes of every sample that passes a position.
+    """Gain and cost of every sample if it passes a position.
 
     Attributes:
         gain: (N,) int8.
-        cost: (N,) of backbone and heads, without the heads up to that position.
+        cost: (N,) cost of the backbone from the start, and of the heads after that position.
     """
 
     gain: NDArray[np.int8]
@@ -70,22 +80,28 @@ class Later:
 
     @staticmethod
     def at_end(problem: Problem) -> Later:
-        """After the last position: the model's own classifier."""
+        """Return the values after the last position, where the final head classifies all samples."""
         return Later(problem.full.gain, np.full(len(problem), problem.final.paid))
 
     def before(self, position: Position, choice: ExitChoice) -> Later:
-        """The same for the samples that arrive at a position that is on."""
+        """Return the values for samples that arrive at a position that is on."""
         head = position.heads[choice.head]
-        # By index: of a mask, every sample is a branch.
-        leave = np.flatnonzero(leaves(head.score, choice.threshold))
+        # Indices are faster than a mask, which costs a branch per sample.
+        exiting = np.flatnonzero(leaves(head.score, choice.threshold))
         gain, cost = self.gain.copy(), self.cost + head.cost
-        gain[leave] = head.gain.take(leave)
-        cost[leave] = part(position.paid, leave) + head.cost
+        gain[exiting] = head.gain.take(exiting)
+        cost[exiting] = part(position.paid, exiting) + head.cost
         return Later(gain, cost)
 
 
 class Around(NamedTuple):
-    """What the lines of one position share: what lies on both sides of it, and both sums where it is off."""
+    """What the lines of one position share.
+
+    Attributes:
+        arrived: the samples that arrive at the position.
+        later: gain and cost of the samples that pass it.
+        gain, cost: sums over all samples if the position is off.
+    """
 
     arrived: Arrived
     later: Later
@@ -94,11 +110,11 @@ class Around(NamedTuple):
 
 
 class Walk(NamedTuple):
-    """What one line reaches when one sample after the other leaves there.
+    """Gain and cost along one line, as the threshold falls and one sample after the other exits.
 
     Attributes:
-        samples: (n,) those that arrive, the highest score first.
-        gain, cost: (n,) sums over all samples when those up to this one leave.
+        samples: (n,) the samples that arrive, the highest score first.
+        gain, cost: (n,) sums over all samples if the arriving samples up to this one exit.
     """
 
     samples: NDArray[np.int64]
@@ -107,7 +123,7 @@ class Walk(NamedTuple):
 
 
 class _Queue(NamedTuple):
-    """Samples that arrive at a head, the highest score first, and what each of them gains there."""
+    """The samples that arrive at a head, the highest score first, and their gains there."""
 
     arrived: Arrived
     samples: NDArray[np.int64]
@@ -115,26 +131,26 @@ class _Queue(NamedTuple):
 
 
 class Lines:
-    """The lines of a problem, walked along. What a line shares with the last one at the same place is done once."""
+    """Evaluates the lines of a problem, caching what consecutive lines at the same position share."""
 
     def __init__(self, problem: Problem) -> None:
         self._problem = problem
         self._order: dict[tuple[int, int], NDArray[np.int64]] = {}
         self._queues: dict[tuple[int, int], _Queue] = {}
-        # The last of each length, with what it was found for.
+        # For each number of positions, the last part of a setting that was evaluated, and its result.
         self._before: dict[int, tuple[Setting, Arrived]] = {0: ((), Arrived.at_start(problem))}
         self._after: dict[int, tuple[Setting, Later]] = {0: ((), Later.at_end(problem))}
 
     def around(self, setting: Setting, position: int) -> Around:
-        """Both sides of a position."""
+        """Evaluate a setting before and after a position."""
         arrived, later = self.before(setting[:position]), self.after(setting[position + 1 :])
-        waiting = np.flatnonzero(arrived.mask)
+        arriving = np.flatnonzero(arrived.mask)
         gain = arrived.gain + total_gain(later.gain, arrived.mask, self._problem.steps)
-        cost = arrived.cost + float(later.cost.take(waiting).sum()) + arrived.count * arrived.heads
+        cost = arrived.cost + float(later.cost.take(arriving).sum()) + arrived.count * arrived.heads
         return Around(arrived, later, gain, cost)
 
     def walk(self, around: Around, position: int, head: int) -> Walk:
-        """One line of a position, without the setting where no sample leaves."""
+        """Evaluate one line of a position, without the setting at which no sample exits there."""
         _, samples, gains = self._queue(around.arrived, position, head)
         gain = np.cumsum(gains - around.later.gain.take(samples), dtype=np.int64)
         gain += around.gain
@@ -144,7 +160,7 @@ class Lines:
         return Walk(samples, gain, cost)
 
     def before(self, first: Setting) -> Arrived:
-        """The samples that pass the first positions, which are set like that."""
+        """Return the samples that pass the first positions if these are set to ``first``."""
         if self._before.get(len(first), (None,))[0] != first:
             arrived, choice = self.before(first[:-1]), first[-1]
             if choice is not None:
@@ -153,7 +169,7 @@ class Lines:
         return self._before[len(first)][1]
 
     def after(self, rest: Setting) -> Later:
-        """What becomes of the samples when only the last positions are to come, which are set like that."""
+        """Return gain and cost of samples that have only the last positions before them, set to ``rest``."""
         if self._after.get(len(rest), (None,))[0] != rest:
             later, choice = self.after(rest[1:]), rest[0]
             if choice is not None:
@@ -172,26 +188,26 @@ class Lines:
     def _falling(self, position: int, head: int) -> NDArray[np.int64]:
         if (position, head) not in self._order:
             score = self._problem.positions[position].heads[head].score
-            # int64: numpy converts indices of any other type at every use.
+            # int64, since numpy converts indices of any other type at every use.
             self._order[position, head] = np.argsort(-score, kind="stable")
         return self._order[position, head]
 
 
 class Replay:
-    """Many thresholds of many lines on samples that need not be those searched."""
+    """Evaluates many thresholds of many lines, on samples that may differ from those of the search."""
 
     def __init__(self, problem: Problem) -> None:
         self._problem = problem
         self._lines = Lines(problem)
 
     def __call__(self, line: Line, thresholds: NDArray[np.float32]) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-        """Gain, summed over the samples, and cost per sample.
+        """Evaluate thresholds of a line.
 
         Args:
-            thresholds: (n,); for a line that turns its position off they say nothing.
+            thresholds: (n,); ignored if the line's position is off.
 
         Returns:
-            (n,) int64 and (n,) float64.
+            the gains (n,) int64, summed over the samples, and the costs (n,) float64, per sample.
         """
         around = self._lines.around(line.setting, line.position)
         if line.head is None:

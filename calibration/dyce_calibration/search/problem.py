@@ -1,4 +1,4 @@
-"""A search problem: the records of one split and a cost table as arrays, position by position."""
+"""Search problems: the records of one split and a cost table, arranged as arrays for each position."""
 
 from __future__ import annotations
 
@@ -20,35 +20,40 @@ from dyce_runtime.measure.bench_loss import paired_error
 from dyce_runtime.measure.piece_costs import IMAGE
 from dyce_runtime.program.rule import leaves
 
-# Losses between 0 and 1 are counted in at most that many steps, and a front has at most about that many cells.
+# Losses between 0 and 1 are rounded to at most this many steps, and a front has at most about this many cells.
 _MOST_STEPS, _MOST_CELLS = 100, 1 << 19
 
-# What every sample pays, or what each of them pays, (N,).
+# The cost of every sample, or the costs (N,) of the samples.
 Cost: TypeAlias = "float | NDArray[np.float64]"
 
 
 @dataclass(frozen=True)
 class ExitChoice:
-    """How an exit that is on is set: the index of its head at that position, and its threshold (float32)."""
+    """How an exit that is on is set.
+
+    Attributes:
+        head: index of its head at that position.
+        threshold: a float32 value.
+    """
 
     head: int
     threshold: float
 
 
-# For every position in execution order, how its exit is set; None turns it off.
+# For every position, in execution order, how its exit is set; None if it is off.
 Setting: TypeAlias = "tuple[ExitChoice | None, ...]"
 
 
 @dataclass(frozen=True)
 class Head:
-    """One head at one position, on all samples.
+    """The results of one head at one position for all samples.
 
     Attributes:
         score: (N,) float32.
-        loss: (N,) float32, from 0 to 1.
-        gain: (N,) int8, from 0 to the steps of the problem: 1 - loss, rounded to whole steps.
-        cost: what evaluating it adds, relative to the full model.
-        needs: positions and indices of the heads there that have to have run before it.
+        loss: (N,) float32 in [0, 1].
+        gain: (N,) int8: 1 - loss in steps of the problem, rounded.
+        cost: cost of evaluating it, relative to the full model.
+        needs: (position, index of a head there) for each earlier head that has to run before it.
     """
 
     type: str
@@ -61,13 +66,14 @@ class Head:
 
 @dataclass(frozen=True)
 class Position:
-    """An exit point and its heads; all costs are relative to the full model.
+    """An exit point and its heads. All costs are relative to the full model.
 
     Attributes:
-        cost: of the whole backbone up to there.
-        share: (N,) float64, the share of ``cost`` that each sample pays, since gates left out the rest; None where
-            every sample pays all of it.
-        fixed: the cost of heads that run on the way there whether or not samples may leave at them.
+        exit: id of the exit.
+        cost: cost of the whole backbone up to there.
+        share: (N,) float64, the fraction of ``cost`` that each sample pays, since gates skip the rest; None if every
+            sample pays all of it.
+        fixed: cost of heads that always run on the way there, even if their exits are off.
     """
 
     exit: str
@@ -78,17 +84,27 @@ class Position:
 
     @cached_property
     def paid(self) -> Cost:
-        """What samples pay up to there, without the heads that are on."""
+        """The cost of samples that exit there, without the heads that are on."""
         return self.pays(self.cost)
 
     def pays(self, backbone: float, heads: float = 0.0) -> Cost:
-        """The same if the whole backbone cost ``backbone`` up to there, and heads that cost ``heads`` ran."""
+        """Return the cost of samples that exit there.
+
+        Args:
+            backbone: cost of the whole backbone up to there, instead of :attr:`cost`.
+            heads: cost of the heads that ran on the way.
+        """
         return (backbone if self.share is None else backbone * self.share) + self.fixed + heads
 
 
 @dataclass(frozen=True)
 class SegmentRange:
-    """Segments that run as one piece, from ``first`` to ``last``. ``cost`` is relative to the full model."""
+    """Consecutive segments that run as one piece (a span).
+
+    Attributes:
+        first, last: indices of the first and the last segment.
+        cost: relative to the full model.
+    """
 
     first: int
     last: int
@@ -97,14 +113,15 @@ class SegmentRange:
 
 @dataclass(frozen=True)
 class Problem:
-    """What a search looks at.
+    """The input of a search.
 
     Attributes:
         positions: in execution order.
-        final: the end of the chain of segments, savers included, with the model's own classifier as its only head.
-        spans: what a setting may run instead of several segments, where all exits between them are off.
+        final: the end of the chain of segments, with the model's own classifier (the final head) as its only head. Its
+            cost includes savers.
+        spans: spans that run instead of their segments if all exits between these are off.
         savers: positions at which a saver ends.
-        steps: how many steps a loss of 1 has; gains are whole numbers of them.
+        steps: the number of steps in a gain of 1; gains are counted in whole steps.
     """
 
     positions: tuple[Position, ...]
@@ -114,36 +131,36 @@ class Problem:
     steps: int = 1
 
     def __len__(self) -> int:
-        """Number of samples."""
+        """Return the number of samples."""
         return len(self.full.loss)
 
     @property
     def full(self) -> Head:
-        """The model's own classifier."""
+        """The final head."""
         return self.final.heads[0]
 
     @property
     def off(self) -> Setting:
-        """All exits off: the full model."""
+        """The setting with all exits off: the full model."""
         return (None,) * len(self.positions)
 
     @cached_property
     def full_gain(self) -> int:
-        """The gain of the full model, summed over the samples: with single labels, how many it labels right."""
+        """The gain of the full model, summed over the samples. With single labels: how many it classifies correctly."""
         return int(self.full.gain.sum(dtype=np.int64))
 
     @cached_property
     def full_cost(self) -> float:
-        """What the full model costs, summed over the samples: each pays 1, or what gates leave of it."""
+        """The cost of the full model, summed over the samples: 1 for each, or less if gates skip parts."""
         return float(len(self)) if self.final.share is None else float(np.sum(self.final.paid))
 
     @property
     def accuracy(self) -> float:
-        """1 - the mean loss of the full model."""
+        """1 minus the mean loss of the full model."""
         return (len(self) - float(self.full.loss.sum(dtype=np.float64))) / len(self)
 
     def exits(self, setting: Setting) -> dict[str, ExitSetting]:
-        """A setting as a configuration holds it."""
+        """Convert a setting to the exits of a configuration."""
         return {
             position.exit: ExitSetting(position.heads[choice.head].type, choice.threshold)
             for position, choice in zip(self.positions, setting, strict=True)
@@ -151,7 +168,7 @@ class Problem:
         }
 
     def setting(self, exits: Mapping[str, ExitSetting]) -> Setting:
-        """The inverse of :meth:`exits`. Raises KeyError if a head was not recorded."""
+        """Convert the exits of a configuration to a setting. Raises KeyError if a head was not recorded."""
         known = {position.exit: [head.type for head in position.heads] for position in self.positions}
         for exit, chosen in exits.items():
             if chosen.head not in known.get(exit, []):
@@ -162,38 +179,42 @@ class Problem:
         )
 
     def leaving(self, setting: Setting) -> list[NDArray[np.int64]]:
-        """The indices of the samples that leave at each position, and last of those that reach the end.
+        """Return the indices of the samples that exit at each position, and last of those that reach the end.
 
-        A sample leaves at the first exit that is on and whose score is strictly above its threshold (both float32).
+        A sample exits at the first exit that is on and whose score is strictly above its threshold (both float32).
         """
-        found, waiting = [], np.arange(len(self))
+        found, remaining = [], np.arange(len(self))
         for position, choice in zip(self.positions, setting, strict=True):
             if choice is None:
-                found.append(waiting[:0])
+                found.append(remaining[:0])
                 continue
-            leave = leaves(position.heads[choice.head].score.take(waiting), choice.threshold)
-            found.append(waiting[leave])
-            waiting = waiting[~leave]
-        return [*found, waiting]
+            exiting = leaves(position.heads[choice.head].score.take(remaining), choice.threshold)
+            found.append(remaining[exiting])
+            remaining = remaining[~exiting]
+        return [*found, remaining]
 
     def counts(self, setting: Setting) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-        """How many samples leave at each position and at the end, and the sum of their 1 - loss."""
+        """Return how many samples exit at each position and at the end, and the sum of their 1 - loss.
+
+        Returns:
+            both (positions + 1,): the former int64, the latter float64.
+        """
         leaving, loss = self.leaving(setting), self.losses(setting)
-        left = np.array([len(rows) for rows in leaving])
-        return left, left - np.array([loss[rows].sum(dtype=np.float64) for rows in leaving])
+        exited = np.array([len(rows) for rows in leaving])
+        return exited, exited - np.array([loss[rows].sum(dtype=np.float64) for rows in leaving])
 
     def cost(self, setting: Setting) -> float:
-        """The mean over the samples, relative to the full model."""
+        """Return the mean cost of a sample, relative to the full model."""
         groups = zip(self.costs(setting), self.leaving(setting), strict=True)
         return sum(total_cost(cost, rows, len(rows)) for cost, rows in groups) / len(self)
 
     @property
     def simple(self) -> bool:
-        """Whether costs add up from position to position, whatever is on."""
+        """Whether the costs of segments and heads simply add up, whichever exits are on."""
         return not (self.spans or self.savers or any(head.needs for p in self.positions for head in p.heads))
 
     def costs(self, setting: Setting) -> list[Cost]:
-        """What samples pay that leave at each position, or at the end: the backbone and every head on the way."""
+        """Return the cost of samples that exit at each position, and at the end: of the backbone and all heads run."""
         if not any(setting):
             return [1.0] * len(setting) + [1.0 if self.final.share is None else self.final.paid]
         chosen = [(k, choice.head) for k, choice in enumerate(setting) if choice is not None]
@@ -207,11 +228,12 @@ class Problem:
         return [place.pays(*both) for place, *both in zip(places, backbone, heads, strict=True)]
 
     def backbone(self, stops: Collection[int], spans: tuple[SegmentRange, ...] | None = None) -> list[float]:
-        """What segments and spans cost up to each position at which a head runs, and up to the end.
+        """Return the cost of segments and spans up to each position and up to the end.
 
         Args:
-            stops: the positions at which a head runs.
-            spans: those that may run; None for all of the problem.
+            stops: positions at which a head runs; no span may cross them. The results for other positions have no
+                meaning.
+            spans: the spans that may run; None for all spans of the problem.
         """
         chain = [*(position.cost for position in self.positions), self.final.cost]
         segments = [SegmentRange(k, k, cost) for k, cost in enumerate(np.diff(chain, prepend=0.0).tolist())]
@@ -224,12 +246,12 @@ class Problem:
         return paid
 
     def networks(self) -> list[tuple[int, int]]:
-        """The first and the last position of every saver and of the base, whose last one is the end."""
+        """Return the first and the last position of every saver and of the base, which ends at ``len(positions)``."""
         ends = [*self.savers, len(self.positions)]
         return list(zip([0, *(end + 1 for end in ends)], ends, strict=False))
 
     def losses(self, setting: Setting) -> NDArray[np.float32]:
-        """(N,) float32, the loss of every sample under the setting."""
+        """Return the loss (N,) float32 of every sample under the setting."""
         found = self.full.loss.copy()
         for position, choice, rows in zip(self.positions, setting, self.leaving(setting), strict=False):
             if choice is not None:
@@ -237,11 +259,11 @@ class Problem:
         return found
 
     def lost(self, setting: Setting) -> NDArray[np.float32]:
-        """(N,) float32, from -1 to 1: by how much every sample loses more than under the full model."""
+        """Return (N,) float32 in [-1, 1]: the loss of every sample minus its loss under the full model."""
         return self.losses(setting) - self.full.loss
 
     def evaluate(self, setting: Setting) -> Figures:
-        """Accuracy, loss, cost and exit shares of a setting."""
+        """Return the accuracy, loss, cost and exit shares of a setting."""
         count, lost = len(self), self.lost(setting)
         loss = float(lost.sum(dtype=np.float64))
         return Figures(
@@ -250,32 +272,35 @@ class Problem:
             cost=self.cost(setting),
             samples=count,
             share_per_exit=tuple(len(rows) / count for rows in self.leaving(setting)),
-            # The full model loses nothing against itself.
+            # The full model never loses anything against itself.
             loss_error=paired_error(lost) if any(setting) else 0.0,
         )
 
 
 def part(cost: Cost, samples: NDArray[np.int64]) -> Cost:
-    """What some of the samples pay."""
+    """Return the cost of some of the samples, by their indices (n,)."""
     return cost if isinstance(cost, float) else cost.take(samples)
 
 
 def total_cost(cost: Cost, samples: NDArray[np.int64] | NDArray[np.bool_], count: int) -> float:
-    """What some of the samples, ``count`` of them by index or mask, pay together."""
+    """Return the sum of the costs of some of the samples, given by indices or a mask; ``count`` is their number."""
     return cost * count if isinstance(cost, float) else float(cost[samples].sum())
 
 
 def total_gain(gain: NDArray[np.int8], samples: NDArray[np.bool_], steps: int) -> int:
-    """What those samples gain together that are true in a mask (N,); gains of 0 and 1 are counted, which is faster."""
+    """Return the sum of the gains of some samples, given by a mask (N,).
+
+    With a single step, gains are 0 or 1 and are counted, which is faster.
+    """
     return int(np.count_nonzero(gain & samples)) if steps == 1 else int(gain[samples].sum(dtype=np.int64))
 
 
 def make_problem(records: Records, costs: CostTable) -> Problem:
-    """Arrange records, all of them, for a search.
+    """Arrange records for a search on all of their samples.
 
     Raises:
-        DataError: no samples, several variants, a head without a cost, or one that needs another head which was not
-            recorded.
+        DataError: there are no samples or several variants, a head has no cost, or a head needs another head that was
+            not recorded.
     """
     if len(records) == 0:
         raise DataError("there are no records to search in; expected at least one sample")
@@ -301,7 +326,7 @@ def make_problem(records: Records, costs: CostTable) -> Problem:
 
     def place(exit: str, type: str) -> tuple[int, int]:
         if (exit, type) not in places:
-            raise DataError(f"head {type} at exit {exit} was not recorded, and others that were need it")
+            raise DataError(f"head {type} at exit {exit} was not recorded, but a recorded head needs it")
         return places[exit, type]
 
     def head(type: str, column: int, cost: float, needs: tuple[tuple[int, int], ...] = ()) -> Head:
@@ -330,7 +355,7 @@ def make_problem(records: Records, costs: CostTable) -> Problem:
 
 
 def _steps(loss: NDArray[np.float32]) -> int:
-    """In how many steps losses are counted: 1 where each is 0 or 1."""
+    """Return the number of steps in which losses are counted: 1 if all are 0 or 1."""
     if ((loss == 0) | (loss == 1)).all():
         return 1
     return int(np.clip(_MOST_CELLS // len(loss), 1, _MOST_STEPS))

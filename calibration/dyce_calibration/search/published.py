@@ -1,8 +1,8 @@
-"""The searches that were published with DyCE (arXiv 2403.01695), for comparison: one weight at a time, every threshold
-by a bounded scalar minimiser over [0, 1].
+"""The searches that were published with DyCE (arXiv 2403.01695), for comparison.
 
-Both use one objective throughout, J = weight * (1 - accuracy / base accuracy) + (1 - weight) * cost; the released
-circular search compares normalised with other costs.
+They search with one weight at a time, and find every threshold with a bounded scalar minimiser over [0, 1]. Both use
+the objective J = weight * (1 - accuracy / base accuracy) + (1 - weight) * cost throughout, whereas the released code
+of the circular search compares normalised costs with costs that are not normalised.
 """
 
 from __future__ import annotations
@@ -19,12 +19,19 @@ from dyce_runtime.errors import UsageError
 _SAME_THRESHOLDS = 1000
 
 Score = Callable[[Setting], float]
-# (setting, index of a position) -> the lowest objective that changing it can reach, and the setting
+# (setting, index of a position) -> the lowest objective that a change at that position can reach, and the new setting
 BestAt = Callable[[Setting, int], tuple[float, Setting]]
 
 
 def onepass(problem: Problem, weights: Iterable[float]) -> list[Setting]:
-    """Positions first to last; at each the best head and threshold, with later positions off; never revisited."""
+    """Set each position, first to last, to its best head and threshold with later positions off.
+
+    Args:
+        weights: weights of the accuracy, each in [0, 1]; one setting is returned for each.
+
+    Raises:
+        UsageError: SciPy is not installed.
+    """
 
     def descend(score: Score, best_at: BestAt) -> Setting:
         setting = problem.off
@@ -36,7 +43,14 @@ def onepass(problem: Problem, weights: Iterable[float]) -> list[Setting]:
 
 
 def circular(problem: Problem, weights: Iterable[float]) -> list[Setting]:
-    """Apply the single change of any position that lowers the objective most, until none does."""
+    """Apply the change of a single position that lowers the objective most, until no change lowers it.
+
+    Args:
+        weights: weights of the accuracy, each in [0, 1]; one setting is returned for each.
+
+    Raises:
+        UsageError: SciPy is not installed.
+    """
 
     def descend(score: Score, best_at: BestAt) -> Setting:
         setting = problem.off
@@ -62,14 +76,14 @@ def _descend_with_each(
 
 
 def samethres(problem: Problem) -> list[Setting]:
-    """One threshold for all exits, every exit on with its first head: the baseline without a search."""
+    """Return settings with the same threshold at all exits and the first head of each: a baseline without a search."""
     scores = np.unique(np.concatenate([position.heads[0].score for position in problem.positions]))
     chosen = np.unique(np.linspace(0, len(scores) - 1, _SAME_THRESHOLDS).astype(int))
     return [tuple(ExitChoice(0, float(scores[index])) for _ in problem.positions) for index in chosen]
 
 
 def _best_at(problem: Problem, setting: Setting, index: int, score: Score, minimise: Any) -> tuple[float, Setting]:
-    """The lowest objective, and the setting, that changing one position can reach."""
+    """Return the lowest objective that a change at one position can reach, and the new setting."""
     options = list(_options(problem, setting, index, score, minimise))
     return min(options, key=lambda option: option[0])
 

@@ -1,4 +1,4 @@
-"""The file formats of the DyCE release: recorded predictions (``.npz``) and costs (``.json``), read and written."""
+"""Read and write the file formats of the DyCE release: recorded predictions (``.npz``) and costs (``.json``)."""
 
 from __future__ import annotations
 
@@ -33,10 +33,10 @@ class _ReleasedCosts(msgspec.Struct):
 def read_released_costs(path: Path) -> CostTable:
     """Read ``{"head": [{"name", "macs": per position}], "backbone": {"macs": cumulative, whole model last}}``.
 
-    Positions become the exits "1", "2", ...; a head may have a trailing cost for the base model, which is ignored.
+    Positions become the exits "1", "2", and so on. A head may have a further cost for the base model, which is ignored.
 
     Raises:
-        DataError: another format, or numbers that cannot be costs.
+        DataError: the file has another format, or its numbers cannot be costs.
     """
     try:
         found = read_json(path, _ReleasedCosts)
@@ -60,16 +60,17 @@ def read_released_costs(path: Path) -> CostTable:
 
 
 def read_released_records(path: Path, costs: CostTable, split: str) -> Records:
-    """Read ``label`` (N, 1), ``preds`` and ``confs`` (positions * heads + 1, N, k), of which the top one counts.
+    """Read ``label`` (N, 1), ``preds`` and ``confs`` (positions * heads + 1, N, k); only the first of k is used.
 
-    The samples have no content to tell them by: two files are taken to hold different ones.
+    Samples are identified by their index and ``split``, since the files do not contain their content: those of two
+    files with different splits are taken to be different.
 
     Args:
-        costs: names the heads of each position, in the order of the rows.
-        split: the name that all samples get.
+        costs: has the heads of each position in the order of the rows.
+        split: name of the split of all samples.
 
     Raises:
-        DataError: another format, or shapes that fit neither each other nor the costs.
+        DataError: the file has another format, or its shapes do not match each other or the costs.
     """
     file = read_arrays(path, "records of the DyCE release", error=DataError)
     if missing := [name for name in ("label", "preds", "confs") if name not in file]:
@@ -96,10 +97,10 @@ def read_released_records(path: Path, costs: CostTable, split: str) -> Records:
 
 
 def write_released(records: Records, costs: CostTable, records_path: Path, costs_path: Path) -> None:
-    """Write records and costs in the release's formats.
+    """Write records and costs in the formats of the release.
 
     Raises:
-        DataError: the heads differ from position to position, which these formats cannot say.
+        DataError: the heads differ between positions, which the formats do not allow.
     """
     types = list(dict.fromkeys(type for _, type in records.heads))
     exits = [exit for exit in costs.backbone if exit != FINAL]

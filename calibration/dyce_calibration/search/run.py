@@ -1,4 +1,4 @@
-"""A whole search: by any method, with the accuracy that is counted on, and with what other samples say."""
+"""Run a search with any method, and evaluate the settings found on other samples."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from dyce_runtime.errors import UsageError
 
 METHODS = ("exact", "onepass", "circular", "samethres")
 _QUANTILE = 0.1
-# Of many parts of a problem, those are searched that contribute most to a first front.
+# If a problem has more parts than this, only those that contribute most to a first, short search are searched.
 _MOST_PARTS = 16
 _FIRST_WEIGHTS = 8
 
@@ -28,15 +28,20 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Search:
-    """How to search and what to promise.
+    """How to search and what to certify.
 
     Attributes:
         method: one of :data:`METHODS`.
-        weights: how many weights of accuracy against cost are solved.
+        weights: number of weights of accuracy against cost.
         epsilon, delta: a certificate promises a loss of at most epsilon with probability at least 1 - delta.
-        conservative: count on the 10 % quantile of each exit's accuracy instead of the accuracy; needs SciPy.
-        max_loss: the cheapest configuration that loses at most this is named ``chosen``.
-        max_cost: the most accurate configuration that costs at most this is named ``chosen``.
+        seed: seed of the random restarts.
+        conservative: use the 10 % quantile of each exit's accuracy instead of the accuracy; needs SciPy.
+        max_loss: the cheapest configuration that loses at most this accuracy, a fraction, is named ``chosen``.
+        max_cost: the most accurate configuration that costs at most this, relative to the full model, is named
+            ``chosen``. Not used with ``max_loss``.
+
+    Raises:
+        UsageError: a value is not allowed.
     """
 
     method: str = "exact"
@@ -49,7 +54,7 @@ class Search:
     max_cost: float | None = None
 
     def __post_init__(self) -> None:
-        """Check the numbers."""
+        """Check the values."""
         check_promise(self.epsilon, self.delta)
         if self.method not in METHODS:
             raise UsageError(f"there is no search method {self.method!r}; expected one of {', '.join(METHODS)}")
@@ -63,15 +68,17 @@ class Search:
 
 @dataclass(frozen=True)
 class Outcome:
-    """The front of a search: settings that no other found one beats in both cost and the accuracy counted on.
+    """The front of a search: settings that no other setting found dominates in cost and counted accuracy.
 
     Attributes:
-        settings: n of them, cheapest first.
-        cost, accuracy: (n,) on the samples that were searched.
-        counted: (n,) the accuracy to count on: the same or, on request, less.
-        base: what is counted on for the full model.
-        solved: for how many weights.
-        test_cost, test_accuracy: (n,) on other samples; None without any.
+        settings: n settings, cheapest first.
+        cost: (n,) relative to the full model, on the samples of the search.
+        accuracy: (n,) on the samples of the search.
+        counted: (n,) the accuracy by which settings are compared: ``accuracy``, or a quantile in a conservative search.
+        base: the counted accuracy of the full model.
+        solved: the number of weights that were solved; in an exact search those for which no single change improves the
+            best setting.
+        test_cost, test_accuracy: (n,) on other samples; None if there are none.
     """
 
     settings: tuple[Setting, ...]
@@ -84,19 +91,27 @@ class Outcome:
     test_accuracy: Floats | None = None
 
     def cheapest(self, loss: float) -> Setting | None:
-        """The cheapest setting that loses at most ``loss``; None if there is none."""
-        # A loss of exactly the allowance is allowed in floating point, too.
+        """Return the cheapest setting that loses at most ``loss``; None if there is none."""
+        # The tolerance allows a loss of exactly ``loss`` in spite of rounding.
         fitting = np.flatnonzero(self.base - self.counted <= loss + 1e-12)
         return self.settings[fitting[0]] if len(fitting) else None
 
     def most_accurate(self, cost: float) -> Setting | None:
-        """The most accurate setting that costs at most ``cost``; None if there is none."""
+        """Return the most accurate setting that costs at most ``cost``; None if there is none."""
         fitting = np.flatnonzero(self.cost <= cost)
         return self.settings[fitting[-1]] if len(fitting) else None
 
 
 def run(chosen_on: Problem, reported_on: Problem | None, how: Search) -> Outcome:
-    """Search in one problem, and say what the settings found do on other samples."""
+    """Search a problem, and evaluate the settings found on other samples.
+
+    Args:
+        chosen_on: the problem that is searched.
+        reported_on: the same heads on other samples; None if there are none.
+
+    Raises:
+        UsageError: the method, or a conservative search, needs SciPy, which is not installed.
+    """
     accuracy = _counted(how)
     base = accuracy(*chosen_on.counts(chosen_on.off))
     if how.method == "exact" and not chosen_on.simple:
@@ -118,14 +133,18 @@ def run(chosen_on: Problem, reported_on: Problem | None, how: Search) -> Outcome
 
 
 def _weights(how: Search) -> list[float]:
-    # Equal steps of the odds: most of what matters lies where accuracy weighs much more than cost.
+    # Geometric steps of the odds, since the relevant settings have weights of accuracy much larger than those of cost.
     odds = np.geomspace(0.5, 2000, how.weights)
     weights: list[float] = (odds / (1 + odds)).tolist()
     return weights
 
 
 def _search_parts(problem: Problem, how: Search) -> tuple[list[Setting], int]:
-    """What is found in the parts of a problem, which share the work of one search, and for how many weights."""
+    """Search the parts of a problem, which share the budget of one search.
+
+    Returns:
+        the settings found, and the lowest number of weights solved in any part.
+    """
     parts, settings = subproblems(problem), list[Setting]()
     if len(parts) > _MOST_PARTS:
         parts, settings = _promising(problem, parts, how)
@@ -138,7 +157,7 @@ def _search_parts(problem: Problem, how: Search) -> tuple[list[Setting], int]:
 
 
 def _promising(problem: Problem, parts: list[SubProblem], how: Search) -> tuple[list[SubProblem], list[Setting]]:
-    """The parts that a short search of each finds most of a common front in, and the settings on that front."""
+    """Search every part briefly, and return the parts that contribute most to the common front, and its settings."""
     weights = _weights(how)[:: max(1, how.weights // _FIRST_WEIGHTS)]
     found: dict[Setting, int] = {}
     for number, part in enumerate(parts):
@@ -153,13 +172,13 @@ def _promising(problem: Problem, parts: list[SubProblem], how: Search) -> tuple[
 
 
 def thinned(settings: Sequence[Setting], most: int) -> list[Setting]:
-    """At most ``most`` settings, evenly spread, with both ends."""
+    """Return at most ``most`` settings, evenly spread and including both ends."""
     kept = np.unique(np.linspace(0, len(settings) - 1, min(len(settings), most)).round().astype(int))
     return [settings[index] for index in kept]
 
 
 def _whole_front(front: Front, chosen_on: Problem, reported_on: Problem | None, base: float, solved: int) -> Outcome:
-    """The search knows cost and gain; on other samples they are replayed line by line."""
+    """Convert the front of an exact search, and evaluate it on other samples line by line, which is fast."""
     points = front.points()
     accuracy, settings = points / (len(chosen_on) * chosen_on.steps), tuple(front.settings())
     outcome = Outcome(settings, front.bound[points], accuracy, accuracy, base, solved)
@@ -182,11 +201,11 @@ def _rate(
     accuracy: Callable[[Counts, Floats], float],
     solved: int,
 ) -> Outcome:
-    """Evaluate settings one by one and keep those that no other beats."""
+    """Evaluate settings one by one and keep those that no other dominates."""
     rated = []
     for setting in settings:
-        left, gain = chosen_on.counts(setting)
-        rated.append((chosen_on.cost(setting), -accuracy(left, gain), float(gain.sum()) / len(chosen_on), setting))
+        exited, gain = chosen_on.counts(setting)
+        rated.append((chosen_on.cost(setting), -accuracy(exited, gain), float(gain.sum()) / len(chosen_on), setting))
     kept: list[tuple[float, float, float, Setting]] = []
     for item in sorted(rated, key=lambda item: item[:2]):
         if not kept or item[1] < kept[-1][1]:
@@ -214,9 +233,12 @@ def _with_test(outcome: Outcome, accuracy: Floats, cost: Floats) -> Outcome:
 
 
 def _counted(how: Search) -> Callable[[Counts, Floats], float]:
-    """From the samples that leave at each exit, and the sum of 1 - loss over them, to the accuracy to count on."""
+    """Return the function that computes the counted accuracy.
+
+    Its arguments are the number of samples that take each exit, and the sums of their 1 - loss.
+    """
     if not how.conservative:
-        return lambda left, gain: float(gain.sum()) / int(left.sum())
+        return lambda exited, gain: float(gain.sum()) / int(exited.sum())
     try:
         from scipy.stats import beta
     except ImportError:
@@ -225,9 +247,9 @@ def _counted(how: Search) -> Callable[[Counts, Floats], float]:
             hint="pip install scipy, or search without --conservative; certificates need nothing.",
         ) from None
 
-    def quantile(left: Counts, gain: Floats) -> float:
-        some = left > 0
-        lower = beta.ppf(_QUANTILE, 1 + gain[some], 1 + left[some] - gain[some])
-        return float(lower @ left[some] / left.sum())
+    def quantile(exited: Counts, gain: Floats) -> float:
+        some = exited > 0
+        lower = beta.ppf(_QUANTILE, 1 + gain[some], 1 + exited[some] - gain[some])
+        return float(lower @ exited[some] / exited.sum())
 
     return quantile

@@ -1,4 +1,4 @@
-"""Which of many candidate exits are worth having: a few positions, and the heads that the front then uses."""
+"""Select from many candidate exits the few that save most, and the heads that are then used."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from dyce_calibration.search.costs import CostTable
 from dyce_calibration.search.problem import Problem, make_problem
 from dyce_runtime.bundle.manifest import FINAL
 
-# Positions are judged by the cost saved while at most this much accuracy is lost.
+# Exits are compared by the mean cost saved over losses of up to this much accuracy.
 _LOSS = 0.05
 _WEIGHTS = (0.5, 0.7, 0.8, 0.9, 0.95, 0.97, 0.98, 0.99)
 
@@ -25,27 +25,33 @@ def select_exits(
     most: int,
     progress: Callable[[Iterable[int]], Iterable[int]] = lambda rounds: rounds,
 ) -> list[str]:
-    """At most ``most`` exits, in execution order, chosen one after another on the split ``search``.
+    """Select at most ``most`` exits greedily on the split ``search``, and return their ids in execution order.
 
-    Each time the one is added with which the front saves most: the mean of 1 - cost over all losses up to five points.
-    It ends early when none adds a thousandth.
+    Each step adds the exit with which the front saves most: the mean of 1 - cost over all losses up to five points. The
+    selection ends early if no exit increases this by more than 0.001.
+
+    Args:
+        progress: wraps the iteration over the steps, to show progress.
+
+    Raises:
+        DataError: see :func:`make_problem`.
     """
     problem = make_problem(records.of_split("search"), costs)
     chosen: list[int] = []
     saved = 0.0
     for _ in progress(range(min(most, len(problem.positions)))):
-        left = [index for index in range(len(problem.positions)) if index not in chosen]
-        gains = [_saved(_restricted(problem, sorted([*chosen, index]))) for index in left]
+        others = [index for index in range(len(problem.positions)) if index not in chosen]
+        gains = [_saved(_restricted(problem, sorted([*chosen, index]))) for index in others]
         best = int(np.argmax(gains))
         if gains[best] <= saved + 1e-3:
             break
         saved = gains[best]
-        chosen.append(left[best])
+        chosen.append(others[best])
     return [problem.positions[index].exit for index in sorted(chosen)]
 
 
 def used_heads(records: Records, costs: CostTable, exits: list[str]) -> set[tuple[str, str]]:
-    """The heads (exit, type) of these exits that a bundle's configurations would use."""
+    """Return the heads (exit, type) at these exits that the configurations of a bundle would use."""
     heads = {head for head in records.heads if head[0] in exits}
     found = choose(restrict_records(records, heads), restrict_costs(costs, heads))
     entries = (*found.named.values(), *found.front)
@@ -53,12 +59,12 @@ def used_heads(records: Records, costs: CostTable, exits: list[str]) -> set[tupl
 
 
 def restrict_records(records: Records, heads: set[tuple[str, str]]) -> Records:
-    """The same samples with some of the heads, and the model's own classifier."""
+    """Return the records of some heads (exit, type) and of the final head."""
     return records.with_columns([index for index, head in enumerate(records.heads) if head in heads])
 
 
 def restrict_costs(costs: CostTable, heads: set[tuple[str, str]]) -> CostTable:
-    """The same table with the exits of these heads only."""
+    """Return the cost table of these heads (exit, type) and their exits, without spans, needs and measurement."""
     exits = {exit for exit, _ in heads}
     return CostTable(
         costs.unit,

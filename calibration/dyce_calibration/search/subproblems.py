@@ -1,4 +1,7 @@
-"""Parts of a search problem in which costs add up from position to position, as a search along one line needs it."""
+"""Divide a search problem into parts in which costs simply add up, as the exact search requires.
+
+Costs do not simply add up with spans, with savers, which may be cut short, and with heads that need others.
+"""
 
 from __future__ import annotations
 
@@ -11,18 +14,19 @@ import numpy as np
 
 from dyce_calibration.search.problem import ExitChoice, Problem, SegmentRange, Setting
 
-# A search considers at most that many sets of spans, found among that many candidates, and that many combinations of
-# places at which savers end.
+# Limits on the number of sets of spans that are searched, of candidates for these, and of combinations of the places at
+# which savers end.
 _MOST_SPAN_SETS, _MOST_CANDIDATES, _MOST_ENDINGS = 8, 256, 64
 
 
 @dataclass(frozen=True)
 class SubProblem:
-    """A problem with some of the positions of another one, and some of the heads there.
+    """A problem with some of the positions of another problem, the whole, and some of the heads there.
 
     Attributes:
-        kept: for every position of the part, its index in the whole and there the index of each of its heads.
-        count: positions of the whole.
+        problem: the part.
+        kept: for every position of the part, its index in the whole and the indices of its heads there.
+        count: number of positions of the whole.
     """
 
     problem: Problem
@@ -30,7 +34,7 @@ class SubProblem:
     count: int
 
     def whole(self, setting: Setting) -> Setting:
-        """A setting of the part as one of the whole."""
+        """Convert a setting of the part to one of the whole."""
         places = {
             k: None if choice is None else ExitChoice(heads[choice.head], choice.threshold)
             for (k, heads), choice in zip(self.kept, setting, strict=True)
@@ -39,11 +43,11 @@ class SubProblem:
 
 
 def subproblems(problem: Problem) -> list[SubProblem]:
-    """The parts of a problem with spans, savers or heads that need others.
+    """Divide a problem with spans, savers or heads that need others into parts.
 
-    They are the combinations of: no span, or spans that can run in the same configuration; every place at which each
-    saver can end, or the saver left out; no head that needs others, or one of them with all that it needs. Where savers
-    have many exits, only some of the places are combined, at most 64 in all.
+    A part is a combination of: no span, or a set of spans that do not overlap; for each saver an exit at which it ends,
+    or no use of that saver; no head that needs others, or one such head with all heads that it needs. If savers have
+    many exits, only some are considered, so that there are at most 64 combinations of ends.
     """
     parts = (
         _part(problem, spans, closed, running)
@@ -57,7 +61,7 @@ def subproblems(problem: Problem) -> list[SubProblem]:
 
 
 def _sequences(problem: Problem) -> Iterator[frozenset[tuple[int, int]]]:
-    """Positions and indices of heads that run together whether or not samples leave there."""
+    """Yield sets of heads (position, index) that always run together, even if their exits are off."""
     yield frozenset()
     for k, position in enumerate(problem.positions):
         for index, head in enumerate(position.heads):
@@ -66,17 +70,17 @@ def _sequences(problem: Problem) -> Iterator[frozenset[tuple[int, int]]]:
 
 
 def _span_sets(spans: Sequence[SegmentRange]) -> list[tuple[SegmentRange, ...]]:
-    """Sets of spans that do not overlap, those that cover the most segments first."""
+    """Return sets of spans that do not overlap, those that cover the most segments first."""
     found: list[tuple[SegmentRange, ...]] = [()]
     for span in spans:
         found += [(*f, span) for f in found if all(span.first > s.last or span.last < s.first for s in f)]
-        # There can be exponentially many.
+        # The number of sets can grow exponentially with that of spans.
         found = sorted(found, key=lambda one: -sum(span.last - span.first for span in one))[:_MOST_CANDIDATES]
     return [one for one in found if one]
 
 
 def _unused(problem: Problem) -> Iterator[set[int]]:
-    """The positions that a saver does not reach, for the choices of where each of them ends."""
+    """Yield, for each combination of places at which savers end, the positions of savers that are not reached."""
     ranges = [range(first, end + 1) for first, end in problem.networks()[:-1]]
     kept = [list(range(len(positions) + 1)) for positions in ranges]
     while prod(map(len, kept)) > _MOST_ENDINGS and len(longest := max(kept, key=len)) > 2:
@@ -91,7 +95,14 @@ def _part(
     closed: Collection[int],
     running: Collection[tuple[int, int]],
 ) -> SubProblem:
-    """No sample leaves at the closed positions; the running heads are paid on the way and may be used."""
+    """Return a part of a problem.
+
+    Args:
+        spans: the spans that run.
+        closed: positions at which no sample exits.
+        running: heads (position, index) that always run; their cost is included in that of the positions, and samples
+            may exit at them.
+    """
     open_ = [k for k in range(len(problem.positions)) if k not in closed]
     on_the_way = np.zeros(len(problem.positions) + 1)
     for k, index in running:

@@ -36,6 +36,8 @@ _FORKED = "forked"
 
 # The highest ``max_batch``: buffers of that size are allocated when a call has that many samples.
 _MOST_AT_ONCE = 1 << 16
+# Nothing costs that many times what the full model costs: it is a percentage, or milliseconds.
+_LARGEST_BUDGET = 10
 _MOST_IN_STREAM = 1 << 12
 
 
@@ -221,8 +223,11 @@ class Session(EngineOwner):
     def budget(self, share: float) -> None:
         if self._owner is not None:
             raise self._owned()
-        if not is_real(share):
-            raise ConfigurationError(f"the budget is {shown(share)}; expected a share of the full model's cost")
+        if not is_real(share) or share > _LARGEST_BUDGET:
+            raise ConfigurationError(
+                f"the budget is {shown(share)}; expected a share of the full model's cost, such as 0.6",
+                hint="For a limit in milliseconds there is LatencyGovernor(session, p95_ms=...).",
+            )
         self._plan = self._plans.within(share)
 
     def preprocess(self, images: Picture | Iterable[Picture]) -> Images:

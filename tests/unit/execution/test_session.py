@@ -334,6 +334,14 @@ def test_a_budget_that_nothing_meets_leaves_the_knob_alone(priced: Session, budg
     assert priced.budget == 0.6
 
 
+@pytest.mark.parametrize("budget", [60, float("inf"), "0.6", None, True])
+def test_a_budget_that_is_no_share_is_refused(priced: Session, budget: object) -> None:
+    priced.budget = 0.6
+    with pytest.raises(ConfigurationError, match=r"expected a share of the full model's cost, such as 0\.6"):
+        priced.budget = budget  # type: ignore[assignment]
+    assert priced.budget == 0.6
+
+
 def test_a_budget_needs_a_search(tiny_bundle: Path) -> None:
     with load(tiny_bundle, threads=1) as session, pytest.raises(ConfigurationError, match="no searched configurations"):
         session.budget = 0.5

@@ -53,12 +53,12 @@ def test_one_weight_that_differs_is_found(cascade: Bundle, parts: list[Bundle], 
     array.flat[0] += 0.25
     tensor.CopyFrom(numpy_helper.from_array(array, weight))
     onnx.save(model, file)
-    with pytest.raises(VerificationError, match=f"exit {exit} answers otherwise"):
+    with pytest.raises(VerificationError, match=f"exit {exit} gives other results"):
         check_parts(cascade, parts, ORDERS, read_vectors(cascade))
 
 
 def test_classes_in_another_order_are_found(cascade: Bundle, parts: list[Bundle]):
-    with pytest.raises(VerificationError, match=r"exit saver0\.2 answers otherwise"):
+    with pytest.raises(VerificationError, match=r"exit saver0\.2 gives other results"):
         check_parts(cascade, parts, [None, ORDER, None], read_vectors(cascade))
 
 
@@ -72,5 +72,5 @@ def test_a_sample_that_leaves_elsewhere_is_found(cascade: Bundle, parts: list[Bu
 
     routed = Session.__call__
     monkeypatch.setattr(Session, "__call__", forgetful)
-    with pytest.raises(VerificationError, match="a sample leaves at exit"):
+    with pytest.raises(VerificationError, match="a sample takes exit"):
         check_parts(cascade, parts, ORDERS, read_vectors(cascade))

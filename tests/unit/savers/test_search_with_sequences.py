@@ -116,14 +116,14 @@ def test_along_every_chain_at_least_what_runs_is_paid_and_along_one_no_more():
 
 def test_a_head_that_needs_one_without_records_is_refused():
     records = restrict_records(make_records(5, 0), {("saver0", BUILTIN), ("2", ESN)})
-    with pytest.raises(DataError, match=f"head {ESN} at exit 1 was not recorded, and others that were need it"):
+    with pytest.raises(DataError, match=f"head {ESN} at exit 1 was not recorded, but a recorded head needs it"):
         make_problem(records, COSTS)
 
 
 @pytest.mark.parametrize(
     ("needs", "message"),
     [
-        ({"1": {ESN: (("2", ESN),)}}, f"head {ESN} at exit 1 needs {ESN} at 2, which is no head before it"),
+        ({"1": {ESN: (("2", ESN),)}}, f"head {ESN} at exit 1 needs {ESN} at 2, which is not an earlier head"),
         ({"2": {ESN: (("1", "mlp9"),)}}, "needs mlp9 at 1"),
     ],
 )

@@ -245,5 +245,5 @@ def test_features_are_what_the_classifier_reads(kind: str):
 
 
 def test_a_saver_whose_classifier_is_not_linear_is_refused():
-    with pytest.raises(UsageError, match="the classifier of saver small is no linear layer"):
+    with pytest.raises(UsageError, match="the classifier of saver small is not a linear layer"):
         expose_features(classifier("Softmax"), "saver0", "small")
