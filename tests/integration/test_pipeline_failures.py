@@ -39,6 +39,9 @@ from tests.integration.small import ANY_LABELS, labelled, tiny
 from tests.models import INPUT_SIZE, Convolutions, Wrapped, build
 
 
+pytestmark = pytest.mark.usefixtures("same_graphs_once")
+
+
 class Constant(Convolutions):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return super().forward(x) * 1e-9 + torch.arange(5.0)
