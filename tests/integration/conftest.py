@@ -11,7 +11,6 @@ from tests.exporter import asked_once
 from tests.integration.digits import Digits, export_digits
 from tests.models import INPUT_SIZE, Convolutions, build
 
-
 _export = asked_once(torch.onnx.export)
 
 
