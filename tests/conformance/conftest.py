@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import nullcontext
+from functools import cache
 
 import pytest
 
@@ -9,6 +10,7 @@ from dyce_runtime.targets import registry
 from tests.cuda_double import Driver, ProviderDouble, installed
 from tests.gpu_double import GpuDouble
 
+working = cache(registry.working)  # it looks at every package that is installed
 DOUBLES = {double.name: double for double in (GpuDouble, ProviderDouble)}
 
 
@@ -16,7 +18,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Run for the target of ``--target``, or for all that work here and for the logic of a GPU above doubles."""
     if "target" in metafunc.fixturenames:
         named = metafunc.config.getoption("--target")
-        metafunc.parametrize("target", [named] if named else [*registry.working(), *DOUBLES], indirect=True)
+        metafunc.parametrize("target", [named] if named else [*working(), *DOUBLES], indirect=True)
 
 
 @pytest.fixture

@@ -20,6 +20,8 @@ from torch.nn.utils import parametrizations, prune
 from torch.optim.swa_utils import AveragedModel
 from torchvision.models import detection, segmentation
 from torchvision.models.efficientnet import MBConvConfig
+from torchvision.models.mobilenetv3 import InvertedResidualConfig
+from torchvision.models.resnet import BasicBlock
 from torchvision.ops import DeformConv2d
 
 from dyce_export.verification.probes import condition, synthetic_images
@@ -41,11 +43,19 @@ def awake(make: Callable[[], nn.Module], size: tuple[int, int, int] = (3, EDGE, 
 
 
 def resnet() -> nn.Module:
-    return awake(lambda: vision.resnet18(num_classes=CLASSES), (3, 64, 64))
+    """torchvision's, with one block in each stage."""
+    return awake(lambda: vision.ResNet(BasicBlock, [1, 1, 1, 1], num_classes=CLASSES), (3, 64, 64))
 
 
 def mobilenet() -> nn.Module:
-    return awake(lambda: vision.mobilenet_v3_small(num_classes=CLASSES), (3, 64, 64))
+    """torchvision's, with fewer blocks: with and without squeezing, a shortcut, and either activation."""
+    settings = [
+        InvertedResidualConfig(16, 3, 16, 16, True, "RE", 2, 1, 1.0),
+        InvertedResidualConfig(16, 3, 72, 24, False, "RE", 2, 1, 1.0),
+        InvertedResidualConfig(24, 5, 96, 24, True, "HS", 1, 1, 1.0),
+        InvertedResidualConfig(24, 5, 96, 40, True, "HS", 2, 1, 1.0),
+    ]
+    return awake(lambda: vision.MobileNetV3(settings, 64, num_classes=CLASSES), (3, 64, 64))
 
 
 def efficientnet() -> nn.Module:

@@ -1,11 +1,25 @@
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
+import torch
 
 import dyce_export
 from dyce_export.pipeline import Export
+from tests.exporter import asked_once
 from tests.integration.digits import Digits, export_digits
 from tests.models import INPUT_SIZE, Convolutions, build
+
+_export = asked_once(torch.onnx.export)
+
+
+@pytest.fixture(scope="module")
+def same_graphs_once() -> Iterator[None]:
+    """For a module that does not look at how graphs become ONNX: the same one becomes it once."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.onnx, "export", _export)
+        yield
 
 
 @pytest.fixture(scope="session")

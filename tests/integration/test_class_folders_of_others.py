@@ -28,6 +28,8 @@ from dyce_runtime.bundle.reader import RECORDS, open_bundle
 from dyce_runtime.errors import DyceError, SuspiciousDataError
 from tests.unit.cli.command import dyce
 
+pytestmark = pytest.mark.usefixtures("same_graphs_once")
+
 NAMES = [str(number) for number in range(12)]
 BY_STRING = {name: place for place, name in enumerate(sorted(NAMES))}  # as torchvision's ImageFolder
 OWN = dict(zip(NAMES, np.random.default_rng(1).permutation(12).tolist(), strict=True))

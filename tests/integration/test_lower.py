@@ -33,6 +33,8 @@ from tests.integration.digits import Digits
 from tests.integration.small import ANY_LABELS, labelled, tiny
 from tests.unit.cli import command
 
+pytestmark = pytest.mark.usefixtures("same_graphs_once")
+
 PRECISIONS = ("float16", "int8", "uint8")
 LOOSE = ("--min-agreement", 0.9, "--json")
 PICTURES = ("--data", "digits#train", "--val", "digits#test")

@@ -24,6 +24,8 @@ from tests.integration.small import ANY_LABELS, labelled, tiny
 from tests.models import INPUT_SIZE, Convolutions, build
 from tests.unit.cli.command import dyce, dyce_here
 
+pytestmark = pytest.mark.usefixtures("same_graphs_once")
+
 COUNT = 400
 
 

@@ -38,6 +38,8 @@ from dyce_runtime.inputs.datasets import Dataset
 from tests.integration.small import ANY_LABELS, labelled, tiny
 from tests.models import INPUT_SIZE, Convolutions, Wrapped, build
 
+pytestmark = pytest.mark.usefixtures("same_graphs_once")
+
 
 class Constant(Convolutions):
     def forward(self, x: torch.Tensor) -> torch.Tensor:

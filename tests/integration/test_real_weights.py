@@ -7,6 +7,7 @@ import pytest
 from tests.real_inputs import efficientnet_lite, imagenet_samples
 
 
+@pytest.mark.slow  # test_models_people_bring.py compares small models with torch; tests/unit/inputs reads pictures
 def test_lite0_with_imagenet_weights_gives_torchs_classes_on_the_labelled_pictures() -> None:
     weights, samples = efficientnet_lite(0), imagenet_samples()
     if weights is None or samples is None:

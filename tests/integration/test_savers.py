@@ -37,6 +37,8 @@ from dyce_runtime.inputs.preprocessing import preprocess
 from tests.integration.digits import Digits
 from tests.unit.cli import command
 
+pytestmark = pytest.mark.usefixtures("same_graphs_once")
+
 DATA = {"data": "digits#train", "val": "digits#test"}
 GREY = {"mean": INPUT.mean, "std": INPUT.std, "crop_pct": 1.0}
 

@@ -35,14 +35,14 @@ def points_in(make: type[nn.Module]) -> ExitPoints:
     return find_exit_points(program_of(make))
 
 
-ALL = [("resnet50", 224), ("vit_base_patch16_224", 32), ("convnext_tiny", 64), ("efficientnet_b0", 64), ("vgg11", 64)]
+ALL = [("resnet50", 224), ("vit_tiny_patch16_224", 32), ("convnext_tiny", 64), ("efficientnet_b0", 64), ("vgg11", 64)]
 
 
 @pytest.mark.parametrize(
     ("name", "edge", "count", "first", "last"),
     [
         ("resnet50", 224, 16, "layer1.0", "layer4.2"),
-        ("vit_base_patch16_224", 32, 12, "blocks.0", "blocks.11"),
+        ("vit_tiny_patch16_224", 32, 12, "blocks.0", "blocks.11"),
         ("convnext_tiny", 64, 18, "stages.0.blocks.0", "stages.3.blocks.2"),
         ("efficientnet_b0", 64, 16, "blocks.0.0", "blocks.6.0"),
         pytest.param(

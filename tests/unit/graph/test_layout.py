@@ -2,7 +2,7 @@ import pytest
 import timm
 import torch
 import torch.nn.functional as F
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.export import Dim
@@ -10,6 +10,7 @@ from torch.export import Dim
 from dyce_export.graph.capture import DECOMPOSITIONS, capture
 from dyce_export.graph.exit_points import find_exit_points
 from dyce_export.graph.layout import Layout, find_layout
+from tests.examples import few
 from tests.models import Branches, Convolutions, Folded, HandNormed, Tokens, captured, node, program_of
 
 
@@ -138,7 +139,7 @@ class Moving(nn.Module):
         return [x, *activations]
 
 
-@settings(max_examples=15)
+@few(8)
 @given(STEPS, st.sampled_from(["conv", "linear"]), st.sampled_from([(4, 8), (6, 6), (2, 6)]))
 def test_the_channel_axis_is_followed_through_permutations_and_views(steps, reader, size):
     model = Moving(steps, reader)

@@ -11,7 +11,7 @@ import onnx
 import onnxruntime as ort
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 from torchvision.ops import DeformConv2d
@@ -33,6 +33,7 @@ from dyce_export.graph.pieces import (
 )
 from dyce_runtime.bundle.manifest import ANSWER, Piece, TensorSpec
 from dyce_runtime.errors import CaptureError
+from tests.examples import few
 from tests.models import (
     CLASSES,
     IMAGE,
@@ -111,7 +112,7 @@ def written(cut: Cut) -> Written:
     return cut.written
 
 
-@settings(max_examples=15)
+@few(8)
 @given(data=st.data(), batch=st.integers(1, 5), seed=st.integers(0, 2**32 - 1))
 def test_any_chain_of_segments_computes_what_torch_computes(cut: Cut, data, batch, seed):
     last = len(cut.seams) - 1

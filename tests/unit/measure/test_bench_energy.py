@@ -10,7 +10,7 @@ from dyce_runtime import Configuration, Session
 from dyce_runtime.errors import TargetError
 from dyce_runtime.measure.bench import benchmark
 from tests.bundles import Clock, Spy, on
-from tests.unit.measure.test_bench import make_data
+from tests.unit.measure.pictures import make_data
 from tests.unit.measure.test_piece_costs import FakeMeter
 
 SECONDS = {"full": 0.02, "segment_00": 0.01, "segment_01": 0.01, "segment_02": 0.01}

@@ -17,7 +17,7 @@ from dyce_runtime.measure.bench import benchmark
 from dyce_runtime.measure.energy import Meter
 from dyce_runtime.measure.piece_costs import PieceCosts, measure_energies, measure_times
 from tests.bundles import HEAD, Clock, Spy, all_heads, make_images, near_threshold, on
-from tests.unit.measure.test_bench import make_data
+from tests.unit.measure.pictures import make_data
 
 SEGMENTS = {"segment_00": 0.2, "segment_01": 0.3, "segment_02": 0.4}
 SECONDS = {**SEGMENTS, "exit_03_linear": 0.05, "exit_07_linear": 0.06, "full": 0.8, "span_00_01": 0.5}

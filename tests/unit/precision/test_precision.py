@@ -47,6 +47,24 @@ def bundle(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     return open_bundle(path)
 
 
+@pytest.fixture(scope="module")
+def two_exits(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    path = tmp_path_factory.mktemp("two") / "float32.dyce"
+    export_source(from_module(build(Convolutions), input_size=INPUT_SIZE), ["1", "2"], path)
+    return open_bundle(path)
+
+
+@pytest.fixture(scope="module")
+def silent_block(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """One tensor of this network never varies."""
+    model = build(Convolutions)
+    for parameter in model.get_submodule("b2").parameters():
+        parameter.data.zero_()
+    path = tmp_path_factory.mktemp("silent") / "float32.dyce"
+    export_source(from_module(model, input_size=INPUT_SIZE), ["1", "2"], path)
+    return open_bundle(path)
+
+
 def pixels(bundle: Bundle, count: int) -> np.ndarray:
     """Noise of several strengths and colours: networks with random weights hardly react to less."""
     shape = [int(edge) for edge in bundle.manifest.input.shape[1:]]
@@ -119,12 +137,11 @@ def test_weights_are_stored_in_it_and_seams_agree(bundle: Bundle, tmp_path: Path
 
 
 @pytest.mark.parametrize("precision", ["int8", "uint8"])
-def test_integers_cross_a_seam_between_convolutions_and_are_made_once(tmp_path: Path, precision: Precision) -> None:
-    path = tmp_path / "float32.dyce"
-    export_source(from_module(build(Convolutions), input_size=INPUT_SIZE), ["1", "2"], path)
-    bundle = open_bundle(path)
-    network, convert = converter(bundle, precision)
-    manifest = write_lowered(network, convert(heads(bundle)), precision, tmp_path / "lowered")
+def test_integers_cross_a_seam_between_convolutions_and_are_made_once(
+    two_exits: Bundle, tmp_path: Path, precision: Precision
+) -> None:
+    network, convert = converter(two_exits, precision)
+    manifest = write_lowered(network, convert(heads(two_exits)), precision, tmp_path / "lowered")
     for piece in manifest.pieces:
         operators = [node.op_type for node in onnx.load(tmp_path / "lowered" / piece.file).graph.node]
         if piece.id in ("segment_00", "segment_01"):
@@ -167,13 +184,11 @@ def test_weights_beyond_float16_become_its_largest_number() -> None:
 
 @pytest.mark.parametrize("precision", ["int8", "uint8"])
 @pytest.mark.parametrize("first", [0, 1e-12, 1], ids=["blank first", "nearly blank first", "as they come"])
-def test_ranges_do_not_depend_on_what_comes_first(tmp_path: Path, precision: Precision, first: float) -> None:
+def test_ranges_do_not_depend_on_what_comes_first(
+    silent_block: Bundle, tmp_path: Path, precision: Precision, first: float
+) -> None:
     """Tensors that hardly vary in the first pictures, and one that never does."""
-    model = build(Convolutions)
-    for parameter in model.get_submodule("b2").parameters():
-        parameter.data.zero_()
-    export_source(from_module(model, input_size=INPUT_SIZE), ["1", "2"], tmp_path / "float32.dyce")
-    bundle = open_bundle(tmp_path / "float32.dyce")
+    bundle = silent_block
     shown, images = pixels(bundle, 40), pixels(bundle, 5)
     shown[:8] *= first
     network = assemble(bundle)
