@@ -4,21 +4,24 @@ from collections.abc import Iterator
 
 import pytest
 import torch
+from torch.export import ExportedProgram
 
 import dyce_export
 from dyce_export.pipeline import Export
-from tests.exporter import asked_once
+from tests.exporter import asked_once, decomposed_once
 from tests.integration.digits import Digits, export_digits
 from tests.models import INPUT_SIZE, Convolutions, build
 
 _export = asked_once(torch.onnx.export)
+_decompose = decomposed_once(ExportedProgram.run_decompositions)
 
 
 @pytest.fixture(scope="module")
 def same_graphs_once() -> Iterator[None]:
-    """For a module that does not look at how graphs become ONNX: the same one becomes it once."""
+    """For a module that does not look at what torch makes of a graph: it is asked once for the same one."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch.onnx, "export", _export)
+        patch.setattr(ExportedProgram, "run_decompositions", _decompose)
         yield
 
 
