@@ -6,6 +6,8 @@ A target that does not load, or raises when it is queried, counts as unavailable
 from __future__ import annotations
 
 import os
+import sys
+from functools import lru_cache
 from typing import TYPE_CHECKING, cast
 
 from dyce_runtime.arguments import shown
@@ -115,6 +117,12 @@ def _reason(name: str, question: str) -> str | None:
 
 
 def _entry_points() -> EntryPoints:
+    return _scan(tuple(sys.path))
+
+
+@lru_cache(maxsize=1)
+def _scan(path: tuple[str, ...]) -> EntryPoints:
+    """Look through all installed packages, which takes tens of milliseconds, once for each module search path."""
     from importlib.metadata import entry_points  # imported late: slow, and not needed before a bundle is loaded
 
     return entry_points(group=GROUP)

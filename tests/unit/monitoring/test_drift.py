@@ -389,7 +389,7 @@ def test_what_on_drift_raises_is_logged_and_the_call_still_answers(tiny_bundle: 
     with load(tiny_bundle, threads=1) as session:
         session.use("fast")
         session.attach(Observation(recorded(drawn(1000, 0)), on_drift=fail))
-        assert session(make_images(400) * 64).label.shape == (400,)
+        assert session(np.clip(make_images(400) * 64, -10, 10)).label.shape == (400,)
     assert "no network" in caplog.text
 
 
@@ -405,5 +405,5 @@ def test_a_session_drifts_when_its_pictures_grow_brighter(tiny_bundle: Path, rec
             assert watch.drifted is False, name
         assert told == []
         for seed in range(8):
-            session(make_images(600, seed) * 4)
+            session(np.clip(make_images(600, seed) * 4, -10, 10))
     assert [report.configuration.name for report in told] == ["fast"]
