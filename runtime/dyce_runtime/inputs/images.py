@@ -32,24 +32,21 @@ class ExpectedInput(NamedTuple):
         name: of the tensor.
         shape: of one image, (C, H, W).
         lowest, highest: the bounds of what preprocessing makes.
+        limit: the largest absolute value that is accepted.
     """
 
     name: str
     shape: tuple[int | str, ...]
     lowest: float
     highest: float
+    limit: float
 
     @staticmethod
     def of(spec: TensorSpec, way: Preprocessing) -> ExpectedInput:
         """Return what preprocessing makes of pixels from 0 to 1."""
         lowest = min(-mean / std for mean, std in zip(way.mean, way.std, strict=True))
         highest = max((1 - mean) / std for mean, std in zip(way.mean, way.std, strict=True))
-        return ExpectedInput(spec.name, spec.shape[1:], lowest, highest)
-
-    @property
-    def limit(self) -> float:
-        """The largest absolute value that is accepted."""
-        return _TIMES * max(abs(self.lowest), abs(self.highest))
+        return ExpectedInput(spec.name, spec.shape[1:], lowest, highest, _TIMES * max(abs(lowest), abs(highest)))
 
 
 def as_inputs(images: Images, expected: Sequence[ExpectedInput]) -> Inputs:
