@@ -33,7 +33,7 @@ _TYPES = frozenset(
     ["bool", "float16", "float32", "float64", *(f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64))]
 )
 # The most elements in one sample of a tensor.
-_LARGEST = 1 << 31
+_LARGEST = 1 << 27
 _LONGEST_EDGE = 1 << 17
 # The most multiply-accumulates of one sample.
 _MOST_WORK = 10**15
@@ -94,7 +94,7 @@ def _check_tensors(manifest: Manifest) -> None:
         if spec.dtype not in _TYPES or spec.shape[:1] != ("batch",) or not whole or size > _LARGEST:
             raise BundleError(
                 f"tensor {spec.name} is {shown(spec.dtype)} of shape {shown(list(spec.shape))}; expected a type of "
-                "numbers, and 'batch' followed by the sizes of the other axes"
+                f"numbers, and 'batch' followed by the sizes of the other axes, at most {_LARGEST:,} elements in all"
             )
         if (spec.lifetime == "answer") != (spec.name in ANSWER):
             raise BundleError(f"tensor {spec.name} has the lifetime {spec.lifetime!r}; answers are {list(ANSWER)}")

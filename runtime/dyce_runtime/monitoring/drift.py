@@ -117,6 +117,8 @@ def read_expected(path: Path) -> tuple[Expected | None, str]:
         columns = {head: column for column, head in enumerate(zip(exits.tolist(), heads.tolist(), strict=True))}
         if confidences.dtype != np.float32 or confidences.shape != (len(split), len(exits) + 1):
             raise ValueError(f"confidences are {confidences.dtype} of shape {confidences.shape}")
+        if split.dtype.kind != "U" or split.ndim != 1:
+            raise ValueError(f"splits are {split.dtype} of shape {split.shape}")
         if not ((confidences >= 0) & (confidences <= 1)).all():
             raise ValueError("a confidence is not from 0 to 1")
     except (KeyError, ValueError, TypeError) as error:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from dyce_runtime.errors import TargetError
 from dyce_runtime.execution.memory import TensorLife, lay_out, sample_bytes
 
 # The most bytes of an input for which copying is faster than binding its address.
@@ -46,6 +47,12 @@ class HostBuffers:
 
 def _aligned(size: int) -> npt.NDArray[np.uint8]:
     # Zeros, since samples that take another branch leave parts of a tensor unwritten.
-    raw = np.zeros(size + _ALIGNMENT, np.uint8)
+    try:
+        raw = np.zeros(size + _ALIGNMENT, np.uint8)
+    except MemoryError as error:
+        raise TargetError(
+            f"{size >> 20} MiB for the tensors of the samples cannot be allocated",
+            hint="Open the bundle with a smaller max_batch, or run fewer samples at once.",
+        ) from error
     start = -raw.ctypes.data % _ALIGNMENT
     return raw[start : start + size]

@@ -280,6 +280,10 @@ def hostile_shape(manifest: Any) -> None:
     tensor(manifest, "seam_3")["shape"] = ["batch", 1 << 40, 1 << 40]
 
 
+def immense_shape(manifest: Any) -> None:
+    tensor(manifest, "seam_3")["shape"] = ["batch", 1 << 14, 1 << 14]
+
+
 def negative_shape(manifest: Any) -> None:
     tensor(manifest, "seam_3")["shape"] = ["batch", -4]
 
@@ -377,6 +381,7 @@ def test_preprocessing_that_cannot_be_is_refused(bundle_copy: Path, change: dict
         (two_of_a_name, "two of the piece 'segment_00'"),
         (a_path_as_name, r"a piece called '\.\./segment_01'; expected letters, digits"),
         (hostile_shape, "tensor seam_3 is 'float32' of shape"),
+        (immense_shape, "tensor seam_3 is .* at most 134,217,728 elements in all"),
         (negative_shape, "tensor seam_3 is 'float32' of shape"),
         (fixed_batch, "tensor seam_3 is 'float32' of shape"),
         (strange_type, "tensor seam_3 is 'object' of shape"),

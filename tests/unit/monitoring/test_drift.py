@@ -241,6 +241,8 @@ def with_changes(**changes: object) -> Callable[[Path], None]:
         with_changes(split=None),
         with_changes(exit=["3"]),
         with_changes(split=["test"] * 9),
+        with_changes(split=np.zeros(10, [("a", int)])),
+        with_changes(split=np.arange(10)),
         with_changes(scores=drawn(10, 0)[:, :2]),
         with_changes(scores=drawn(10, 0)[:, 0]),
         with_changes(scores=drawn(10, 0) + 1),
